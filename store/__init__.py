@@ -1,0 +1,58 @@
+"""The on-disk contract: corpus plan, columns, shards, conversations, order. numpy, no torch."""
+
+from store.column import Column, create_column, list_columns, open_column
+from store.conversation import (
+    MODALITIES,
+    Conversation,
+    Modality,
+    Turn,
+    load_conversations,
+    save_conversations,
+)
+from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
+from store.errors import DamagedError, UserError
+from store.order import Mixture, Order
+from store.reader import Arrays, ColumnReader
+from store.settings import Settings, load_settings, parse_settings
+from store.shard import Failure, FailureCode, ShardWriter, Sidecar
+from store.spec import ColumnSpec, Feature, canonical_json
+from store.storage import Storage
+from store.verify import ColumnStats, column_stats, verify_column
+
+__all__ = [
+    "MODALITIES",
+    "Arrays",
+    "Candidate",
+    "Column",
+    "ColumnReader",
+    "ColumnSpec",
+    "ColumnStats",
+    "Conversation",
+    "Corpus",
+    "DamagedError",
+    "Failure",
+    "FailureCode",
+    "Feature",
+    "Kind",
+    "MediaItem",
+    "Mixture",
+    "Modality",
+    "Order",
+    "Settings",
+    "ShardWriter",
+    "Sidecar",
+    "Storage",
+    "Turn",
+    "UserError",
+    "canonical_json",
+    "column_stats",
+    "create_column",
+    "list_columns",
+    "load_conversations",
+    "load_settings",
+    "make_key",
+    "open_column",
+    "parse_settings",
+    "save_conversations",
+    "verify_column",
+]

@@ -1,0 +1,104 @@
+"""A column: what one encoder says about the corpus, one tar for each shard."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+from store.errors import UserError
+from store.settings import Settings, parse_settings
+from store.shard import ShardWriter, Sidecar, load_sidecar, save_sidecar, shard_name
+from store.spec import FORMAT, ColumnSpec, canonical_json
+from store.storage import Storage
+
+FOLDER = "columns"
+
+
+class ColumnFile(Settings):
+    """What `column.json` holds: the spec that the digest is of, and how its encoder is built again."""
+
+    format: int = FORMAT
+    digest: str
+    spec: ColumnSpec
+    build: dict[str, object]
+
+
+class Column:
+    """One column of a store."""
+
+    def __init__(self, storage: Storage, file: ColumnFile) -> None:
+        self.storage = storage
+        self.spec = file.spec
+        self.build = file.build
+
+    @property
+    def name(self) -> str:
+        """`<encoder>.<digest>`, the name of its folder."""
+        return self.spec.folder
+
+    def path(self, name: str) -> str:
+        """The path of one of its files, from the store's root."""
+        return f"{FOLDER}/{self.name}/{name}"
+
+    def shards(self) -> list[int]:
+        """The shards that are there, by their sidecars."""
+        names = self.storage.names(f"{FOLDER}/{self.name}")
+        return [int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n != "column.json"]
+
+    def sidecar(self, shard: int) -> Sidecar:
+        """The sidecar of a shard that is there."""
+        return load_sidecar(self.storage, self.path(shard_name(shard, "json")))
+
+    @contextlib.contextmanager
+    def write_shard(self, shard: int) -> Iterator[ShardWriter]:
+        """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
+        tar = self.path(shard_name(shard, "tar"))
+        with self.storage.writing(tar) as temporary, open(temporary, "w+b") as file:
+            writer = ShardWriter(file)
+            yield writer
+            sidecar = writer.close(shard, self.spec.fingerprint)
+        save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
+
+
+def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) -> Column:
+    """Open the column of `spec`, making it if the store has none.
+
+    Raises:
+        UserError: a column whose digest begins with the same six digits has another spec.
+    """
+    file = ColumnFile(digest=spec.fingerprint, spec=spec, build=build)
+    name = f"{FOLDER}/{spec.folder}/column.json"
+    if not storage.exists(name):
+        storage.write(name, canonical_json(file.model_dump(mode="json")))
+    column = open_column(storage, spec.folder)
+    if column.spec != spec:
+        raise UserError(f"{storage.where(name)}: holds another spec under the same digest {spec.digest}")
+    return column
+
+
+def open_column(storage: Storage, name: str) -> Column:
+    """Open a column by its folder's name, or by its encoder's name where only one column has it.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    found = storage.names(FOLDER)
+    matches = [f for f in found if f == name or f.split(".")[0] == name]
+    if len(matches) != 1:
+        what = "several columns match" if matches else "there is no column"
+        raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")
+    path = f"{FOLDER}/{matches[0]}/column.json"
+    try:
+        data = json.loads(storage.read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{storage.where(path)}: not JSON: {error}") from None
+    if data.get("format") != FORMAT:
+        raise UserError(f"{storage.where(path)}: format {data.get('format')}; this version reads format {FORMAT}")
+    file = parse_settings(ColumnFile, data, storage.where(path))
+    if file.spec.fingerprint != file.digest:
+        raise UserError(f"{storage.where(path)}: the spec does not give the digest that stands beside it")
+    return Column(storage, file)
+
+
+def list_columns(storage: Storage) -> list[Column]:
+    """All columns of a store, by name."""
+    return [open_column(storage, name) for name in storage.names(FOLDER)]

@@ -1,0 +1,92 @@
+"""How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from store.errors import UserError
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """A typer application in the house's style."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+def run(app: Callable[[], object]) -> None:
+    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C exit status 130."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("stopped; what was finished is kept, and the same command goes on from there", 130))
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+class Meter:
+    """Progress of a long job: a bar on a terminal, a line now and then elsewhere (a job's log)."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self._note = ""
+        self._began = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, note="")
+
+    def __enter__(self) -> "Meter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+        if not console.is_terminal:
+            self._line()
+
+    @property
+    def rate(self) -> float:
+        """Units done a second, since the start."""
+        return self.done / max(time.monotonic() - self._began, 1e-9)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count `count` more units as done; `note` stands beside the bar."""
+        self.done += count
+        self._note = note
+        self._bar.update(self._task, advance=count, note=f"{self.rate:.2f} {self.unit}/s {note}")
+        if not console.is_terminal and time.monotonic() - self._last_line > self.SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        left = (self.total - self.done) / self.rate if self.done else float("nan")
+        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {self.rate:.2f}/s, ETA {left:.0f} s {self._note}"
+        console.print(line.rstrip())

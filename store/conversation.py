@@ -1,0 +1,90 @@
+"""Conversations: what is asked and answered about an item. Many of them read the same columns."""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from store.storage import Storage
+
+Modality = Literal["text", "visual", "audio", "audio_visual"]
+MODALITIES: tuple[Modality, ...] = ("text", "visual", "audio", "audio_visual")
+FOLDER = "conversations"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("key", pa.string()),
+        (
+            "turns",
+            pa.list_(pa.struct([("instruction", pa.string()), ("modality", pa.string()), ("response", pa.string())])),
+        ),
+        ("meta", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: `modality` says which token stands in the human's turn (`text`: none)."""
+
+    instruction: str
+    modality: Modality
+    response: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns about one media item, or about none.
+
+    Attributes:
+        id: the source's own id.
+        key: the media item's key in the corpus, or None for text only.
+        turns: at least one.
+        meta: whatever else the source says, JSON values by name.
+    """
+
+    id: str
+    key: str | None
+    turns: tuple[Turn, ...]
+    meta: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def modality(self) -> Modality:
+        """All that its turns perceive together."""
+        seen = {turn.modality for turn in self.turns} - {"text"}
+        if not seen:
+            return "text"
+        return "audio_visual" if len(seen) > 1 else seen.pop()
+
+
+def save_conversations(storage: Storage, name: str, conversations: Iterable[Conversation]) -> None:
+    """Write `conversations/<name>.parquet`."""
+    rows = [
+        {
+            "id": c.id,
+            "key": c.key,
+            "turns": [vars(turn) for turn in c.turns],
+            "meta": json.dumps(c.meta, sort_keys=True),
+        }
+        for c in conversations
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
+    storage.write(f"{FOLDER}/{name}.parquet", sink.getvalue())
+
+
+def load_conversations(storage: Storage, name: str) -> list[Conversation]:
+    """Read `conversations/<name>.parquet`.
+
+    Raises:
+        UserError: the store has no conversations of that name.
+    """
+    table = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}.parquet")), schema=SCHEMA)
+    return [
+        Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"]), json.loads(row["meta"]))
+        for row in table.to_pylist()
+    ]

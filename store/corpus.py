@@ -1,0 +1,131 @@
+"""The corpus plan: an ordered list of media items, cut once into fixed shards of consecutive items."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from store.storage import Storage
+
+Kind = Literal["video", "image", "audio"]
+NAME = "corpus.parquet"
+KEY_LENGTH = 80  # characters; a tar member `<key>.spatial.t32.npy` then fits the 100 of a USTAR header
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("kind", pa.string()),
+        ("shard", pa.int32()),
+        ("position", pa.int32()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """One media file of a corpus.
+
+    Attributes:
+        key: unique in the corpus; letters, digits, `_` and `-` only.
+        uri: path or fsspec URL of the file.
+        kind: what the file is taken for.
+        shard: number of the shard that holds it.
+        position: its place in that shard.
+        bytes: the file's size when it was planned, or None if it could not be seen.
+    """
+
+    key: str
+    uri: str
+    kind: Kind
+    shard: int
+    position: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A media file that a source names, before it has a key and a place. `name` is what its key is made from."""
+
+    name: str
+    uri: str
+    kind: Kind
+    bytes: int | None = None
+
+
+class Corpus:
+    """The items of a store, in order."""
+
+    def __init__(self, items: Iterable[MediaItem] = ()) -> None:
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def shards(self) -> dict[int, list[MediaItem]]:
+        """The items of each shard, in order."""
+        shards: dict[int, list[MediaItem]] = {}
+        for item in self.items:
+            shards.setdefault(item.shard, []).append(item)
+        return shards
+
+    @property
+    def key_of_uri(self) -> dict[str, str]:
+        """The key of each item by its URI."""
+        return {item.uri: item.key for item in self.items}
+
+    def append(self, candidates: Iterable[Candidate], shard_size: int) -> int:
+        """Add the files that are new (by URI) in fresh shards of `shard_size` items; return how many were new.
+
+        A shard that exists is never added to: columns may already hold it.
+        """
+        uris = {item.uri for item in self.items}
+        keys = {item.key for item in self.items}
+        first = self.items[-1].shard + 1 if self.items else 0
+        new = 0
+        for candidate in candidates:
+            if candidate.uri in uris:
+                continue
+            key = make_key(candidate.name)
+            if key in keys:
+                key = make_key(candidate.name, candidate.uri)
+            uris.add(candidate.uri)
+            keys.add(key)
+            shard, position = divmod(new, shard_size)
+            self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
+            new += 1
+        return new
+
+    def save(self, storage: Storage) -> None:
+        """Write the plan."""
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([vars(item) for item in self.items], SCHEMA), sink)
+        storage.write(NAME, sink.getvalue())
+
+    @classmethod
+    def load(cls, storage: Storage) -> "Corpus":
+        """Read the plan.
+
+        Raises:
+            UserError: the store has none.
+        """
+        table = pq.read_table(io.BytesIO(storage.read(NAME)), schema=SCHEMA)
+        return cls(MediaItem(**row) for row in table.to_pylist())
+
+
+def make_key(name: str, salt: str | None = None) -> str:
+    """A key from a file's relative path or id: only letters, digits, `_`, `-`, at most 80 characters.
+
+    With a `salt`, or where the name is too long, eight digits of a hash keep it unique.
+    """
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
+    if salt is not None or not slug or len(slug) > KEY_LENGTH:
+        tail = hashlib.sha256(f"{name}\n{salt or ''}".encode()).hexdigest()[:8]
+        slug = f"{slug[: KEY_LENGTH - 9]}-{tail}".lstrip("-")
+    return slug

@@ -1,0 +1,94 @@
+"""The order of training: an endless stream whose every place is a pure function of a seed.
+
+`Order` permutes one pool of conversations; `Mixture` says which pool stands at each place of the stream. Both are
+closed-form, so a run resumes at any step, and every number of ranks sees the same global batches.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER_VERSION = 1
+BLOCK = 100  # neighbours kept together, so that reading stays nearly sequential
+WINDOW = 16  # blocks shuffled together
+
+
+def _hash(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
+    """`count` well-mixed 64-bit numbers (SplitMix64), the same on every machine and numpy version."""
+    with np.errstate(over="ignore"):
+        base = np.asarray(0, np.uint64)
+        for word in (seed, epoch, stream):
+            base = _mix(base + np.uint64(word) + np.uint64(0x9E3779B97F4A7C15))
+        return _mix(base + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class Order:
+    """A permutation of `size` conversations for each epoch, made of blocks permuted and windows shuffled."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        assert size > 0
+        self.size = size
+        self.seed = seed
+        self._starts = lru_cache(maxsize=2)(self._block_starts)
+        self._window = lru_cache(maxsize=4)(self._shuffled_window)
+
+    def __getitem__(self, cursor: int) -> int:
+        """The conversation at `cursor` of the endless stream; every epoch holds each exactly once."""
+        epoch, place = divmod(cursor, self.size)
+        _, ends = self._starts(epoch)
+        window = int(np.searchsorted(ends[WINDOW - 1 :: WINDOW], place, side="right"))
+        first = int(ends[window * WINDOW - 1]) if window else 0
+        return int(self._window(epoch, window)[place - first])
+
+    def _block_starts(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First member of each block, in the epoch's order of blocks, and the running ends of their lengths."""
+        count = -(-self.size // BLOCK)
+        blocks = np.argsort(_hash(self.seed, epoch, 0, count), kind="stable")
+        lengths = np.minimum(self.size - blocks * BLOCK, BLOCK)
+        return blocks * BLOCK, np.cumsum(lengths)
+
+    def _shuffled_window(self, epoch: int, window: int) -> NDArray[np.int64]:
+        starts, _ = self._starts(epoch)
+        chosen = starts[window * WINDOW : (window + 1) * WINDOW]
+        members = np.concatenate([np.arange(s, min(s + BLOCK, self.size)) for s in chosen])
+        return members[np.argsort(_hash(self.seed, epoch, window + 1, len(members)), kind="stable")]
+
+
+class Mixture:
+    """A periodic schedule over named pools: in every stretch of places each has its share, to within one.
+
+    Args:
+        weights: a positive integer for each pool; the period is their sum.
+    """
+
+    def __init__(self, weights: Mapping[str, int]) -> None:
+        assert all(w > 0 for w in weights.values()), weights
+        self.names = tuple(weights)
+        shares = np.array([weights[name] for name in self.names], np.int64)
+        self.period = int(shares.sum())
+        self._pool = np.zeros(self.period, np.int64)
+        self._before = np.zeros((self.period, len(shares)), np.int64)
+        self._counts = shares
+        credit = np.zeros(len(shares), np.int64)
+        taken = np.zeros(len(shares), np.int64)
+        for place in range(self.period):  # smooth weighted round robin
+            credit += shares
+            pool = int(np.argmax(credit))
+            credit[pool] -= self.period
+            self._pool[place], self._before[place] = pool, taken
+            taken[pool] += 1
+        assert (taken == shares).all()
+
+    def __getitem__(self, place: int) -> tuple[str, int]:
+        """The pool at `place` of the stream, and how many of that pool stand before it (its cursor)."""
+        period, offset = divmod(place, self.period)
+        pool = int(self._pool[offset])
+        return self.names[pool], int(period * self._counts[pool] + self._before[offset, pool])

@@ -1,0 +1,68 @@
+"""Settings: strict pydantic models, read from YAML, overridden by `key=value` words of the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from store.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown keys are refused, values cannot change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
+    """Read `path` (YAML) into `model`; each override is `field=value` or `field.0.inner=value`, its value YAML.
+
+    Raises:
+        UserError: the file cannot be read, or a field is unknown or has a value that is not accepted.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a YAML file of {model.__name__}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    return parse_settings(model, data, str(path))
+
+
+def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
+    """Build `model` from plain data; a refusal names `where`, the field and what it accepts."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        accepted = sorted(model.model_fields) if len(error["loc"]) == 1 else None
+        return f"unknown field {field!r}" + (f" (accepted: {', '.join(accepted)})" if accepted else "")
+    return f"field {field!r}: {error['msg']}"
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r}: expected field=value, for example global_batch=64")
+    *parents, last = name.split(".")
+    node: Any = data
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
+    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        raise UserError(f"override {override!r}: there is no field {name!r} to set") from None
