@@ -1,0 +1,1 @@
+"""Media files -> frozen encoders -> columns of the store, as Ray jobs."""

@@ -1,0 +1,134 @@
+"""What an encoder is: it says what it needs of an item, turns that into rows, and rows into the arrays of a column."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from featurize.settings import EncoderSettings
+from store import Arrays, ColumnSpec, MediaItem, UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+S = TypeVar("S", bound=EncoderSettings)
+
+
+@dataclass(frozen=True)
+class Units:
+    """An item, ready to be encoded.
+
+    Attributes:
+        rows: what goes through the encoder, [n, ...].
+        index: the row of each place of the time grid.
+        facts: what is worth keeping beside the arrays.
+    """
+
+    rows: NDArray[Any]
+    index: NDArray[np.int64]
+    facts: dict[str, JsonValue] = field(default_factory=dict)
+
+
+class Encoder(ABC, Generic[S]):
+    """A frozen encoder with its settings. `spec` names all that shapes its numbers."""
+
+    spec: ColumnSpec
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = DTYPES[settings.dtype]
+
+    @abstractmethod
+    def prepare(self, item: MediaItem, media: "MediaCache") -> Units:
+        """Decode what this encoder needs of an item. Runs in a thread.
+
+        Raises:
+            MediaError: the item cannot be used for this column.
+        """
+
+    @abstractmethod
+    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Encode one batch: [b, ...] to [b, ...]."""
+
+    @abstractmethod
+    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+        """The arrays of an item, from its encoded rows and the row of each place of its grid."""
+
+    def store(self, array: NDArray[np.float32]) -> NDArray[Any]:
+        """Cast to the dtype that the column keeps."""
+        stored = array.astype(self.settings.stored)
+        assert np.isfinite(stored).all(), f"{self.spec.name}: not finite as {self.settings.stored}"
+        return stored
+
+
+class MediaCache(ABC):
+    """One item's decoded media, shared by all encoders that need it."""
+
+    @abstractmethod
+    def frames(self, size: int, count: int) -> Any:
+        """`featurize.media.Frames` of the item, with pixels of `size`."""
+
+    @abstractmethod
+    def sound(self, rate: int, max_seconds: float) -> NDArray[np.float32]:
+        """Mono samples [samples] at `rate` Hz."""
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights name a file rather than something published."""
+    return "/" in weights or weights.endswith((".pt", ".pth", ".bin", ".safetensors"))
+
+
+def load_state(path: str) -> dict[str, torch.Tensor]:
+    """Read a checkpoint without running code from it: safetensors, or a torch file with tensors only.
+
+    Raises:
+        UserError: the file is missing, or holds more than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a .safetensors, .pt or .bin file")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and safetensors raise many kinds here
+        raise UserError(f"{path}: cannot be read as a checkpoint of tensors: {str(error).splitlines()[0]}") from None
+    state = state.get("state_dict", state)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items() if torch.is_tensor(tensor)}
+
+
+def _numpy_scalars() -> list[Any]:
+    """The numpy types that LAION's checkpoints hold beside their tensors (an epoch's scores)."""
+    core = getattr(np, "_core", None) or np.core
+    return [core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Load a state dict whole.
+
+    Raises:
+        UserError: names or shapes differ; names the first.
+    """
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise UserError(f"{where}: not the weights of this architecture: {len(wrong)} tensors differ, first {wrong[0]}")
+    module.load_state_dict(dict(state))

@@ -1,0 +1,156 @@
+"""CLIP: any visual tower of open_clip. Temporal tokens, and spatial tokens for every T of the grid.
+
+Dimensions: T frames of the grid, U distinct frames, N patches, D width.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.model import _build_vision_tower
+from pydantic import JsonValue
+
+from featurize.encoders.base import Encoder, MediaCache, Units, is_path, load_state, load_strict, weights_digest
+from featurize.settings import ClipSettings
+from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
+
+NUMERICS_VERSION = 1  # raised whenever the same settings give other numbers
+
+
+class ClipEncoder(Encoder[ClipSettings]):
+    """Frames through the blocks of a visual tower, up to one layer, without the final norm.
+
+    Temporal tokens E_t are the class token of each frame, spatial tokens E_s the patch tokens averaged over the frames
+    (paper, section 3.1). The layer is a setting since the paper is silent on it; -2 is LLaVA's and Valley's.
+    """
+
+    def __init__(self, settings: ClipSettings) -> None:
+        super().__init__(settings)
+        self.tower, self.mean, self.std = load_tower(settings)
+        digest = weights_digest(self.tower.state_dict())
+        self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.size = _square(self.tower.image_size, settings.encoder)
+        self.block = self._block(settings.layer)
+        probe = self.encode(np.zeros((1, self.size, self.size, 3), np.uint8))
+        patches, width = probe.shape[1] - 1, probe.shape[2]
+        features = {"temporal": Feature(shape=(None, width), dtype=settings.stored)}
+        for count in settings.frames:
+            features[f"spatial.t{count}"] = Feature(shape=(patches, width), dtype=settings.stored)
+        self.spec = ColumnSpec(
+            name=f"clip-{settings.architecture.lower().replace('.', '-')}",
+            modality="visual",
+            numerics={
+                "version": NUMERICS_VERSION,
+                "architecture": settings.architecture,
+                "weights": digest,
+                "block": self.block,
+                "pooling": settings.pooling,
+                "preprocessing": {"resize": "stretch-bicubic", "size": self.size, "mean": self.mean, "std": self.std},
+                "grid": "floor(i*n/T)",
+                "frames": list(settings.frames),
+                "dtype": settings.dtype,
+                "batch": settings.batch,
+            },
+            features=features,
+        )
+
+    def prepare(self, item: MediaItem, media: MediaCache) -> Units:
+        """Frames as uint8 rows [U, size, size, 3]."""
+        frames = media.frames(self.size, self.settings.frames[-1])
+        return Units(frames.pixels[self.size], frames.index, {"times": frames.times})
+
+    @torch.inference_mode()
+    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
+        pixels = torch.from_numpy(rows).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
+        found = self.tower.forward_intermediates(
+            ((pixels - mean) / std).to(self.dtype),
+            indices=[self.block],
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        patches = found["image_intermediates"][0]
+        if self.settings.pooling == "mean":
+            first = patches.mean(1, keepdim=True)
+        elif "image_intermediates_prefix" in found and found["image_intermediates_prefix"][0].shape[1]:
+            first = found["image_intermediates_prefix"][0][:, :1]
+        else:
+            raise UserError(f"{self.settings.encoder}: this tower has no class token; set pooling: mean")
+        return torch.cat([first, patches], 1).float().cpu().numpy()
+
+    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+        """Temporal [T, D] at the finest T; spatial.tX [N, D] for each X of the grid; a still has the same for all."""
+        arrays = {"temporal": self.store(rows[index, 0])}
+        for count in self.settings.frames:
+            step = max(1, len(index) // count)
+            arrays[f"spatial.t{count}"] = self.store(rows[index[::step], 1:].mean(0, dtype=np.float32))
+        return arrays
+
+    def _block(self, layer: int) -> int:
+        trunk = getattr(self.tower, "trunk", None)
+        blocks = getattr(trunk, "blocks", None) if trunk is not None else self.tower.transformer.resblocks
+        if blocks is None:
+            raise UserError(f"{self.settings.encoder}: not a vision transformer; its tokens have no layers to choose")
+        block = len(blocks) + layer if layer < 0 else layer - 1
+        if not 0 <= block < len(blocks):
+            raise UserError(f"field 'layer': {layer}; accepted: 1 to {len(blocks)}, or -1 to -{len(blocks)}")
+        return block
+
+
+def load_tower(settings: ClipSettings) -> tuple[Any, list[JsonValue], list[JsonValue]]:
+    """The visual tower alone, in float32 on the CPU, and the mean and deviation its pixels are normalised with.
+
+    Raises:
+        UserError: the architecture or its weights are unknown.
+    """
+    config = open_clip.get_model_config(settings.architecture)
+    if config is None:
+        raise UserError(
+            f"field 'encoder': open_clip has no architecture {settings.architecture!r}; see its list_models()"
+        )
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    tags = open_clip.list_pretrained_tags_by_model(settings.architecture)
+    published = open_clip.get_pretrained_cfg(
+        settings.architecture, settings.weights if settings.weights in tags else ""
+    )
+    likely = published or (open_clip.get_pretrained_cfg(settings.architecture, tags[0]) if tags else {})
+    quick_gelu = published.get("quick_gelu", config.get("quick_gelu", False))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(settings.seed)
+        tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
+    if not hasattr(tower, "forward_intermediates") or not (hasattr(tower, "transformer") or hasattr(tower, "trunk")):
+        raise UserError(f"{settings.encoder}: not a vision transformer; its tokens have no layers to choose")
+    if settings.weights != "random":
+        load_strict(tower, _published_state(settings, tags, published), settings.encoder)
+    mean = likely.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std = likely.get("std") or open_clip.OPENAI_DATASET_STD
+    return tower, [float(x) for x in mean], [float(x) for x in std]
+
+
+def _published_state(settings: ClipSettings, tags: list[str], published: dict[str, Any]) -> dict[str, torch.Tensor]:
+    if is_path(settings.weights):
+        path = settings.weights
+    elif settings.weights in tags:
+        path = open_clip.download_pretrained(published)
+    else:
+        raise UserError(
+            f"field 'encoder': {settings.architecture} has no weights {settings.weights!r}; "
+            f"accepted: random, the path of a checkpoint, {', '.join(tags)}"
+        )
+    state = load_state(path)
+    return {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+
+
+def _square(size: Any, encoder: str) -> int:
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    if height != width:
+        raise UserError(f"{encoder}: takes frames of {height} x {width}; only square frames are supported")
+    return int(height)

@@ -1,0 +1,12 @@
+"""Why a media file cannot be used: a code to count by, and a reason to read."""
+
+from store import FailureCode
+
+
+class MediaError(Exception):
+    """A file, or one of its streams, cannot be used. It becomes a record in the sidecar."""
+
+    def __init__(self, code: FailureCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code: FailureCode = code
+        self.reason = reason

@@ -1,0 +1,24 @@
+"""What is still to encode, and what came of it. No torch here: the driver of a run needs none."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from store import Column, Failure
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What came of a shard: its number of items, and the failures of each column by its name."""
+
+    shard: int
+    items: int
+    failures: dict[str, list[Failure]]
+
+
+def missing_shards(columns: Sequence[Column], shards: Sequence[int]) -> Iterator[tuple[int, list[str]]]:
+    """Each shard that some column has not yet, with the names of those columns."""
+    there = {column.name: set(column.shards()) for column in columns}
+    for shard in shards:
+        names = [name for name, done in there.items() if shard not in done]
+        if names:
+            yield shard, names

@@ -1,0 +1,121 @@
+"""The configuration of `featurize run`: which columns to make, and with what of the machines."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from featurize.grid import check_nested
+from store import Settings
+
+ENCODER = re.compile(r"(?P<family>[a-z]+):(?P<architecture>[^/]+)/(?P<weights>.+)")
+
+
+class EncoderSettings(Settings):
+    """What the settings of all encoders share.
+
+    Attributes:
+        encoder: `family:architecture/weights`; weights are `random`, a published name, or the path of a file.
+        seed: of `random` weights.
+        dtype: of the encoder's arithmetic.
+        stored: dtype of the features on disk.
+        batch: frames or segments in one pass; it changes rounding, so it belongs to the column's spec.
+    """
+
+    encoder: str
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    stored: Literal["float16", "float32"] = "float16"
+    batch: Annotated[int, Field(gt=0)] = 32
+
+    @field_validator("encoder")
+    @classmethod
+    def _three_parts(cls, value: str) -> str:
+        if not ENCODER.fullmatch(value):
+            raise ValueError(f"{value!r}: expected family:architecture/weights, such as clip:ViT-L-14/openai")
+        return value
+
+    @property
+    def architecture(self) -> str:
+        """The part between the colon and the first slash."""
+        return self._part("architecture")
+
+    @property
+    def weights(self) -> str:
+        """The part after the first slash."""
+        return self._part("weights")
+
+    def _part(self, name: str) -> str:
+        found = ENCODER.fullmatch(self.encoder)
+        assert found
+        return found[name]
+
+
+class ClipSettings(EncoderSettings):
+    """An open_clip visual tower.
+
+    Attributes:
+        layer: which block's output to take, as Hugging Face counts hidden states: -2 is the last block but one.
+        pooling: the temporal token of a frame is its class token, or the mean of its patches where a tower has none.
+        frames: the sizes T of the time grid; each divides the largest.
+    """
+
+    layer: int = -2
+    pooling: Literal["cls", "mean"] = "cls"
+    frames: tuple[int, ...] = (32,)
+
+    @field_validator("frames")
+    @classmethod
+    def _nested(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return check_nested(value)
+
+
+class ClapSettings(EncoderSettings):
+    """laion-clap's HTS-AT audio tower.
+
+    Attributes:
+        segments: the numbers K of even segments.
+        max_seconds: longer sounds are recorded as too large.
+    """
+
+    segments: tuple[Annotated[int, Field(gt=0)], ...] = (4,)
+    max_seconds: float = 7200.0
+    batch: Annotated[int, Field(gt=0)] = 8
+
+
+FAMILIES: dict[str, type[EncoderSettings]] = {"clip": ClipSettings, "clap": ClapSettings}
+
+
+def _family(value: Any) -> str:
+    encoder = value.get("encoder", "") if isinstance(value, dict) else value.encoder
+    return str(encoder).partition(":")[0]
+
+
+AnyEncoder = Annotated[
+    Annotated[ClipSettings, Tag("clip")] | Annotated[ClapSettings, Tag("clap")],
+    Discriminator(
+        _family,
+        custom_error_type="encoder_family",
+        custom_error_message=f"field 'encoder' must begin with one of: {', '.join(f'{name}:' for name in FAMILIES)}",
+    ),
+]
+
+
+class FeaturizeConfig(Settings):
+    """Settings of `featurize run`.
+
+    Attributes:
+        columns: one encoder each.
+        workers: Ray actors; by default as many as the cluster's CPUs and GPUs admit.
+        cpus: CPU cores (and torch threads) of a worker.
+        gpus: GPUs of a worker; a fraction shares one.
+        decoders: threads of a worker that decode ahead of the encoder.
+        max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
+    """
+
+    columns: Annotated[tuple[AnyEncoder, ...], Field(min_length=1)]
+    workers: Annotated[int, Field(gt=0)] | None = None
+    cpus: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    decoders: Annotated[int, Field(gt=0)] = 2
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 1.0

@@ -1,0 +1,87 @@
+"""Encode one shard of the corpus into all the columns that miss it, with one decode of each item."""
+
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.decode import decoded
+from featurize.encoders import Encoder, Units
+from featurize.media import MediaError
+from featurize.report import ShardReport
+from store import Column, Failure, MediaItem, ShardWriter
+
+
+class Batcher:
+    """Cut the rows of consecutive items into batches of one size, whatever the items' own sizes.
+
+    Batches are formed from one shard's items in order, so the same shard always gives the same batches and, with
+    them, the same rounding.
+    """
+
+    def __init__(self, encoder: Encoder[Any], writer: ShardWriter) -> None:
+        self._encoder, self._writer = encoder, writer
+        self._rows: deque[NDArray[Any]] = deque()
+        self._items: deque[tuple[MediaItem, Units]] = deque()
+        self._encoded: list[NDArray[np.float32]] = []
+        self._waiting = 0
+
+    def push(self, item: MediaItem, units: Units) -> None:
+        """Take an item; encode as many whole batches as there now are, and write the items they complete."""
+        self._items.append((item, units))
+        self._rows.append(units.rows)
+        self._waiting += len(units.rows)
+        while self._waiting >= self._encoder.settings.batch:
+            self._encode(self._encoder.settings.batch)
+
+    def flush(self) -> None:
+        """Encode and write what is left."""
+        if self._waiting:
+            self._encode(self._waiting)
+        assert not self._items
+
+    def _encode(self, size: int) -> None:
+        batch: list[NDArray[Any]] = []
+        missing = size
+        while missing:
+            rows = self._rows.popleft()
+            if len(rows) > missing:
+                self._rows.appendleft(rows[missing:])
+                rows = rows[:missing]
+            batch.append(rows)
+            missing -= len(rows)
+        self._waiting -= size
+        self._encoded.extend(self._encoder.encode(np.concatenate(batch)))
+        self._write_complete()
+
+    def _write_complete(self) -> None:
+        while self._items and len(self._encoded) >= len(self._items[0][1].rows):
+            item, units = self._items.popleft()
+            count = len(units.rows)
+            rows, self._encoded = np.stack(self._encoded[:count]), self._encoded[count:]
+            self._writer.add(item.key, self._encoder.collect(rows, units.index), {"kind": item.kind, **units.facts})
+
+
+def encode_shard(
+    items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], columns: Sequence[Column], decoders: int
+) -> ShardReport:
+    """Encode the items of one shard and publish the shard in each column."""
+    shard = items[0].shard
+    failures: dict[str, list[Failure]] = {column.name: [] for column in columns}
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(column.write_shard(shard)) for column in columns]
+        batchers = [Batcher(encoder, writer) for encoder, writer in zip(encoders, writers, strict=True)]
+        for item, prepared in decoded(items, encoders, decoders):
+            for column, writer, batcher, units in zip(columns, writers, batchers, prepared, strict=True):
+                if isinstance(units, MediaError):
+                    failure = Failure(key=item.key, code=units.code, reason=units.reason)
+                    failures[column.name].append(failure)
+                    writer.fail(failure)
+                else:
+                    batcher.push(item, units)
+        for batcher in batchers:
+            batcher.flush()
+    return ShardReport(shard, len(items), failures)
