@@ -1,7 +1,6 @@
 """A column: what one encoder says about the corpus, one tar for each shard."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 
 from store.errors import UserError
@@ -40,9 +39,9 @@ class Column:
         return f"{FOLDER}/{self.name}/{name}"
 
     def shards(self) -> list[int]:
-        """The shards that are there, by their sidecars."""
-        names = self.storage.names(f"{FOLDER}/{self.name}")
-        return [int(n.removesuffix(".json")) for n in names if n.endswith(".json") and n != "column.json"]
+        """The shards that are there, by their sidecars, in order."""
+        stems = (n.removesuffix(".json") for n in self.storage.names(f"{FOLDER}/{self.name}") if n.endswith(".json"))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def sidecar(self, shard: int) -> Sidecar:
         """The sidecar of a shard that is there."""
@@ -81,16 +80,13 @@ def open_column(storage: Storage, name: str) -> Column:
     Raises:
         UserError: there is none, or several.
     """
-    found = storage.names(FOLDER)
-    matches = [f for f in found if f == name or f.split(".")[0] == name]
+    found = _folders(storage)
+    matches = [f for f in found if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
         what = "several columns match" if matches else "there is no column"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")
     path = f"{FOLDER}/{matches[0]}/column.json"
-    try:
-        data = json.loads(storage.read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{storage.where(path)}: not JSON: {error}") from None
+    data = storage.read_json(path)
     if data.get("format") != FORMAT:
         raise UserError(f"{storage.where(path)}: format {data.get('format')}; this version reads format {FORMAT}")
     file = parse_settings(ColumnFile, data, storage.where(path))
@@ -101,4 +97,9 @@ def open_column(storage: Storage, name: str) -> Column:
 
 def list_columns(storage: Storage) -> list[Column]:
     """All columns of a store, by name."""
-    return [open_column(storage, name) for name in storage.names(FOLDER)]
+    return [open_column(storage, name) for name in _folders(storage)]
+
+
+def _folders(storage: Storage) -> list[str]:
+    """The columns that are there: a killed run may leave a folder without its `column.json`."""
+    return [name for name in storage.names(FOLDER) if storage.exists(f"{FOLDER}/{name}/column.json")]

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from store.errors import UserError
 
+INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -31,8 +32,10 @@ def run(app: Callable[[], object]) -> None:
         app()
     except UserError as error:
         sys.exit(_say(f"error: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; what was finished is kept, and the same command goes on from there", 130))
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
+            raise
+        sys.exit(_say("stopped; what was finished is kept, and the same command goes on from there", INTERRUPTED))
 
 
 def _say(line: str, status: int) -> int:

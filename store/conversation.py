@@ -1,15 +1,14 @@
 """Conversations: what is asked and answered about an item. Many of them read the same columns."""
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from store.storage import Storage
+from store.table import load_table, save_table
 
 Modality = Literal["text", "visual", "audio", "audio_visual"]
 MODALITIES: tuple[Modality, ...] = ("text", "visual", "audio", "audio_visual")
@@ -72,19 +71,16 @@ def save_conversations(storage: Storage, name: str, conversations: Iterable[Conv
         }
         for c in conversations
     ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
-    storage.write(f"{FOLDER}/{name}.parquet", sink.getvalue())
+    save_table(storage, f"{FOLDER}/{name}.parquet", rows, SCHEMA)
 
 
 def load_conversations(storage: Storage, name: str) -> list[Conversation]:
     """Read `conversations/<name>.parquet`.
 
     Raises:
-        UserError: the store has no conversations of that name.
+        UserError: the store has no conversations of that name, or they are damaged.
     """
-    table = pq.read_table(io.BytesIO(storage.read(f"{FOLDER}/{name}.parquet")), schema=SCHEMA)
     return [
         Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"]), json.loads(row["meta"]))
-        for row in table.to_pylist()
+        for row in load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
     ]

@@ -1,16 +1,15 @@
 """The corpus plan: an ordered list of media items, cut once into fixed shards of consecutive items."""
 
 import hashlib
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from store.storage import Storage
+from store.table import load_table, save_table
 
 Kind = Literal["video", "image", "audio"]
 NAME = "corpus.parquet"
@@ -93,8 +92,10 @@ class Corpus:
             if candidate.uri in uris:
                 continue
             key = make_key(candidate.name)
-            if key in keys:
-                key = make_key(candidate.name, candidate.uri)
+            salt = candidate.uri
+            while key in keys:
+                key = make_key(candidate.name, salt)
+                salt += "+"
             uris.add(candidate.uri)
             keys.add(key)
             shard, position = divmod(new, shard_size)
@@ -104,19 +105,16 @@ class Corpus:
 
     def save(self, storage: Storage) -> None:
         """Write the plan."""
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([vars(item) for item in self.items], SCHEMA), sink)
-        storage.write(NAME, sink.getvalue())
+        save_table(storage, NAME, map(vars, self.items), SCHEMA)
 
     @classmethod
     def load(cls, storage: Storage) -> "Corpus":
         """Read the plan.
 
         Raises:
-            UserError: the store has none.
+            UserError: the store has none, or it is damaged.
         """
-        table = pq.read_table(io.BytesIO(storage.read(NAME)), schema=SCHEMA)
-        return cls(MediaItem(**row) for row in table.to_pylist())
+        return cls(MediaItem(**row) for row in load_table(storage, NAME, SCHEMA))
 
 
 def make_key(name: str, salt: str | None = None) -> str:

@@ -63,7 +63,9 @@ class Order:
 
 
 class Mixture:
-    """A periodic schedule over named pools: in every stretch of places each has its share, to within one.
+    """A periodic schedule over named pools: from the start to any place each has its share to within one.
+
+    A stretch between any two places therefore holds each pool's share to within two.
 
     Args:
         weights: a positive integer for each pool; the period is their sum.
@@ -77,12 +79,11 @@ class Mixture:
         self._pool = np.zeros(self.period, np.int64)
         self._before = np.zeros((self.period, len(shares)), np.int64)
         self._counts = shares
-        credit = np.zeros(len(shares), np.int64)
         taken = np.zeros(len(shares), np.int64)
-        for place in range(self.period):  # smooth weighted round robin
-            credit += shares
-            pool = int(np.argmax(credit))
-            credit[pool] -= self.period
+        for place in range(self.period):  # earliest deadline first: the largest deficit first can fall behind by more
+            ready = taken * self.period < (place + 1) * shares
+            due = -(-(taken + 1) * self.period // shares)
+            pool = int(np.argmin(np.where(ready, due, self.period + 1)))
             self._pool[place], self._before[place] = pool, taken
             taken[pool] += 1
         assert (taken == shares).all()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,7 +26,7 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
         UserError: the file cannot be read, or a field is unknown or has a value that is not accepted.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text()) or {}
+        data = yaml.safe_load(Path(path).read_bytes()) or {}
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a YAML file of {model.__name__}") from None
     except yaml.YAMLError as error:
@@ -49,9 +49,23 @@ def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
 def _explain(model: type[BaseModel], error: Any) -> str:
     field = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        accepted = sorted(model.model_fields) if len(error["loc"]) == 1 else None
-        return f"unknown field {field!r}" + (f" (accepted: {', '.join(accepted)})" if accepted else "")
+        inner = _model_at(model, error["loc"][:-1])
+        return f"unknown field {field!r}" + (f" (accepted: {', '.join(sorted(inner.model_fields))})" if inner else "")
     return f"field {field!r}: {error['msg']}"
+
+
+def _model_at(model: type[BaseModel] | None, path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model that stands at `path`; positions in a list and names in a mapping lead to its members' model."""
+    for part in path:
+        if model and part in model.model_fields:
+            model = _model_in(model.model_fields[str(part)].annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -61,8 +75,12 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = name.split(".")
     node: Any = data
     try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {value!r} is not YAML") from None
+    try:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
-    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        node[int(last) if isinstance(node, list) else last] = parsed
+    except (IndexError, ValueError, TypeError, AttributeError):
         raise UserError(f"override {override!r}: there is no field {name!r} to set") from None

@@ -1,11 +1,10 @@
 """One shard of a column: a plain WebDataset tar, and the sidecar that makes it visible.
 
 A shard is there if and only if its sidecar is. The sidecar holds the offset, shape, dtype and checksum of every array,
-so a reader needs no tar parsing, and the items that failed, each with its reason.
+so a reader needs no tar parsing, and the items that failed, each with its reason. `xxh3` in it is of the rest of it.
 """
 
 import io
-import json
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal
@@ -15,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from store.errors import DamagedError
 from store.settings import Settings, parse_settings
 from store.spec import canonical_json
 from store.storage import Storage
@@ -127,7 +127,8 @@ class ShardWriter:
 
 def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
     """Publish a sidecar, and with it its shard."""
-    storage.write(name, canonical_json(sidecar.model_dump(mode="json")))
+    content = sidecar.model_dump(mode="json")
+    storage.write(name, canonical_json(content | {"xxh3": _checksum(content)}))
 
 
 def load_sidecar(storage: Storage, name: str) -> Sidecar:
@@ -136,8 +137,13 @@ def load_sidecar(storage: Storage, name: str) -> Sidecar:
     Raises:
         UserError: it is missing, damaged or of another format.
     """
-    try:
-        data = json.loads(storage.read(name))
-    except json.JSONDecodeError as error:
-        data = {"not JSON": str(error)}
-    return parse_settings(Sidecar, data, storage.where(name))
+    content = storage.read_json(name)
+    stated = content.pop("xxh3", None)
+    sidecar = parse_settings(Sidecar, content, storage.where(name))
+    if stated != _checksum(content):
+        raise DamagedError(f"{storage.where(name)}: differs from its checksum")
+    return sidecar
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(canonical_json(content))

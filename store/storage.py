@@ -2,15 +2,17 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
-from store.errors import UserError
+from store.errors import DamagedError, UserError
 
 TEMPORARY = ".tmp-"
 
@@ -60,6 +62,21 @@ class Storage:
             return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
         except FileNotFoundError:
             raise UserError(f"{self.where(name)}: no such file") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The JSON object in `name`.
+
+        Raises:
+            UserError: there is no such file, or it holds something else.
+        """
+        text = self.read(name)
+        try:
+            data = json.loads(text)
+        except ValueError as error:  # of the encoding as well as of the syntax
+            raise DamagedError(f"{self.where(name)}: not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise DamagedError(f"{self.where(name)}: expected a JSON object, found {type(data).__name__}")
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Publish `data` as `name`, atomically."""

@@ -1,0 +1,94 @@
+"""`python -m serve chat`: ask a trained checkpoint about a clip."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from store import Arrays, Turn, UserError
+from store.console import console, make_app, run
+
+if TYPE_CHECKING:
+    from serve.engine import Assistant, Sense
+
+app = make_app("Ask a trained checkpoint about a clip.")
+
+
+@app.callback()
+def serve() -> None:
+    """Ask a trained checkpoint about a clip."""
+
+
+@app.command()
+def chat(
+    question: Annotated[str | None, typer.Argument(help="What to ask; without it, a dialogue begins.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Folder of a checkpoint.")] = ...,  # type: ignore[assignment]
+    media: Annotated[str | None, typer.Option(help="A raw video, image or sound file.")] = None,
+    store: Annotated[str | None, typer.Option(help="A store with cached features; with --key.")] = None,
+    key: Annotated[str | None, typer.Option(help="The item's key in the store.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Let it see.")] = False,
+    listen: Annotated[bool, typer.Option("--listen", help="Let it hear.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+) -> None:
+    """Ask about a raw file, or about cached features. Without --watch and --listen: by all that there is."""
+    if (media is None) == (store is None) or (store is None) != (key is None):
+        raise UserError("give either --media FILE, or --store STORE with --key KEY")
+    from serve.engine import Assistant
+
+    assistant = Assistant(checkpoint)
+    chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
+    arrays = _features(assistant, media, store, key, chosen)
+    history: list[Turn] = []
+    if question is not None:
+        _say(assistant, arrays, history, question, max_new_tokens)
+        return
+    while line := _ask():
+        _say(assistant, arrays, history, line, max_new_tokens)
+
+
+def _features(
+    assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: "list[Sense]"
+) -> Arrays:
+    """The features of the item for the chosen senses, or for all that it has where none is chosen."""
+    from featurize.media import MediaError
+
+    arrays: Arrays = {}
+    lacking = []
+    for sense in chosen or assistant.senses:
+        try:
+            arrays |= assistant.look(media, [sense]) if media else assistant.recall(str(store), str(key), [sense])
+        except MediaError as error:
+            lacking.append(f"{sense}: {error}")
+            if chosen or error.code != "absent":
+                raise UserError(f"{media or key}: {lacking[-1]}") from None
+    if not arrays:
+        raise UserError(f"{media or key}: nothing to perceive: {'; '.join(lacking)}")
+    return arrays
+
+
+def _ask() -> str:
+    try:
+        return console.input("you: ").strip()
+    except EOFError:
+        return ""
+
+
+def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: str, max_new_tokens: int) -> None:
+    from serve.engine import Question, perceived
+
+    modality = "text" if history else perceived(arrays)
+    turns = (*history, Turn(question, modality, ""))
+    pieces = []
+    for piece in assistant.stream(Question(turns, arrays), max_new_tokens):
+        pieces.append(piece)
+        console.out(piece if len(pieces) > 1 else piece.lstrip(), end="")
+    console.print()
+    history.append(Turn(question, modality, "".join(pieces).strip()))
+
+
+def main() -> None:
+    """Entry point."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Conversations and columns -> packed batches -> projectors and LLM, in two stages."""

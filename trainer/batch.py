@@ -1,0 +1,91 @@
+"""Packing: the conversations of a batch in one row, end to end, with no padding and no attention across them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from store import Arrays
+from trainer.attention import Packing
+from trainer.features import FEATURES, PERCEIVES
+from trainer.prompt import ROW, Tokens
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation in tokens with its item's arrays, and where it comes from for messages."""
+
+    tokens: Tokens
+    arrays: Arrays
+    origin: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed batch of B conversations, S positions in all, R rows of a feature, M response tokens.
+
+    Attributes:
+        ids: int64 [S]; 0 where a row of features stands.
+        positions: int64 [S], from 0 in each conversation.
+        packing: where each conversation begins and ends.
+        rows: for each feature, its rows [R, D], as stored.
+        rows_at: for each feature, the positions of its rows, int64 [R].
+        targets: the response tokens, int64 [M].
+        targets_at: the position that predicts each of them, int64 [M].
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    packing: Packing
+    rows: dict[str, torch.Tensor]
+    rows_at: dict[str, torch.Tensor]
+    targets: torch.Tensor
+    targets_at: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on a device."""
+        return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _to(inner, device) for name, inner in value.items()}
+    return value.to(device, non_blocking=True)
+
+
+def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int) -> Batch:
+    """Pack conversations, each cut after `max_tokens` positions; `widths` are the D of the features that a run has."""
+    cut = [min(len(sample.tokens.ids), max_tokens) for sample in samples]
+    starts = np.concatenate([[0], np.cumsum(cut)])
+    ids = np.concatenate([np.asarray(s.tokens.ids[:n], np.int64) for s, n in zip(samples, cut, strict=True)])
+    answers = np.concatenate([np.asarray(s.tokens.answers[:n], bool) for s, n in zip(samples, cut, strict=True)])
+    targets_at = np.flatnonzero(answers) - 1
+    rows: dict[str, list[NDArray[Any]]] = {name: [] for name in widths}
+    rows_at: dict[str, list[NDArray[np.int64]]] = {name: [] for name in widths}
+    for sample, start in zip(samples, starts[:-1].tolist(), strict=True):
+        for modality, first in sample.tokens.media:
+            at = start + first
+            for name in FEATURES:
+                if name in PERCEIVES[modality]:
+                    array = sample.arrays[name]
+                    rows[name].append(array)
+                    rows_at[name].append(np.arange(at, at + len(array)))
+                    at += len(array)
+    return Batch(
+        ids=torch.from_numpy(np.where(ids == ROW, 0, ids)),
+        positions=torch.from_numpy(np.concatenate([np.arange(n) for n in cut])),
+        packing=Packing.of(cut),
+        rows={name: _concatenate(rows[name], width) for name, width in widths.items()},
+        rows_at={name: torch.from_numpy(np.concatenate([*rows_at[name], np.empty(0, np.int64)])) for name in widths},
+        targets=torch.from_numpy(ids[targets_at + 1]),
+        targets_at=torch.from_numpy(targets_at),
+    )
+
+
+def _concatenate(arrays: list[NDArray[Any]], width: int) -> torch.Tensor:
+    if not arrays:
+        return torch.zeros(0, width)
+    return torch.from_numpy(np.concatenate(arrays))

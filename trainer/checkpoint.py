@@ -1,0 +1,145 @@
+"""A checkpoint: an ordinary Hugging Face folder of the LLM, and in `avllm/` the projectors and what they read.
+
+`config.json`, safetensors and tokenizer of the LLM load anywhere; `avllm/projectors.safetensors` and
+`avllm/config.json` (columns with their specs, time grid, prompt format) make it an `AudioVisualLM`.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from store import ColumnSpec, Settings, UserError, parse_settings
+from trainer.attention import NAME as PACKED
+from trainer.data import TrainingData
+from trainer.features import Grid
+from trainer.model import AudioVisualLM
+from trainer.prompt import PromptFormat
+from trainer.settings import TrainConfig
+
+FOLDER = "avllm"
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class CheckpointInfo(Settings):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        frames: T.
+        segments: K.
+        columns: the spec of each column that it was trained on, by modality.
+        builds: how the encoder of each is built again.
+        prompt: the texts around turns.
+        stage: that trained it last.
+        steps: optimizer steps of that stage.
+    """
+
+    format: Literal[1] = 1
+    frames: int
+    segments: int
+    columns: dict[str, ColumnSpec]
+    builds: dict[str, dict[str, object]]
+    prompt: PromptFormat
+    stage: int
+    steps: int
+
+    @property
+    def grid(self) -> Grid:
+        """The time grid that its model reads."""
+        return Grid(self.frames, self.segments)
+
+
+def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointInfo:
+    """What the checkpoint of a run says."""
+    return CheckpointInfo(
+        frames=config.frames,
+        segments=config.segments,
+        columns=data.specs,
+        builds=data.builds,
+        prompt=config.prompt,
+        stage=config.stage,
+        steps=steps,
+    )
+
+
+def save_checkpoint(
+    folder: str | Path,
+    llm: Any,
+    llm_state: dict[str, torch.Tensor],
+    projectors: dict[str, torch.Tensor],
+    tokenizer: Any,
+    info: CheckpointInfo,
+) -> None:
+    """Write a checkpoint; the folder appears whole, in place of an older one of that name."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    (temporary / FOLDER).mkdir(parents=True)
+    try:
+        llm.save_pretrained(temporary, state_dict=llm_state)
+        tokenizer.save_pretrained(temporary)
+        save_file(projectors, temporary / FOLDER / "projectors.safetensors")
+        (temporary / FOLDER / "config.json").write_text(info.model_dump_json(indent=2))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_info(folder: str | Path) -> CheckpointInfo:
+    """What a checkpoint says about itself.
+
+    Raises:
+        UserError: the folder is no checkpoint of this trainer.
+    """
+    path = Path(folder) / FOLDER / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a checkpoint of avllm: there is no {FOLDER}/config.json in it")
+    return parse_settings(CheckpointInfo, json.loads(path.read_text()), str(path))
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether a model's name is the folder of one of our checkpoints."""
+    return (Path(model) / FOLDER / "config.json").is_file()
+
+
+def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[Any, Any]:
+    """An LLM of the Llama family and its tokenizer, from a folder or a hub.
+
+    Raises:
+        UserError: it cannot be found, or reads no embeddings as a Llama does.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        llm = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation=attention, use_safetensors=True, config=config
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"field 'model': {model}: {' '.join(str(error).split())[:300]}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
+    return llm, tokenizer
+
+
+def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The projectors of a checkpoint: `<feature>.weight` [D_l, D] and `<feature>.bias` [D_l]."""
+    return load_file(Path(folder) / FOLDER / "projectors.safetensors")
+
+
+def load_checkpoint(
+    folder: str | Path, dtype: torch.dtype, attention: str = PACKED
+) -> tuple[AudioVisualLM, Any, CheckpointInfo]:
+    """A whole model, its tokenizer and what it says about itself."""
+    info = read_info(folder)
+    llm, tokenizer = load_llm(str(folder), dtype, attention)
+    model = AudioVisualLM(llm, info.grid.widths(info.columns))
+    model.projectors.load_state_dict(load_projectors(folder))
+    model.projectors.to(dtype)
+    return model, tokenizer, info

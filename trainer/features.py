@@ -1,0 +1,74 @@
+"""Feature rows of an item, for the T frames and K segments of a run, out of the columns of a store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from store import Arrays, ColumnReader, ColumnSpec, Modality, UserError
+
+FEATURES = ("temporal", "spatial", "audio")  # in the order in which their rows stand in the LLM's input
+PERCEIVES: dict[Modality, frozenset[str]] = {
+    "text": frozenset(),
+    "visual": frozenset({"temporal", "spatial"}),
+    "audio": frozenset({"audio"}),
+    "audio_visual": frozenset({"temporal", "spatial", "audio"}),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """T frames and K segments of a run."""
+
+    frames: int
+    segments: int
+
+    def select(self, arrays: Arrays) -> Arrays:
+        """From an item's arrays as stored: temporal [T, D_t], spatial [N, D_s], audio [K, D_a]; those that are there.
+
+        Temporal tokens of a coarser grid are a subset of the finer one's, so they are sub-sampled. A still has one.
+        """
+        chosen: Arrays = {}
+        if "temporal" in arrays:
+            step = max(1, len(arrays["temporal"]) // self.frames)
+            chosen["temporal"] = arrays["temporal"][::step]
+            chosen["spatial"] = arrays[f"spatial.t{self.frames}"]
+        if f"audio.k{self.segments}" in arrays:
+            chosen["audio"] = arrays[f"audio.k{self.segments}"]
+        return chosen
+
+    def widths(self, specs: Mapping[str, ColumnSpec]) -> dict[str, int]:
+        """The width D of each feature that the columns give.
+
+        Raises:
+            UserError: a column does not hold this grid; names what it holds.
+        """
+        widths: dict[str, int] = {}
+        for spec in specs.values():
+            wanted = {"temporal": "temporal", "spatial": f"spatial.t{self.frames}"}
+            if spec.modality == "audio":
+                wanted = {"audio": f"audio.k{self.segments}"}
+            for feature, stored in wanted.items():
+                if stored not in spec.features:
+                    field = "segments" if feature == "audio" else "frames"
+                    has = ", ".join(sorted(spec.features))
+                    raise UserError(f"field {field!r}: column {spec.folder} does not hold {stored}; it holds {has}")
+                width = spec.features[stored].shape[-1]
+                assert width is not None
+                widths[feature] = width
+        return widths
+
+
+def rows_of(arrays: Arrays) -> dict[Modality, int]:
+    """How many rows each modality takes with an item's selected arrays."""
+    return {
+        modality: sum(len(arrays[name]) for name in perceives if name in arrays)
+        for modality, perceives in PERCEIVES.items()
+    }
+
+
+def read_item(key: str | None, readers: Sequence[ColumnReader], grid: Grid) -> Arrays:
+    """The selected arrays of an item from all columns that hold it."""
+    arrays: Arrays = {}
+    for reader in readers:
+        if key is not None and key in reader:
+            arrays |= grid.select(reader.read(key))
+    return arrays

@@ -1,0 +1,105 @@
+"""AudioVisualLM: three linear projectors and any Hugging Face causal LM of the Llama family."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from store import Arrays
+from trainer.batch import Batch
+from trainer.features import FEATURES
+
+STD_FLOOR = 0.01  # of the typical deviation: a dimension that hardly varies is not blown up beyond this
+
+
+class AudioVisualLM(nn.Module):
+    """An LLM that reads rows of features where words could stand.
+
+    Attributes:
+        llm: the language model, of width D_l.
+        projectors: a linear layer [D, D_l] with bias for each feature: temporal, spatial, audio (paper, section 3.2).
+    """
+
+    def __init__(self, llm: Any, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.llm = llm
+        hidden = llm.config.hidden_size
+        self.projectors = nn.ModuleDict({name: nn.Linear(widths[name], hidden) for name in FEATURES if name in widths})
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each feature."""
+        return {name: layer.in_features for name, layer in self.linears.items()}
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The projectors by feature."""
+        return {name: layer for name, layer in self.projectors.items() if isinstance(layer, nn.Linear)}
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """The LLM's input [S, D_l]: word vectors, with projected features in their places.
+
+        Every projector is called once, on one row more than the batch has, and that row counts zero times: so each
+        takes part on every rank and step, and no collective can wait for one that a batch has no use for.
+        """
+        embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
+        for name, projector in self.linears.items():
+            rows = batch.rows[name].to(projector.weight.dtype)
+            projected = projector(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])).to(embedded.dtype)
+            embedded = embedded.index_copy(0, batch.rows_at[name], projected[:-1]) + 0 * projected[-1]
+        return embedded
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The sum of the cross-entropies of the response tokens, float32. Logits are computed for these alone."""
+        hidden = self.llm.base_model(
+            inputs_embeds=self.embed(batch)[None],
+            position_ids=batch.positions[None],
+            packing=batch.packing,
+            use_cache=False,
+        ).last_hidden_state[0]
+        logits = self.llm.get_output_embeddings()(hidden.index_select(0, batch.targets_at))
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+class ColumnStatistics:
+    """Mean and deviation of each dimension of each feature, over the rows of some items."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[int, NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    def add(self, arrays: Arrays) -> None:
+        """Count the rows of an item."""
+        for name, array in arrays.items():
+            rows = array.astype(np.float64)
+            count, total, squares = self._sums.get(name, (0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1])))
+            self._sums[name] = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
+
+    def moments(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean [D] and deviation [D] of a feature; 0 and 1 if no item had it."""
+        if name not in self._sums:
+            return np.zeros(1), np.ones(1)
+        count, total, squares = self._sums[name]
+        mean = total / count
+        return mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
+
+
+@torch.no_grad()
+def initialize_projectors(model: AudioVisualLM, statistics: ColumnStatistics, seed: int) -> None:
+    """Start each projector so that its rows have the scale of the LLM's word vectors.
+
+    The column's mean and deviation are folded into weight and bias: the layer stays linear, and features of any scale
+    can be learnt from (the paper is silent on initialisation).
+    """
+    words = model.llm.get_input_embeddings().weight
+    scale = words.float().std().item()
+    generator = torch.Generator().manual_seed(seed)
+    for name, projector in model.linears.items():
+        mean, deviation = (torch.from_numpy(x).float() for x in statistics.moments(name))
+        deviation = deviation.clamp(min=max(STD_FLOOR * deviation.median().item(), 1e-6))
+        weight = torch.randn(projector.weight.shape, generator=generator) * scale / projector.in_features**0.5
+        projector.weight.copy_(weight / deviation)
+        projector.bias.copy_(-(projector.weight @ mean.expand(projector.in_features).to(projector.weight.dtype)))

@@ -1,0 +1,30 @@
+"""AdamW with the paper's settings, and the cosine schedule with warm-up."""
+
+import math
+
+import torch
+
+from trainer.model import AudioVisualLM
+from trainer.settings import TrainConfig
+
+
+def build_optimizer(model: AudioVisualLM, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over what the stage trains, in two groups: projectors, and the LLM."""
+    groups = [{"params": list(model.projectors.parameters()), "peak": config.projector_lr or config.lr}]
+    if config.stage == 2:
+        groups.append({"params": list(model.llm.parameters()), "peak": config.lr})
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def lr_factor(step: int, steps: int, warmup_ratio: float) -> float:
+    """The learning rate at `step` (from 0) as a share of its peak: linear warm-up, then a cosine to zero."""
+    warmup = math.ceil(steps * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give each group its share of its own peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
