@@ -1,0 +1,199 @@
+"""Real parts for all tests: small media files, a small LLM of the Llama family, a small store."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parent.parent
+RATE = 48_000
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU or a model hub where there is none; nothing else is ever skipped."""
+    import torch
+
+    lacking = {"gpu": not torch.cuda.is_available(), "hub": not os.environ.get("AVLLM_HUB")}
+    reasons = {"gpu": "needs a CUDA device", "hub": "needs a model hub; set AVLLM_HUB=1 where one can be reached"}
+    for item in items:
+        for mark, absent in lacking.items():
+            if absent and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reasons[mark]))
+
+
+def command(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
+    """Run `python -m ...` as a user would; the checkout is on the module path."""
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def tone(hertz: float, seconds: float) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def write_clip(path: Path, colours: list[tuple[int, int, int]], sound: np.ndarray | None, fps: int = 10) -> None:
+    """An H.264 clip with one plain frame for each colour, and AAC sound if any."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=RATE, layout="mono") if sound is not None else None
+        for colour in colours:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), colour, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        if audio is not None:
+            for start in range(0, len(sound), 1024):
+                block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+                block.rate, block.pts = RATE, start
+                container.mux(audio.encode(block))
+            container.mux(audio.encode())
+
+
+def write_sound(path: Path, sound: np.ndarray) -> None:
+    import soundfile
+
+    soundfile.write(path, sound, RATE)
+
+
+RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory) -> Path:
+    """A folder of good and bad media files."""
+    folder = tmp_path_factory.mktemp("media")
+    write_clip(folder / "red-loud.mp4", [RED] * 8 + [GREEN] * 8, tone(440, 1.6))
+    write_clip(folder / "blue-loud.mp4", [BLUE] * 16, tone(880, 1.6))
+    write_clip(folder / "silent.mp4", [GREEN] * 12, None)
+    write_clip(folder / "short.mp4", [RED, GREEN, BLUE], None)
+    write_sound(folder / "low.wav", tone(220, 1.0))
+    write_sound(folder / "high.flac", tone(1760, 1.0))
+    write_sound(folder / "middle.ogg", tone(880, 1.0))
+    Image.new("RGB", (80, 60), BLUE).save(folder / "blue.png")
+    Image.new("RGB", (60, 80), RED).save(folder / "red.jpg")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bad_media(tmp_path_factory, media) -> Path:
+    """Files that kill other people's runs at hour nine."""
+    folder = tmp_path_factory.mktemp("bad")
+    whole = (media / "red-loud.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    (folder / "broken.png").write_bytes((media / "blue.png").read_bytes()[:60])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory) -> Path:
+    """A Llama of two layers with random weights and a byte-level BPE tokenizer, as a Hugging Face folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llm")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    words = ["System: A chat between a curious human and a video assistant.\n Human: What colour?\n Assistant: red"]
+    special = ["<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        words,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def feature_store(tmp_path_factory) -> Path:
+    """A store of 30 items with columns of random features, and conversations of all modalities, on disk as always."""
+    from store import (
+        Candidate,
+        ColumnSpec,
+        Conversation,
+        Corpus,
+        Failure,
+        Feature,
+        Storage,
+        Turn,
+        create_column,
+        save_conversations,
+    )
+
+    storage = Storage(tmp_path_factory.mktemp("features"))
+    corpus = Corpus()
+    corpus.append([Candidate(f"clips/{i}.mp4", f"/nowhere/{i}.mp4", "video") for i in range(30)], shard_size=8)
+    corpus.save(storage)
+    rng = np.random.default_rng(0)
+    visual = ColumnSpec(
+        name="clip-tiny",
+        modality="visual",
+        numerics={"version": 1},
+        features={
+            "temporal": Feature(shape=(None, 6), dtype="float32"),
+            "spatial.t2": Feature(shape=(5, 6), dtype="float32"),
+            "spatial.t4": Feature(shape=(5, 6), dtype="float32"),
+        },
+    )
+    audio = ColumnSpec(
+        name="clap-tiny",
+        modality="audio",
+        numerics={"version": 1},
+        features={"audio.k2": Feature(shape=(2, 7), dtype="float32")},
+    )
+    for spec in (visual, audio):
+        column = create_column(storage, spec, {})
+        for shard, items in corpus.shards.items():
+            with column.write_shard(shard) as writer:
+                for item in items:
+                    if spec is audio and item.key == "clips-3-mp4":
+                        writer.fail(Failure(key=item.key, code="absent", reason="no audio stream"))
+                        continue
+                    shapes = {n: [4 if s is None else s for s in f.shape] for n, f in spec.features.items()}
+                    arrays = {n: 3 + rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+                    writer.add(item.key, arrays, {})
+    conversations = []
+    for i, item in enumerate(corpus.items):
+        for modality in ("visual", "audio", "audio_visual"):
+            turns = (
+                Turn(f"What colour is number {i}?", modality, "red" if i % 2 else "green"),
+                Turn("Sure?", "text", "yes"),
+            )
+            conversations.append(Conversation(f"{i}-{modality}", item.key, turns))
+    conversations.append(Conversation("words", None, (Turn("Say yes", "text", "yes"),)))
+    save_conversations(storage, "mixed", conversations)
+    return Path(storage.root)

@@ -1,0 +1,65 @@
+"""A small real store: a plan of one shard, one column, arrays with fixed numbers."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import Candidate, Column, ColumnSpec, Corpus, Failure, Feature, Storage, create_column
+
+SPEC = ColumnSpec(
+    name="toy-l-14",
+    modality="visual",
+    numerics={"weights": "abc", "layer": -2, "grid": [4, 8], "scale": 0.5},
+    features={
+        "temporal": Feature(shape=(None, 4), dtype="float16"),
+        "spatial.t4": Feature(shape=(3,), dtype="float32"),
+    },
+)
+LOST = Failure(key="clip-3", code="unreadable", reason="moov atom not found")
+
+
+def arrays(number: int) -> dict[str, np.ndarray]:
+    """The arrays of item `number`; their lengths differ from item to item, and item 2 has no frame at all."""
+    rng = np.random.default_rng(number)
+    frames = (3, 1, 0, 2, 5, 1)[number]
+    return {
+        "temporal": rng.standard_normal((frames, 4)).astype(np.float16),
+        "spatial.t4": rng.standard_normal(3).astype(np.float32),
+    }
+
+
+def fill(column: Column, shard: int, keys: list[str]) -> None:
+    """Write a shard of the items `clip-<number>`; clip-3 fails."""
+    with column.write_shard(shard) as writer:
+        for key in keys:
+            if key == LOST.key:
+                writer.fail(LOST)
+            else:
+                writer.add(key, arrays(int(key[5:])), {"seconds": 1.5, "key": key})
+
+
+def build(url: Any, items: int = 6, shard_size: int = 4) -> SimpleNamespace:
+    """Plan and write a whole store at `url`."""
+    storage, corpus = Storage(url), Corpus()
+    corpus.append((Candidate(f"clip-{n}", f"/media/clip-{n}.mp4", "video", n) for n in range(items)), shard_size)
+    corpus.save(storage)
+    column = create_column(storage, SPEC, {"weights": "x.pt"})
+    for shard, members in corpus.shards.items():
+        fill(column, shard, [item.key for item in members])
+    return SimpleNamespace(
+        storage=storage, corpus=corpus, column=column, spec=SPEC, arrays=arrays, fill=fill, lost=LOST
+    )
+
+
+@pytest.fixture
+def build_store() -> Callable[..., SimpleNamespace]:
+    return build
+
+
+@pytest.fixture
+def toy(tmp_path) -> SimpleNamespace:
+    """Six items in shards of four; clip-3 failed, clip-2 has an empty array."""
+    return build(tmp_path / "store")

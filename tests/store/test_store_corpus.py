@@ -1,0 +1,139 @@
+"""The plan and the conversations."""
+
+import random
+import re
+
+import pytest
+
+from store import (
+    Candidate,
+    Conversation,
+    Corpus,
+    DamagedError,
+    Storage,
+    Turn,
+    UserError,
+    load_conversations,
+    make_key,
+    save_conversations,
+)
+
+LONG = "a/very/long/folder/" * 10
+NAMES = [
+    "a.b.mp4", "a/b.mp4", "a-b-mp4", "../../etc/passwd", "/", "...", "", "é/ü", "日本", "日本語", "-x-", "__x__",
+    LONG + "1.mp4", LONG + "2.mp4", LONG + "1.mp4", "x" * 80, "x" * 81, "tab\tnew\nline", "a:b*c?", "CON.mp4",
+]  # fmt: skip
+
+
+def candidates(names, prefix="/m/"):
+    return [Candidate(name, f"{prefix}{i}", "video", i) for i, name in enumerate(names)]
+
+
+def test_append_never_moves_an_item():
+    """A plan only grows by fresh shards; else columns that are already written would name other items."""
+    corpus, before = Corpus(), []
+    for batch, size in ((5, 3), (0, 3), (1, 3), (7, 2), (4, 100)):
+        had = set(corpus.shards)
+        offset = len(corpus)
+        corpus.append([Candidate(f"v{offset + i}", f"/m/{offset + i}", "audio") for i in range(batch)], size)
+        assert corpus.items[: len(before)] == before
+        assert not had & {item.shard for item in corpus.items[len(before) :]}
+        before = list(corpus.items)
+    assert list(corpus.shards) == list(range(len(corpus.shards)))
+    for members in corpus.shards.values():
+        assert [item.position for item in members] == list(range(len(members)))
+
+
+def test_append_knows_a_file_by_its_uri():
+    """Planning the same source twice adds nothing; else every file would be featurized again."""
+    corpus = Corpus()
+    assert corpus.append(candidates(NAMES), 4) == len(NAMES)
+    kept = list(corpus.items)
+    assert corpus.append(candidates(NAMES), 7) == 0
+    assert corpus.items == kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("salt", [None, "/m/1"])
+def test_a_key_is_a_safe_member_name(name, salt):
+    """A key has no dot, no slash, at most 80 characters; else WebDataset splits it wrongly or a path escapes."""
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,80}", make_key(name, salt))
+    assert make_key(name, salt) == make_key(name, salt)
+
+
+def test_keys_are_unique_whatever_the_names():
+    """Two items never share a key; else one would be read in place of the other."""
+    corpus = Corpus()
+    corpus.append(candidates(NAMES * 3), 4)
+    # names that are themselves the salted key of an item to come
+    taken = [make_key("same", "/later/1"), make_key("same", "/later/1+"), "same"]
+    corpus.append(candidates(taken, "/taken/"), 4)
+    corpus.append([Candidate("same", f"/later/{i}", "image") for i in range(3)], 4)
+    assert len({item.key for item in corpus.items}) == len(corpus) == 3 * len(NAMES) + 6
+
+
+def test_the_plan_is_a_function_of_its_candidates():
+    """The same source plans to the same keys and places; else two machines would write different shards."""
+    plans = [Corpus(), Corpus()]
+    for plan in plans:
+        plan.append(candidates(NAMES * 2), 3)
+    assert plans[0].items == plans[1].items
+
+
+@pytest.mark.parametrize("names", [[], NAMES])
+def test_plan_round_trip(tmp_path, names):
+    """What is saved is what is loaded, also an unknown size; else columns and plan drift apart."""
+    corpus = Corpus()
+    corpus.append([*candidates(names), Candidate("gone", "http://x/é", "image", None)][: len(names) + 1], 4)
+    corpus.save(Storage(tmp_path))
+    loaded = Corpus.load(Storage(tmp_path))
+    assert loaded.items == corpus.items
+    assert loaded.key_of_uri["http://x/é"] == corpus.items[-1].key
+
+
+TALKS = [
+    Conversation(
+        "1", "clip-0", (Turn("What?\n", "visual", "A cat 🐈"), Turn("Hear?", "audio", "Meow")), {"n": [1, {}]}
+    ),
+    Conversation("2", None, (Turn("Hi", "text", ""),)),
+    Conversation("2", "clip-1", (Turn("", "text", "x"), Turn("y", "audio_visual", "z"))),
+]
+
+
+@pytest.mark.parametrize("talks", [[], TALKS])
+def test_conversations_round_trip(tmp_path, talks):
+    """Turns, modalities, meta and a missing key come back equal; else training sees another question."""
+    save_conversations(Storage(tmp_path), "talk", talks)
+    assert load_conversations(Storage(tmp_path), "talk") == talks
+
+
+def test_modality_of_a_conversation():
+    """A conversation perceives what its turns perceive together; it decides which columns must hold its item."""
+    assert [c.modality for c in TALKS] == ["audio_visual", "text", "audio_visual"]
+
+
+def test_a_damaged_table_is_never_read_as_another(tmp_path):
+    """A flipped byte or a cut in a parquet file gives the same rows or an error; else items swap names in silence."""
+    storage, corpus = Storage(tmp_path), Corpus()
+    corpus.append(candidates(NAMES), 4)
+    corpus.save(storage)
+    good = storage.read("corpus.parquet")
+    rng = random.Random(0)
+    flips = [(i, rng.randrange(1, 256)) for i in rng.sample(range(len(good)), 300)]
+    damaged = [good[:i] + bytes([good[i] ^ bits]) + good[i + 1 :] for i, bits in flips]
+    raised = 0
+    for data in [*damaged, *(good[:n] for n in (0, 3, 100, len(good) - 1))]:
+        (tmp_path / "corpus.parquet").write_bytes(data)
+        try:
+            assert Corpus.load(storage).items == corpus.items
+        except DamagedError:
+            raised += 1
+    assert raised > 100
+
+
+def test_missing_tables_are_the_users_error(tmp_path):
+    """An empty folder is named in one line, not in a traceback."""
+    with pytest.raises(UserError, match=r"corpus\.parquet: no such file"):
+        Corpus.load(Storage(tmp_path))
+    with pytest.raises(UserError, match=r"talk\.parquet: no such file"):
+        load_conversations(Storage(tmp_path), "talk")

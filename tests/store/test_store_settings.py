@@ -1,0 +1,170 @@
+"""Settings, the digest of a column's spec, and what a command says when they are wrong."""
+
+import json
+
+import pytest
+from pydantic import Field
+
+from store import (
+    ColumnSpec,
+    Feature,
+    Settings,
+    Storage,
+    UserError,
+    canonical_json,
+    create_column,
+    list_columns,
+    load_settings,
+    open_column,
+)
+
+
+class Stage(Settings):
+    lr: float = 1e-3
+    steps: int = Field(10, gt=0)
+
+
+class Run(Settings):
+    name: str
+    stages: tuple[Stage, ...] = ()
+    optim: Stage = Stage()
+
+
+@pytest.fixture
+def load(tmp_path):
+    def loader(text, *overrides):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_settings(Run, path, overrides)
+
+    return loader
+
+
+GOOD = "name: a\nstages: [{lr: 1e-4}, {steps: 3}]\n"
+
+
+def test_values_and_overrides(load):
+    """Overrides reach nested fields and list items and keep the rest; else a sweep trains another model."""
+    run = load(GOOD, "name=b", "stages.1.steps=5", "stages.0.lr=0.5", "optim.lr=2e-5")
+    expected = (Stage(lr=0.5), Stage(steps=5))
+    assert run == Run(name="b", stages=expected, optim=Stage(lr=2e-5))
+    assert load(GOOD).stages[0].lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("name: a\nnmae: b", (), ["run.yaml", "'nmae'", "accepted: name, optim, stages"]),
+        ("name: a\noptim: {lrr: 1}", (), ["run.yaml", "'optim.lrr'", "accepted: lr, steps"]),
+        ("name: a\nstages: [{lrr: 1}]", (), ["run.yaml", "'stages.0.lrr'", "accepted: lr, steps"]),
+        ("name: a\n1: b", (), ["run.yaml", "1"]),
+        ('name: a\n"x\\ny": b', (), ["run.yaml", "x"]),
+        ("name: 3", (), ["run.yaml", "'name'", "string"]),
+        ("name: a\nstages: [{steps: many}]", (), ["run.yaml", "'stages.0.steps'", "integer"]),
+        ("name: a\nstages: [{steps: 0}]", (), ["run.yaml", "'stages.0.steps'", "greater than 0"]),
+        ("", (), ["run.yaml", "'name'", "required"]),
+        ("- a", (), ["run.yaml", "mapping", "list"]),
+        ("a: [", (), ["run.yaml", "not YAML"]),
+        (b"\xff\xfe\x00", (), ["run.yaml", "not YAML"]),
+        (b"name: \xff", (), ["run.yaml", "not YAML"]),
+        (GOOD, ("stages.2.lr=1",), ["'stages.2.lr'", "no field"]),
+        (GOOD, ("stages.x.lr=1",), ["'stages.x.lr'", "no field"]),
+        (GOOD, ("name.x=1",), ["'name.x'", "no field"]),
+        (GOOD, ("name",), ["'name'", "field=value"]),
+        (GOOD, ("=1",), ["'=1'", "field=value"]),
+        (GOOD, ("name=[",), ["'name=['", "not YAML"]),
+        (GOOD, ("stages.0.steps=x",), ["'stages.0.steps'", "integer"]),
+        (GOOD, ("optim.lrr=1",), ["'optim.lrr'"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(load, text, overrides, words):
+    """Bad settings stop before anything starts, in one line with the file, the field and what it accepts."""
+    with pytest.raises(UserError) as caught:
+        load(text, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not [word for word in words if word not in message], message
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    """A path that is not there, or a folder, is named; not a traceback."""
+    for path in (tmp_path, tmp_path / "no.yaml"):
+        with pytest.raises(UserError, match=path.name):
+            load_settings(Run, path)
+
+
+BASE = {
+    "name": "clip",
+    "modality": "visual",
+    "numerics": {"layer": -2, "grid": [4, 8], "dtype": "float16", "inner": {"a": 1, "b": None}},
+    "features": {"temporal": {"shape": [None, 4], "dtype": "float16"}, "spatial": {"shape": [3], "dtype": "float32"}},
+}
+CHANGES = [
+    {"name": "clap"},
+    {"modality": "audio"},
+    *({"numerics": BASE["numerics"] | change} for change in
+      ({"layer": -1}, {"layer": -2.0}, {"grid": [8, 4]}, {"dtype": "x"}, {"inner": {"a": 1}}, {"new": 0})),
+    *({"features": BASE["features"] | {"temporal": t}} for t in
+      ({"shape": [4, 4], "dtype": "float16"}, {"shape": [None, 4], "dtype": "float32"},
+       {"shape": [None, 4, 1], "dtype": "float16"})),
+    {"features": {"temporal": BASE["features"]["temporal"]}},
+]  # fmt: skip
+
+
+def test_equal_settings_give_an_equal_digest():
+    """The digest does not depend on the order of names or a trip through JSON; else the same encoder runs twice."""
+    backwards = {k: dict(reversed(v.items())) if isinstance(v, dict) else v for k, v in reversed(BASE.items())}
+    specs = [ColumnSpec(**BASE), ColumnSpec(**backwards), ColumnSpec(**json.loads(canonical_json(BASE)))]
+    assert len({spec.fingerprint for spec in specs}) == 1
+    assert specs[0].folder == f"clip.{specs[0].fingerprint[:6]}"
+
+
+def test_every_field_shapes_the_digest():
+    """Any change of a setting is another column; else numbers of two encoders mix in one."""
+    digests = {ColumnSpec(**BASE | change).fingerprint for change in [{}, *CHANGES]}
+    assert len(digests) == len(CHANGES) + 1
+
+
+def test_columns_stand_side_by_side(tmp_path):
+    """Names with dots resolve, two digests of one name are told apart, a half-made column is not there."""
+    storage = Storage(tmp_path)
+    specs = [ColumnSpec(**BASE), ColumnSpec(**BASE | {"name": "clip.v2"}), ColumnSpec(**BASE | {"numerics": {}})]
+    for spec in specs[:2] * 2:
+        create_column(storage, spec, {})
+    (tmp_path / "columns" / specs[2].folder).mkdir()  # what a run killed before column.json leaves
+    (tmp_path / "columns" / "README").write_text("not a column")
+    assert [open_column(storage, n).spec for n in ("clip", "clip.v2")] == specs[:2]
+    assert {column.name for column in list_columns(storage)} == {spec.folder for spec in specs[:2]}
+    create_column(storage, specs[2], {})
+    with pytest.raises(UserError, match="several columns match 'clip'"):
+        open_column(storage, "clip")
+    with pytest.raises(UserError, match="there is no column 'clap'"):
+        open_column(storage, "clap")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{}", b'{"format":2}', b'{"format":1}'])
+def test_a_bad_column_file_is_one_line(toy, data):
+    """A column.json that is not one of ours is named in one line."""
+    path = f"columns/{toy.spec.folder}/column.json"
+    toy.storage.write(path, data)
+    with pytest.raises(UserError, match=r"column\.json") as caught:
+        open_column(toy.storage, toy.spec.name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_spec_is_refused(toy):
+    """A spec edited by hand does not pass for the one whose numbers are stored."""
+    path = f"columns/{toy.spec.folder}/column.json"
+    toy.storage.write(path, toy.storage.read(path).replace(b'"layer":-2', b'"layer":-1'))
+    with pytest.raises(UserError, match="digest"):
+        open_column(toy.storage, toy.spec.name)
+    with pytest.raises(UserError, match="digest"):
+        create_column(toy.storage, toy.spec, {})
+
+
+def test_a_spec_cannot_be_changed_or_misspelt():
+    """A spec is fixed once made and refuses unknown fields; else the digest would not be of what ran."""
+    with pytest.raises(ValueError, match="frozen"):
+        Feature(shape=(1,), dtype="float16").dtype = "float32"
+    with pytest.raises(ValueError, match="extra"):
+        ColumnSpec(**BASE, weights="x")

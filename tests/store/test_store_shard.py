@@ -1,0 +1,376 @@
+"""Shards: bytes, other readers, damage, killed writers, other file systems, the command."""
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from store import Candidate, ColumnReader, DamagedError, Failure, Storage, UserError, column_stats, verify_column
+
+ROOT = Path(__file__).parents[2]
+KEYS = ["clip-0", "clip-1", "clip-2", "clip-4", "clip-5"]  # the usable ones of `toy`
+
+
+def folder_of(toy):
+    return Path(toy.storage.path(toy.column.path("")))
+
+
+def sha(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype
+        assert np.array_equal(found[name], expected[name])
+        assert found[name].shape == expected[name].shape
+
+
+def faults(toy):
+    return [fault for _, fault in verify_column(toy.column, toy.corpus) if fault]
+
+
+def visible(folder):
+    return sorted(p.name for p in Path(folder).rglob("*") if p.is_file() and p.name not in (".lock", "column.json"))
+
+
+# bytes and readers
+
+
+def test_a_retry_writes_the_same_bytes(toy):
+    """A shard's bytes follow from its items alone; else a retry would break checksums and readers of the first."""
+    before = {p.name: sha(p) for p in folder_of(toy).iterdir()}
+    toy.fill(toy.column, 0, [f"clip-{n}" for n in range(4)])
+    assert {p.name: sha(p) for p in folder_of(toy).iterdir()} == before
+
+
+def test_other_tools_read_what_we_read(toy):
+    """Plain WebDataset and tarfile see the same items, order and numbers; the tars are no format of our own."""
+    reader = ColumnReader(toy.column)
+    tar = folder_of(toy) / "000000.tar"
+    samples = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == ["clip-0", "clip-1", "clip-2"]
+    for sample in samples:
+        found = {n.removesuffix(".npy"): a for n, a in sample.items() if n.endswith(".npy")}
+        same(found, reader.read(sample["__key__"]))
+        assert sample["json"] == {"seconds": 1.5, "key": sample["__key__"]}
+    with tarfile.open(tar) as archive:
+        members = archive.getmembers()
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+        assert len(members) == 3 * 3
+
+
+def test_reader_returns_what_was_written(toy):
+    """Every array of every item comes back equal, in the corpus's order; also one of length zero."""
+    reader = ColumnReader(toy.column)
+    assert reader.keys() == KEYS
+    assert len(reader) == len(KEYS)
+    for key in KEYS:
+        same(reader.read(key), toy.arrays(int(key[5:])))
+        same(reader.read(key), toy.arrays(int(key[5:])))  # the second time nothing is checked
+        assert reader.shape(key, "temporal") == toy.arrays(int(key[5:]))["temporal"].shape
+
+
+def test_arrays_are_aligned_views_of_the_map(toy):
+    """Payloads lie at multiples of 64 bytes and are neither copied nor writable; zero-copy loading rests on it."""
+    reader = ColumnReader(toy.column)
+    entries = [e for s in toy.column.shards() for i in toy.column.sidecar(s).items for e in i.arrays.values()]
+    assert all(entry.offset % 64 == 0 for entry in entries)
+    for key in KEYS:
+        shard = 0 if key < "clip-4" else 1
+        for array in reader.read(key).values():
+            mapped = np.frombuffer(reader._maps[shard], np.uint8)
+            assert not array.flags.writeable
+            assert array.size == 0 or np.shares_memory(array, mapped)
+            assert array.size == 0 or array.ctypes.data % 64 == 0
+
+
+def test_a_failed_item_says_why(toy):
+    """A failure is a record with its reason, never a zero vector, and the reader hands the reason on."""
+    reader = ColumnReader(toy.column)
+    assert "clip-3" not in reader
+    assert reader.failed == {"clip-3": toy.lost}
+    with pytest.raises(UserError, match="moov atom not found"):
+        reader.read("clip-3")
+    with pytest.raises(UserError, match="no item 'clip-9'"):
+        reader.read("clip-9")
+    stats = column_stats(toy.column, toy.corpus)
+    assert (stats.usable, stats.by_code, stats.shards, stats.planned) == (5, {"unreadable": 1}, 2, 2)
+
+
+def test_another_file_system_reads_equal(toy, build_store):
+    """A store on an object store holds the same bytes and reads the same numbers."""
+    remote = build_store(f"memory://{uuid.uuid4().hex}/store")
+    for shard in (0, 1):
+        for suffix in ("tar", "json"):
+            name = toy.column.path(f"{shard:06d}.{suffix}")
+            assert remote.storage.read(name) == toy.storage.read(name)
+    ours, theirs = ColumnReader(toy.column), ColumnReader(remote.column)
+    assert theirs.keys() == ours.keys() == KEYS
+    for key in KEYS:
+        same(theirs.read(key), ours.read(key))
+    assert faults(remote) == []
+    tar = remote.column.path("000000.tar")
+    remote.storage.write(tar, remote.storage.read(tar)[:600])
+    assert len(faults(remote)) == 1
+    with pytest.raises(DamagedError):
+        ColumnReader(remote.column).read("clip-0")
+
+
+# damage
+
+
+def test_a_flipped_byte_of_a_tar_is_reported(toy, build_store, tmp_path):
+    """Verify sees any flipped byte; the reader raises or returns what was written. Else training reads noise."""
+    small = build_store(tmp_path / "small", items=2)
+    path = folder_of(small) / "000000.tar"
+    good = path.read_bytes()
+    raised = 0
+    for place in range(len(good)):
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(bytes([good[place] ^ (1 + place % 255)]))
+        assert faults(small) == ["the tar differs from its checksum"]
+        reader = ColumnReader(small.column)
+        for number in (0, 1):
+            try:
+                same(reader.read(f"clip-{number}"), small.arrays(number))
+            except DamagedError:
+                raised += 1
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(good[place : place + 1])
+    assert raised == sum(a.nbytes for n in (0, 1) for a in small.arrays(n).values())
+    assert faults(small) == []
+
+
+def test_a_flipped_byte_of_a_sidecar_gives_no_wrong_data(build_store, tmp_path):
+    """The sidecar holds its own checksum: a flip raises, it never hands one item's arrays to another."""
+    small = build_store(tmp_path / "small", items=2)
+    path = folder_of(small) / "000000.json"
+    good = path.read_bytes()
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << place % 8)]) + good[place + 1 :])
+        with pytest.raises(UserError, match=r"000000\.json") as caught:
+            ColumnReader(small.column)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_sidecar_edited_whole_is_not_believed(toy):
+    """Swapped keys in a well-formed sidecar are refused too; one digit apart, they are the flip that hurts most."""
+    path = folder_of(toy) / "000000.json"
+    data = json.loads(path.read_bytes())
+    items = data["items"]
+    items[0]["key"], items[1]["key"] = items[1]["key"], items[0]["key"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(DamagedError, match="differs from its checksum"):
+        ColumnReader(toy.column)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "json"])
+@pytest.mark.parametrize("keep", [0, 1, 512, 700, -1])
+def test_a_cut_file_is_reported(toy, suffix, keep):
+    """A truncated tar or sidecar is reported by verify and refused by the reader."""
+    path = folder_of(toy) / f"000000.{suffix}"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert len(faults(toy)) == 1
+    with pytest.raises(DamagedError):
+        ColumnReader(toy.column).read("clip-0")
+
+
+def test_a_missing_tar_is_reported(toy):
+    """A sidecar whose tar is gone is damage, not an empty shard."""
+    (folder_of(toy) / "000000.tar").unlink()
+    assert faults(toy) == ["the tar is missing"]
+    with pytest.raises(DamagedError, match=r"000000\.tar"):
+        ColumnReader(toy.column).read("clip-0")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["clip-0", "clip-1", "clip-3"],  # one is missing
+        ["clip-1", "clip-0", "clip-2", "clip-3"],  # another order
+        ["clip-0", "clip-1", "clip-2", "clip-3", "clip-4"],  # one too many
+        ["clip-0", "clip-1", "clip-1", "clip-2", "clip-3"],  # twice
+        ["clip-0", "clip-1", "clip-2", "clip-5", "clip-3"],
+        ["clip-0", "clip-1", "clip-2", "clip-3", "clip-3x"],  # a failure of no planned item
+    ],
+)
+def test_verify_notices_items_that_differ_from_the_plan(toy, keys):
+    """A shard holds exactly the plan's items in the plan's order; else a count is right and a column is shifted."""
+    with toy.column.write_shard(0) as writer:
+        for key in keys:
+            if key.startswith("clip-3"):
+                writer.fail(Failure(key=key, code="missing", reason="gone"))
+            else:
+                writer.add(key, toy.arrays(int(key[5:])), {})
+    assert faults(toy) == ["its items are not those of the corpus plan"]
+
+
+def test_a_shard_of_another_place_is_noticed(toy):
+    """A sound shard copied over another, or one the plan does not know, is damage."""
+    for suffix in ("tar", "json"):
+        toy.storage.write(toy.column.path(f"000001.{suffix}"), toy.storage.read(toy.column.path(f"000000.{suffix}")))
+    assert faults(toy) == ["the sidecar belongs to another shard or column"]
+    toy.fill(toy.column, 1, ["clip-4", "clip-5"])
+    toy.fill(toy.column, 1000000, ["clip-0"])
+    assert toy.column.shards() == [0, 1, 1000000]
+    assert faults(toy) == ["its items are not those of the corpus plan"]
+
+
+# writers that do not finish
+
+
+def test_a_shard_without_a_sidecar_is_not_there(toy):
+    """Visibility is the sidecar's alone: without it the shard is written again; foreign files do not count."""
+    (folder_of(toy) / "000000.json").unlink()
+    (folder_of(toy) / "notes.json").write_text("{}")
+    assert toy.column.shards() == [1]
+    assert ColumnReader(toy.column).keys() == ["clip-4", "clip-5"]
+    assert faults(toy) == []
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_an_exception_leaves_nothing_visible(tmp_path, build_store, where, stop):
+    """A shard appears whole or not at all, whatever stops its writer, Ctrl-C too."""
+    url = tmp_path / "store" if where == "local" else f"memory://{uuid.uuid4().hex}"
+    toy = build_store(url, items=0)
+    folder = f"columns/{toy.column.name}"
+    with contextlib.suppress(stop), toy.column.write_shard(7) as writer:
+        writer.add("clip-0", toy.arrays(0), {})
+        raise stop
+    assert toy.storage.names(folder) == ["column.json"]
+    if where == "local":
+        assert [p.name for p in folder_of(toy).iterdir()] == ["column.json"]
+
+
+CHILD = """
+import os, sys, time
+import store.column, store.storage
+from store import Storage, open_column
+
+url, stage = sys.argv[1:]
+sys.path.insert(0, os.path.join(os.getcwd(), "tests", "store"))
+from conftest import arrays
+
+def hang(*_):
+    print("ready", flush=True)
+    time.sleep(60)
+
+column = open_column(Storage(url), "toy-l-14")
+replace = os.replace
+if stage == "tar written":
+    os.replace = hang
+if stage == "tar published":
+    store.column.save_sidecar = hang
+if stage == "sidecar written":
+    os.replace = lambda a, b: hang() if str(b).endswith(".json") else replace(a, b)
+with Storage(url).lock(), column.write_shard(1) as writer:
+    writer.add("clip-4", arrays(4), {"seconds": 1.5, "key": "clip-4"})
+    writer._file.flush()
+    if stage == "half an item":
+        writer._file.write(b"x" * 100)
+        writer._file.flush()
+        hang()
+    writer.add("clip-5", arrays(5), {"seconds": 1.5, "key": "clip-5"})
+"""
+
+
+@pytest.mark.parametrize("stage", ["half an item", "tar written", "tar published", "sidecar written"])
+def test_a_killed_writer_leaves_nothing_behind(toy, stage):
+    """SIGKILL at any stage leaves the shard not there; the next run clears up and writes the same bytes."""
+    folder = folder_of(toy)
+    before = {name: sha(folder / name) for name in visible(folder)}
+    for suffix in ("tar", "json"):
+        (folder / f"000001.{suffix}").unlink()
+    child = subprocess.Popen([sys.executable, "-c", CHILD, toy.storage.url, stage], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(UserError, match="another featurize run"), Storage(toy.storage.url).lock():
+            pass
+    finally:
+        child.kill()
+        child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert toy.column.shards() == [0]
+    assert ColumnReader(toy.column).keys() == ["clip-0", "clip-1", "clip-2"]
+    assert faults(toy) == []
+    left = [name for name in visible(folder) if name.startswith(".tmp-")]
+    assert len(left) == (stage != "tar published")
+    assert not set(left) & set(toy.storage.names(f"columns/{toy.column.name}"))
+    with toy.storage.lock():
+        assert not [name for name in visible(folder) if name.startswith(".tmp-")]
+        toy.fill(toy.column, 1, ["clip-4", "clip-5"])
+    assert {name: sha(folder / name) for name in visible(folder)} == before
+
+
+def test_the_lock_is_let_go(toy):
+    """A lock ends with its block, also by an exception; else one failed run would lock a store for ever."""
+    with pytest.raises(RuntimeError), toy.storage.lock():
+        raise RuntimeError
+    with toy.storage.lock(), pytest.raises(UserError, match=toy.storage.url), Storage(toy.storage.url).lock():
+        pass
+
+
+# the command
+
+
+def command(*words):
+    done = subprocess.run([sys.executable, "-m", "store", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_lists_counts_and_verifies(toy):
+    """`python -m store` works as a process; verify's exit status is what a script goes by."""
+    toy.corpus.append([Candidate("later", "/media/later.mp4", "video")], 4)
+    toy.corpus.save(toy.storage)
+    code, out, _ = command("ls", toy.storage.url)
+    assert code == 0
+    assert "7 items in 3 shards" in out
+    assert toy.column.name in out
+    code, out, _ = command("stats", toy.storage.url)
+    assert code == 0
+    assert "2/3 shards, 5 usable, 1 not (1 unreadable)" in out
+    assert "clip-3: moov atom not found" in out
+    code, out, _ = command("verify", toy.storage.url)
+    assert code == 0
+    assert "2 shards checked, 1 not featurized yet" in out
+    path = folder_of(toy) / "000001.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, out, _ = command("verify", toy.storage.url)
+    assert code == 1
+    assert "shard 1: the tar has" in out
+
+
+@pytest.mark.parametrize("words", [("ls", "{}/none"), ("stats", "{}", "--column", "clap"), ("verify", "{}/none")])
+def test_an_error_of_the_users_is_one_line(toy, words):
+    """A missing store or column is one line on stderr and exit status 2, not a traceback."""
+    code, out, err = command(*(word.format(toy.storage.url) for word in words))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+
+
+def test_ctrl_c_says_that_nothing_is_lost():
+    """Ctrl-C ends a command with status 130 and a word to the user; typer alone ends it in silence."""
+    code = (
+        "import time, store.console as c; app = c.make_app('x');"
+        "app.command()(lambda: (print(flush=True), time.sleep(60))); c.run(app)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err.count(b"\n")) == (130, 1)
+    assert err.startswith(b"stopped;")

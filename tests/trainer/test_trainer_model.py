@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from store import Turn
+from trainer import attention
+from trainer.attention import Packing, flash_attention, padded_attention
+from trainer.batch import Sample, pack
+from trainer.checkpoint import load_llm
+from trainer.features import rows_of
+from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
+from trainer.prompt import PromptFormat, tokenize
+
+WIDTHS = {"temporal": 6, "spatial": 6, "audio": 7}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llm):
+    llm, _ = load_llm(str(tiny_llm), torch.float32)
+    torch.manual_seed(1)
+    return AudioVisualLM(llm, WIDTHS)
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_llm):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    rng = np.random.default_rng(0)
+
+    def sample(*turns):
+        arrays = {name: rng.standard_normal((n, WIDTHS[name])).astype(np.float32) for name, n in SHAPES.items()}
+        return Sample(tokenize(turns, rows_of(arrays), tokenizer, PromptFormat()), arrays, "test")
+
+    return [
+        sample(Turn("What colour?", "visual", "red")),
+        sample(Turn("What sound is it, then?", "audio", "low"), Turn("And the colour?", "visual", "a dark red")),
+        sample(Turn("Both?", "audio_visual", "red and low")),
+        sample(Turn("Hello", "text", "good day")),
+    ]
+
+
+SHAPES = {"temporal": 4, "spatial": 5, "audio": 2}
+
+
+def plain_loss(model, sample):
+    """The loss of one conversation, written out: no packing, no packed attention, logits everywhere."""
+    embed, ids, rows = model.llm.get_input_embeddings(), [], []
+    media = {start: modality for modality, start in sample.tokens.media}
+    position = 0
+    while position < len(sample.tokens.ids):
+        if position in media:
+            names = {"visual": ["temporal", "spatial"], "audio": ["audio"]}.get(media[position], list(SHAPES))
+            for name in names:
+                rows.append(model.projectors[name](torch.from_numpy(sample.arrays[name])))
+                position += len(sample.arrays[name])
+                ids += [-100] * len(sample.arrays[name])
+        else:
+            rows.append(embed(torch.tensor([sample.tokens.ids[position]])))
+            ids.append(sample.tokens.ids[position] if sample.tokens.answers[position] else -100)
+            position += 1
+    model.llm.set_attn_implementation("eager")
+    logits = model.llm(inputs_embeds=torch.cat(rows)[None]).logits[0]
+    model.llm.set_attn_implementation(attention.NAME)
+    return F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), ignore_index=-100, reduction="sum")
+
+
+def test_packed_losses_equal_a_plain_reading(model, samples):
+    """Packing, sparse logits and our attention are speed only: the numbers are those of the plain model."""
+    with torch.no_grad():
+        packed = model(pack(samples, WIDTHS, 2048)).item()
+        plain = sum(plain_loss(model, sample).item() for sample in samples)
+    assert packed == pytest.approx(plain, rel=1e-5)
+
+
+def test_no_attention_across_packed_samples(model, samples):
+    """The gradient of one sample's loss with respect to another's input is exactly zero."""
+    batch = pack(samples, WIDTHS, 2048)
+    embedded = model.embed(batch).detach().requires_grad_()
+    hidden = model.llm.base_model(
+        inputs_embeds=embedded[None], position_ids=batch.positions[None], packing=batch.packing, use_cache=False
+    ).last_hidden_state[0]
+    start, end = batch.packing.bounds[1:3].tolist()
+    hidden[start:end].square().sum().backward()
+    assert embedded.grad[start:end].abs().sum() > 0
+    assert embedded.grad[:start].abs().max() == 0
+    assert embedded.grad[end:].abs().max() == 0
+
+
+def test_every_projector_takes_part_in_every_batch(model, samples):
+    """A projector without a gradient would hang a collective; one with a wrong gradient would drift."""
+    model.zero_grad()
+    model(pack(samples[3:], WIDTHS, 2048)).backward()
+    for name, projector in model.projectors.items():
+        assert projector.weight.grad is not None, name
+        assert projector.weight.grad.abs().max() == 0, name
+
+
+def test_a_conversation_is_cut_at_max_tokens(samples):
+    batch = pack(samples, WIDTHS, 30)
+    assert np.diff(batch.packing.bounds).max() == 30
+    assert (batch.targets_at >= 0).all()
+
+
+def test_projectors_start_at_the_scale_of_words_whatever_the_columns_scale(model):
+    """Without it weak or shifted features drown, and random ones are not learnt at all."""
+    rng = np.random.default_rng(0)
+    rows = (50 + 7 * rng.standard_normal((400, 6))).astype(np.float32)
+    statistics = ColumnStatistics()
+    statistics.add({"temporal": rows[:250]})
+    statistics.add({"temporal": rows[250:]})
+    initialize_projectors(model, statistics, seed=3)
+    words = model.llm.get_input_embeddings().weight.std()
+    with torch.no_grad():
+        projected = model.projectors["temporal"](torch.from_numpy(rows))
+    assert projected.std().item() == pytest.approx(words.item(), rel=0.3)
+    assert projected.mean(0).abs().max() < 0.2 * words
+
+
+@pytest.mark.gpu
+def test_flash_attention_equals_padded_attention():
+    packing = Packing.of([5, 17, 1, 64]).to(torch.device("cuda"))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, h, 87, 64, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2))
+    torch.testing.assert_close(
+        flash_attention(query, key, value, packing, 0.125),
+        padded_attention(query, key, value, packing, 0.125),
+        atol=2e-2,
+        rtol=2e-2,
+    )
+
+
+def test_padded_attention_equals_each_sample_alone():
+    lengths = [5, 17, 1]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, h, sum(lengths), 8) for h in (4, 2, 2))
+    mixed = padded_attention(query, key, value, Packing.of(lengths), None)
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        alone = F.scaled_dot_product_attention(
+            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, enable_gqa=True
+        )
+        torch.testing.assert_close(mixed[:, part], alone.transpose(1, 2))
+        start += length
+
+
+def test_a_checkpoint_llm_is_a_plain_hugging_face_model(tiny_llm):
+    """What we load is what everybody else loads."""
+    ours, _ = load_llm(str(tiny_llm), torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

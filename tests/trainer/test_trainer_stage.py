@@ -1,0 +1,166 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from store import UserError, load_settings, parse_settings
+from trainer.checkpoint import load_checkpoint, read_info
+from trainer.optim import lr_factor
+from trainer.settings import TrainConfig
+from trainer.stage import train
+
+REPO = Path(__file__).parents[2]
+CONFIGS = sorted((REPO / "trainer" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def base(feature_store, tiny_llm):
+    return {
+        "stage": 1,
+        "model": str(tiny_llm),
+        "sources": [{"store": str(feature_store), "conversations": "mixed"}],
+        "visual": "clip-tiny",
+        "audio": "clap-tiny",
+        "frames": 4,
+        "segments": 2,
+        "global_batch": 8,
+        "steps": 10,
+        "lr": 5e-3,
+        "precision": "float32",
+    }
+
+
+def run(settings, output):
+    train(parse_settings(TrainConfig, {**settings, "output": str(output)}, "test"))
+    return losses(output)
+
+
+def losses(output):
+    return [json.loads(line)["loss"] for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stage1(base, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stage1")
+    return output, run(base, output)
+
+
+@pytest.fixture(scope="module")
+def stage2(base, stage1, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stage2")
+    return output, run({**base, "stage": 2, "model": str(stage1[0] / "checkpoint")}, output)
+
+
+def test_stage_1_trains_the_projectors_alone(base, stage1):
+    """The paper's first stage leaves the LLM as it is."""
+    before = AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(stage1[0] / "checkpoint", dtype=torch.float32).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert stage1[1][-1] < stage1[1][0]
+
+
+def test_stage_2_goes_on_where_stage_1_ended_and_trains_the_llm_too(base, stage1, stage2):
+    first, second = (
+        {**load_file(o / "checkpoint" / "avllm" / "projectors.safetensors")} for o in (stage1[0], stage2[0])
+    )
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    before = AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(stage2[0] / "checkpoint", dtype=torch.float32).state_dict()
+    assert all(not torch.equal(before[n], after[n]) for n in before if n.endswith("q_proj.weight"))
+    assert stage2[1][0] < stage1[1][0]
+    assert stage2[1][-1] < stage2[1][0]
+
+
+def test_a_checkpoint_is_an_ordinary_folder_that_says_what_it_was_trained_on(stage2):
+    folder = stage2[0] / "checkpoint"
+    AutoTokenizer.from_pretrained(folder)
+    info = read_info(folder)
+    assert {m: spec.name for m, spec in info.columns.items()} == {"visual": "clip-tiny", "audio": "clap-tiny"}
+    model, _, _ = load_checkpoint(folder, torch.float32)
+    assert model.widths == {"temporal": 6, "spatial": 6, "audio": 7}
+    assert not list(folder.rglob("*.bin")) + list(folder.rglob("*.pt"))
+
+
+def test_the_same_run_gives_the_same_losses(base, stage1, tmp_path):
+    assert run(base, tmp_path / "again") == stage1[1]
+
+
+def test_accumulation_changes_nothing_but_rounding(base, stage1, tmp_path):
+    """Losses are means over the response tokens of the global batch, however it is cut into passes."""
+    assert run({**base, "accumulation": 4}, tmp_path / "cut") == pytest.approx(stage1[1], rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(base, stage1, stage2, tmp_path):
+    again = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "gradient_checkpointing": True}
+    assert run(again, tmp_path / "frugal") == pytest.approx(stage2[1], rel=1e-4)
+
+
+def test_a_stage_refuses_columns_that_its_checkpoint_was_not_trained_on(base, stage1, feature_store, tmp_path):
+    """Features of another encoder in a trained projector give confident nonsense."""
+    config = stage1[0] / "checkpoint" / "avllm" / "config.json"
+    info = json.loads(config.read_text())
+    info["columns"]["visual"]["numerics"] = {"version": 2}
+    original = config.read_text()
+    config.write_text(json.dumps(info))
+    try:
+        with pytest.raises(UserError, match=r"field 'visual'.*was trained on clip-tiny"):
+            run({**base, "model": str(stage1[0] / "checkpoint")}, tmp_path / "x")
+    finally:
+        config.write_text(original)
+
+
+def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"field 'global_batch': 8 is not divisible by 3 ranks"):
+        run({**base, "zero": {"stage": 2}}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"field 'zero': 3 processes"):
+        run(base, tmp_path / "x")
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, zero, tmp_path):
+    """ZeRO shares out the work; it must not change the run."""
+    settings = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "output": str(tmp_path / "zero")}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**settings, "zero": {"stage": zero}}))
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer", "train", str(config)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-m", *words], env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(tmp_path / "zero") == pytest.approx(stage2[1], rel=1e-3)
+    plain, sharded = (load_checkpoint(f / "checkpoint", torch.float32)[0] for f in (stage2[0], tmp_path / "zero"))
+    for (name, a), (_, b) in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    load_settings(TrainConfig, path)
+
+
+@pytest.mark.parametrize(("name", "lr", "batch", "epochs"), [("stage1", 2e-3, 256, 3), ("stage2", 2e-5, 128, 1)])
+def test_the_papers_settings(name, lr, batch, epochs):
+    config = load_settings(TrainConfig, REPO / "trainer" / "configs" / f"{name}.yaml")
+    assert (config.lr, config.global_batch, config.epochs) == (lr, batch, epochs)
+    assert config.betas == (0.9, 0.98)
+    assert config.warmup_ratio == 0.03
+    assert (config.frames, config.segments) == (32, 4)
+
+
+def test_the_schedule_warms_up_then_falls_as_a_cosine():
+    factors = [lr_factor(step, 100, 0.03) for step in range(100)]
+    assert factors[:4] == [1 / 3, 2 / 3, 1.0, 1.0]
+    assert factors[3:] == sorted(factors[3:], reverse=True)
+    assert factors[3 + 97 // 2] == pytest.approx(0.5, abs=0.02)
+    assert factors[-1] < 1e-3
+    assert not math.isnan(factors[-1])
