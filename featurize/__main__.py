@@ -83,7 +83,7 @@ def featurize(
     """Encode what the columns miss. Finished shards are skipped, so the same command goes on after any stop."""
     settings = load_settings(FeaturizeConfig, config, overrides or ())
     storage = Storage(store)
-    if storage.local and os.environ.get("RAY_JOB_ID") and not os.path.isabs(store):
+    if storage.local and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(store):
         raise UserError(
             f"--store {store}: a submitted job runs in a copy of the folder; give an absolute path or a URL"
         )

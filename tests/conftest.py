@@ -30,8 +30,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reasons[mark]))
 
 
-def command(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
-    """Run `python -m ...` as a user would; the checkout is on the module path."""
+@pytest.fixture(scope="session")
+def python():
+    """Run `python -m ...` as a user would, in a process of its own; the checkout is on the module path."""
+    return _python
+
+
+def _python(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)],

@@ -129,7 +129,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[A
 
 
 def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The projectors of a checkpoint: `<feature>.weight` [D_l, D] and `<feature>.bias` [D_l]."""
+    """The projectors of a checkpoint: `<feature>.weight` [D_l, D], `.bias` [D_l], `.mean` and `.deviation` [D]."""
     return load_file(Path(folder) / FOLDER / "projectors.safetensors")
 
 

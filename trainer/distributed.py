@@ -41,8 +41,8 @@ class Engine(ABC):
         """The sum of a number over all ranks."""
 
     @abstractmethod
-    def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[None]:
-        """Inside, the parameters are whole on every rank."""
+    def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+        """Inside, the tensors are whole on every rank."""
 
     def close(self) -> None:  # noqa: B027
         """Leave the process group, if there is one."""
@@ -76,7 +76,7 @@ class PlainEngine(Engine):
         """See `Engine`."""
         return value
 
-    def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+    def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """See `Engine`."""
         return contextlib.nullcontext()
 
@@ -117,11 +117,11 @@ class ZeroEngine(Engine):
         torch.distributed.all_reduce(summed)
         return float(summed.item())
 
-    def gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+    def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """See `Engine`."""
-        if not hasattr(parameters[0], "ds_id"):
+        if not hasattr(tensors[0], "ds_id"):
             return contextlib.nullcontext()
-        whole: contextlib.AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(parameters)
+        whole: contextlib.AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(tensors)
         return whole
 
     def close(self) -> None:

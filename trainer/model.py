@@ -16,6 +16,27 @@ from trainer.features import FEATURES
 STD_FLOOR = 0.01  # of the typical deviation: a dimension that hardly varies is not blown up beyond this
 
 
+class Projector(nn.Linear):
+    """A linear layer with bias on standardized features: W ((x - mean) / deviation) + b.
+
+    Mean and deviation [D] are those of the column's dimensions and never change, so the layer is linear in x; but its
+    weights are learnt on inputs of one scale, without which weak features (and random ones) are hardly learnt.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [R, D] of any float dtype to [R, D_l] in the weights' dtype."""
+        standard = (rows.float() - self.mean.float()) / self.deviation.float()
+        return super().forward(standard.to(self.weight.dtype))
+
+
 class AudioVisualLM(nn.Module):
     """An LLM that reads rows of features where words could stand.
 
@@ -28,7 +49,7 @@ class AudioVisualLM(nn.Module):
         super().__init__()
         self.llm = llm
         hidden = llm.config.hidden_size
-        self.projectors = nn.ModuleDict({name: nn.Linear(widths[name], hidden) for name in FEATURES if name in widths})
+        self.projectors = nn.ModuleDict({name: Projector(widths[name], hidden) for name in FEATURES if name in widths})
 
     @property
     def widths(self) -> dict[str, int]:
@@ -36,9 +57,9 @@ class AudioVisualLM(nn.Module):
         return {name: layer.in_features for name, layer in self.linears.items()}
 
     @property
-    def linears(self) -> dict[str, nn.Linear]:
+    def linears(self) -> dict[str, Projector]:
         """The projectors by feature."""
-        return {name: layer for name, layer in self.projectors.items() if isinstance(layer, nn.Linear)}
+        return {name: layer for name, layer in self.projectors.items() if isinstance(layer, Projector)}
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """The LLM's input [S, D_l]: word vectors, with projected features in their places.
@@ -48,7 +69,7 @@ class AudioVisualLM(nn.Module):
         """
         embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
         for name, projector in self.linears.items():
-            rows = batch.rows[name].to(projector.weight.dtype)
+            rows = batch.rows[name]
             projected = projector(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])).to(embedded.dtype)
             embedded = embedded.index_copy(0, batch.rows_at[name], projected[:-1]) + 0 * projected[-1]
         return embedded
@@ -91,15 +112,14 @@ class ColumnStatistics:
 def initialize_projectors(model: AudioVisualLM, statistics: ColumnStatistics, seed: int) -> None:
     """Start each projector so that its rows have the scale of the LLM's word vectors.
 
-    The column's mean and deviation are folded into weight and bias: the layer stays linear, and features of any scale
-    can be learnt from (the paper is silent on initialisation).
+    The paper is silent on initialisation. Weights are drawn from a seed; mean and deviation are the column's.
     """
-    words = model.llm.get_input_embeddings().weight
-    scale = words.float().std().item()
+    scale = model.llm.get_input_embeddings().weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)
     for name, projector in model.linears.items():
         mean, deviation = (torch.from_numpy(x).float() for x in statistics.moments(name))
-        deviation = deviation.clamp(min=max(STD_FLOOR * deviation.median().item(), 1e-6))
-        weight = torch.randn(projector.weight.shape, generator=generator) * scale / projector.in_features**0.5
-        projector.weight.copy_(weight / deviation)
-        projector.bias.copy_(-(projector.weight @ mean.expand(projector.in_features).to(projector.weight.dtype)))
+        projector.mean.copy_(mean)
+        projector.deviation.copy_(deviation.clamp(min=max(STD_FLOOR * deviation.median().item(), 1e-6)))
+        weight = torch.randn(projector.weight.shape, generator=generator)
+        projector.weight.copy_(weight * scale / projector.in_features**0.5)
+        projector.bias.zero_()

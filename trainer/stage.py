@@ -179,11 +179,11 @@ def _save(
     llm: dict[str, torch.Tensor] = {}
     projectors: dict[str, torch.Tensor] = {}
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    for name, parameter in model.named_parameters():
-        with engine.gathered([parameter]):
+    for name, tensor in (*model.named_parameters(), *model.projectors.named_buffers("projectors")):
+        with engine.gathered([tensor]):
             if engine.rank == 0:
                 part, _, rest = name.partition(".")
-                whole = parameter.detach().cpu().contiguous()
+                whole = tensor.detach().cpu().contiguous()
                 if part == "projectors":
                     projectors[rest] = whole.float().clone()
                 else:

@@ -117,8 +117,9 @@ def load_state(path: str) -> dict[str, torch.Tensor]:
 
 def _numpy_scalars() -> list[Any]:
     """The numpy types that LAION's checkpoints hold beside their tensors (an epoch's scores)."""
-    core = getattr(np, "_core", None) or np.core
-    return [core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    scalar = np.float64(0).__reduce__()[0]
+    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*named, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
 
 
 def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:

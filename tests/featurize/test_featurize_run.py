@@ -1,0 +1,218 @@
+"""The whole of `python -m featurize` on a real local Ray: bad files, kills, resumption, a submitted job."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+import yaml
+
+from store import ColumnReader, Corpus, Storage, column_stats, list_columns
+
+REPO = Path(__file__).parents[2]
+CONFIG = {
+    "columns": [
+        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2], "batch": 5},
+        {"encoder": "clap:HTSAT-tiny/random", "segments": [1], "batch": 2},
+    ],
+    "workers": 1,
+}
+
+
+def shas(store):
+    """The sha256 of every column file."""
+    files = sorted(p for p in (Path(store) / "columns").rglob("*") if p.is_file())
+    return {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, media, bad_media):
+    """A configuration, and a list of good, bad and missing files."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    paths = [*sorted(media.iterdir()), *sorted(bad_media.iterdir()), folder / "gone.mp4"]
+    (folder / "list.jsonl").write_text("".join(json.dumps({"path": str(p)}) + "\n" for p in paths))
+    return folder
+
+
+def planned(python, work, store):
+    done = python("featurize", "plan", work / "list.jsonl", "--store", store, "--shard-size", 2)
+    assert done.returncode == 0, done.stderr
+    return ["featurize", "run", "--store", store, "--config", work / "config.yaml"]
+
+
+@pytest.fixture(scope="module")
+def whole(python, work):
+    """An uninterrupted run."""
+    run = planned(python, work, work / "whole")
+    done = python(*run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return work / "whole", done.stdout
+
+
+def test_bad_files_are_records_with_reasons_and_the_run_ends_well(python, whole, bad_media):
+    """Nothing is silently replaced by zeros or by another sample, and one bad file stops nobody."""
+    storage = Storage(whole[0])
+    corpus = Corpus.load(storage)
+    by_modality = {column.spec.modality: column for column in list_columns(storage)}
+    reader = ColumnReader(by_modality["visual"])
+    name = {item.key: Path(item.uri).name for item in corpus.items}
+    codes = {name[key]: failure.code for key, failure in reader.failed.items() if failure.code != "absent"}
+    assert codes == {
+        "truncated.mp4": "unreadable",
+        "empty.mp4": "empty",
+        "text.mp4": "unreadable",
+        "broken.png": "unreadable",
+        "gone.mp4": "missing",
+    }
+    assert all(failure.reason for failure in reader.failed.values())
+    heard = ColumnReader(by_modality["audio"]).failed
+    silent = next(key for key, file in name.items() if file == "silent.mp4")
+    assert (heard[silent].code, heard[silent].reason) == ("absent", "no audio stream")
+    for column in by_modality.values():
+        stats = column_stats(column, corpus)
+        assert stats.usable + len(stats.failures) == len(corpus) == 14
+    assert "gone-mp4" in whole[1]
+    stats = python("store", "stats", whole[0])
+    assert "no such file" in stats.stdout
+    assert python("store", "verify", whole[0]).returncode == 0
+
+
+def test_plain_webdataset_reads_what_we_read(whole):
+    """The promise of the format: any tool that knows WebDataset needs none of our code."""
+    for column in list_columns(Storage(whole[0])):
+        reader = ColumnReader(column)
+        urls = sorted(str(p) for p in (whole[0] / "columns" / column.name).glob("*.tar"))
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+        assert [sample["__key__"] for sample in samples] == reader.keys()
+        for sample in samples:
+            for name, array in reader.read(sample["__key__"]).items():
+                np.testing.assert_array_equal(sample[f"{name}.npy"], array)
+
+
+def test_a_second_run_encodes_nothing(python, whole, work):
+    before = {p: p.stat().st_mtime_ns for p in (whole[0] / "columns").rglob("*.*")}
+    done = python("featurize", "run", "--store", whole[0], "--config", work / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "0 shards to encode, 7 finished already" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in (whole[0] / "columns").rglob("*.*")} == before
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
+    """kill -9 of the driver in the middle of a corpus, then the same command again."""
+    run = planned(python, work, work / "killed")
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    driver = subprocess.Popen([sys.executable, "-m", *map(str, run)], env=env, stdout=subprocess.DEVNULL, cwd=REPO)
+    deadline = time.monotonic() + 120
+    while len(list((work / "killed").rglob("0*.json"))) < 3:
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert len(list((work / "killed").rglob("0*.json"))) < 14
+    done = python(*run)
+    assert done.returncode == 0, done.stderr
+    assert shas(work / "killed") == shas(whole[0])
+
+
+def test_a_submitted_job_fills_the_same_store(python, whole, work, tmp_path):
+    """The same command under `ray job submit` on a running cluster gives the same digests and bytes."""
+    run = planned(python, work, work / "submitted")
+    bin_folder = str(Path(sys.executable).parent)
+    env = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": "/tmp/avllm-ray-test",
+    }
+
+    def ray(*words, timeout=300):
+        return subprocess.run(
+            [f"{bin_folder}/ray", *map(str, words)],
+            env=env,
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    assert ray("get-auth-token", "--generate").returncode == 0
+    dashboard = _free_port()
+    words = ["--node-ip-address", "127.0.0.1", "--port", _free_port(), "--num-cpus", 2, "--dashboard-port", dashboard]
+    head = subprocess.Popen(
+        [f"{bin_folder}/ray", "start", "--head", "--block", *map(str, words)],
+        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        submit = [
+            "job",
+            "submit",
+            "--address",
+            f"http://127.0.0.1:{dashboard}",
+            "--working-dir",
+            REPO,
+            "--",
+            "python",
+            "-m",
+        ]
+        _wait_for(dashboard)
+        done = ray(*submit, *run)
+        assert done.returncode == 0, done.stdout + done.stderr
+        relative = ray(*submit, "featurize", "run", "--store", "relative", "--config", work / "config.yaml")
+        assert relative.returncode != 0
+        assert "give an absolute path" in relative.stdout + relative.stderr
+    finally:
+        head.terminate()  # with --block it takes the whole cluster down with it
+        head.wait(60)
+    assert shas(work / "submitted") == shas(whole[0])
+
+
+def _free_port():
+    """A port below those that Ray gives to its workers."""
+    for port in range(6400 + os.getpid() % 1000, 9000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) and port not in _given:
+                _given.add(port)
+                return port
+    raise AssertionError("no free port")
+
+
+_given = set()
+
+
+def _wait_for(port, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"nothing listens on {port}")
+
+
+def test_too_many_failures_stop_the_run(python, work, bad_media):
+    store = work / "bound"
+    python("featurize", "plan", bad_media, "--store", store, "--shard-size", 2)
+    done = python("featurize", "run", "--store", store, "--config", work / "config.yaml", "max_failed=0.2")
+    assert done.returncode == 2
+    assert "more than max_failed=0.2" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_bad_configuration_stops_before_anything_starts(python, work):
+    done = python("featurize", "run", "--store", work / "x", "--config", work / "config.yaml", "columns.0.layr=3")
+    assert done.returncode == 2
+    assert "layr" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
