@@ -174,7 +174,8 @@ def _heldout_items(folder: Path, rng: np.random.Generator) -> list[dict[str, Any
             ("both", "both", "<AUD_VIS>", both_turns(sight, sound)[0], len(HUES) * len(HERTZ)),
         ]
         items += [
-            conversation(f"{name}-{what}", "video", path, token, [turn]) | {"kind": kind, "choices": choices}
+            conversation(f"{name}-{what}", "video", path, token, [turn])
+            | {"kind": kind, "choices": choices, "sight_choices": len(HUES), "sound_choices": len(HERTZ)}
             for what, kind, token, turn, choices in questions
         ]
     return items

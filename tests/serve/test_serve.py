@@ -1,0 +1,131 @@
+"""A raw file or cached features, one question or a batch: the same answer."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from featurize.media import MediaError
+from serve.engine import Assistant, Question, perceived
+from serve.evals.exact import Asked, Score, exact_match, normalize
+from store import Turn, UserError
+
+
+@pytest.fixture(scope="module")
+def trained(python, tmp_path_factory, media, tiny_llm):
+    """The whole way on a handful of files: featurize, one stage of training."""
+    folder = tmp_path_factory.mktemp("trained")
+    columns = [
+        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2, 4]},
+        {"encoder": "clap:HTSAT-tiny/random", "segments": [1]},
+    ]
+    (folder / "featurize.yaml").write_text(yaml.safe_dump({"columns": columns, "workers": 1}))
+    talk = []
+    for token in ("<VIS>", "<AUD>", "<AUD_VIS>"):
+        said = [{"from": "human", "value": f"What? {token}"}, {"from": "gpt", "value": "red"}]
+        talk.append({"id": token, "video": "red-loud.mp4", "conversations": said})
+    (media / "talk.json").write_text(json.dumps(talk))
+    train = {
+        "stage": 1,
+        "model": str(tiny_llm),
+        "sources": [{"store": str(folder / "store"), "conversations": "talk"}],
+        "visual": "clip-vit-s-32",
+        "audio": "clap-htsat-tiny",
+        "frames": 4,
+        "segments": 1,
+        "output": str(folder / "run"),
+        "global_batch": 3,
+        "steps": 3,
+        "lr": 1e-3,
+        "precision": "float32",
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(train))
+    for words in (
+        ("featurize", "plan", media / "talk.json", media, "--store", folder / "store"),
+        ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
+        ("trainer", "train", folder / "train.yaml"),
+    ):
+        done = python(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def assistant(trained):
+    return Assistant(str(trained / "run" / "checkpoint"))
+
+
+def test_a_raw_file_gives_the_features_of_the_store(assistant, trained, media):
+    """Served on the spot or trained from the cache: one numerics."""
+    seen = assistant.look(str(media / "red-loud.mp4"), ["visual", "audio"])
+    cached = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
+    assert seen.keys() == cached.keys() == {"temporal", "spatial", "audio"}
+    for name in seen:
+        np.testing.assert_allclose(seen[name].astype(float), cached[name].astype(float), rtol=2e-3, atol=2e-3)
+
+
+def test_streamed_batched_and_single_answers_are_equal(assistant, trained):
+    """Padding on the left must not be seen, and streaming only changes when text comes."""
+    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
+    turns = [("What?", "visual"), ("What is that sound that one hears there?", "audio"), ("Both?", "audio_visual")]
+    questions = [Question((Turn(text, modality, ""),), arrays) for text, modality in turns]
+    batched = assistant.answer(questions, max_new_tokens=8)
+    assert batched == [assistant.answer([question], max_new_tokens=8)[0] for question in questions]
+    assert batched == ["".join(assistant.stream(question, max_new_tokens=8)).strip() for question in questions]
+
+
+def test_a_question_needs_the_features_it_asks_by(assistant, trained):
+    arrays = assistant.recall(str(trained / "store"), "silent-mp4", ["visual"])
+    assert perceived(arrays) == "visual"
+    with pytest.raises(UserError, match="there are no audio tokens"):
+        assistant.answer([Question((Turn("What?", "audio", ""),), arrays)])
+    with pytest.raises(MediaError, match="no audio stream"):
+        assistant.recall(str(trained / "store"), "silent-mp4", ["audio"])
+
+
+def test_changed_encoder_weights_are_refused(trained, media):
+    """A projector fed by other weights than it was trained on answers with confidence and nonsense."""
+    assistant = Assistant(str(trained / "run" / "checkpoint"))
+    assistant.info.builds["visual"]["seed"] = 1
+    with pytest.raises(UserError, match="were its weights changed"):
+        assistant.look(str(media / "red-loud.mp4"), ["visual"])
+
+
+def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media):
+    checkpoint = ["serve", "chat", "--checkpoint", trained / "run" / "checkpoint", "--max-new-tokens", 4]
+    raw = python(*checkpoint, "--media", media / "red-loud.mp4", "--watch", "--listen", "What?")
+    cached = python(*checkpoint, "--store", trained / "store", "--key", "red-loud-mp4", "What?")
+    assert raw.returncode == cached.returncode == 0, raw.stderr + cached.stderr
+    assert raw.stdout == cached.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--media", "silent.mp4", "--listen"], "audio: no audio stream"),
+        (["--media", "gone.mp4"], "no such file"),
+        (["--store", "S"], "give either --media FILE, or --store STORE with --key KEY"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(python, trained, media, words, message):
+    done = python("serve", "chat", "--checkpoint", trained / "run" / "checkpoint", *words, "What?", cwd=media)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_exact_match_counts_by_group_and_never_counts_an_empty_answer(assistant, trained):
+    """OneLLM's evaluator counts an empty prediction as right."""
+    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    question = Question((Turn("What?", "visual", ""),), arrays)
+    said = assistant.answer([question])[0]
+    asked = [
+        Asked(question, said.lower() + ".", "same"),
+        Asked(question, "", "empty"),
+        Asked(question, said + "x", "same"),
+    ]
+    scores, answers = exact_match(assistant, asked)
+    assert scores == {"same": Score(1 if normalize(said) else 0, 2), "empty": Score(0, 1)}
+    assert answers == [said] * 3
+    assert (normalize(" Red. "), normalize("")) == ("RED", "")
