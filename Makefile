@@ -9,8 +9,8 @@ SETUP := $(VENV)/.done
 $(SETUP): setup.cfg pyproject.toml demo/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip uv
-	$(PY) -m uv pip install --quiet --python $(PY) -e '.[all]'
-	$(PY) -m uv pip install --quiet --python $(PY) --no-deps -r demo/requirements.txt
+	$(PY) -m uv pip install --quiet --python $(PY) -e '.[all]' || $(PY) -m pip install --quiet -e '.[all]'
+	$(PY) -m pip install --quiet --no-deps -r demo/requirements.txt
 	touch $(SETUP)
 
 demo: $(SETUP)
