@@ -26,7 +26,7 @@ lint: $(SETUP)
 	$(VENV)/bin/lint-imports --config setup.cfg
 
 bench: $(SETUP)
-	$(PY) -m benchmarks.attention
+	$(PY) -m benchmarks.streaming
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info

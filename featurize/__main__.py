@@ -43,6 +43,16 @@ def plan(
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     storage = Storage(store)
+    if dry_run:
+        _plan(storage, sources, name, media_root, shard_size, write=False)
+        return
+    with storage.lock():
+        _plan(storage, sources, name, media_root, shard_size, write=True)
+
+
+def _plan(
+    storage: Storage, sources: list[str], name: str | None, media_root: str | None, shard_size: int, *, write: bool
+) -> None:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     found: dict[str, list[Record]] = {}
     for source in sources:
@@ -58,7 +68,7 @@ def plan(
         f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)"
     )
-    if dry_run:
+    if not write:
         return
     if not len(corpus):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")

@@ -52,7 +52,7 @@ class Column:
         """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
         tar = self.path(shard_name(shard, "tar"))
         with self.storage.writing(tar) as temporary, open(temporary, "w+b") as file:
-            writer = ShardWriter(file)
+            writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
         save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)

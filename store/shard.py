@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from store.errors import DamagedError
 from store.settings import Settings, parse_settings
-from store.spec import canonical_json
+from store.spec import Feature, canonical_json
 from store.storage import Storage
 
 FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
@@ -69,14 +69,20 @@ def shard_name(shard: int, suffix: str) -> str:
 class ShardWriter:
     """Write one shard's items in order. Equal items give equal bytes: times, owners and order are fixed."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, features: Mapping[str, Feature]) -> None:
         self._file = file
+        self._features = features
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
         self._items: list[Item] = []
         self._failed: list[Failure] = []
 
     def add(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, JsonValue]) -> None:
         """Add an item: `<key>.<name>.npy` for each array, then `<key>.json` with the facts."""
+        assert arrays.keys() == self._features.keys(), f"{key}: {sorted(arrays)}, not {sorted(self._features)}"
+        for name, array in arrays.items():
+            assert self._features[name].admits(array.shape, str(array.dtype)), (
+                f"{key}.{name}: {array.dtype} {array.shape}"
+            )
         entries = {name: self._add_array(f"{key}.{name}.npy", array) for name, array in arrays.items()}
         self._add_member(f"{key}.json", canonical_json(dict(facts)))
         self._items.append(Item(key=key, arrays=entries))
@@ -87,7 +93,6 @@ class ShardWriter:
 
     def _add_array(self, member: str, array: NDArray[Any]) -> ArrayEntry:
         array = np.ascontiguousarray(array)
-        assert array.dtype in (np.float16, np.float32), array.dtype
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         start = self._add_member(member, buffer.getvalue())

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from store.settings import Settings
 
@@ -17,6 +17,13 @@ class Feature(Settings):
     shape: tuple[int | None, ...]
     dtype: Literal["float16", "float32"]
 
+    def admits(self, shape: tuple[int, ...], dtype: str) -> bool:
+        """Whether an array of this shape and dtype may stand here."""
+        sized = len(shape) == len(self.shape) and all(
+            want in (None, n) for want, n in zip(self.shape, shape, strict=True)
+        )
+        return sized and dtype == self.dtype
+
 
 class ColumnSpec(Settings):
     """All that shapes the numbers of a column.
@@ -25,13 +32,13 @@ class ColumnSpec(Settings):
         name: the encoder's short name, such as "clip-vit-l-14"; a path component.
         modality: what the encoder perceives.
         numerics: encoder, weights digest, layer, preprocessing, time grid, compute dtype, version of the numerics.
-        features: the arrays of every item, by name.
+        features: the arrays of every item, by name; short, so that a tar member's name fits its header.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     modality: Literal["visual", "audio"]
     numerics: dict[str, JsonValue]
-    features: dict[str, Feature]
+    features: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9.]{0,14}$")], Feature]
 
     @property
     def fingerprint(self) -> str:

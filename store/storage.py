@@ -117,7 +117,7 @@ class Storage:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.url}: another featurize run is writing to this store; let it end") from None
+                raise UserError(f"{self.url}: another process is writing to this store; let it end") from None
             for leftover in Path(self.root).rglob(f"{TEMPORARY}*"):
                 leftover.unlink(missing_ok=True)
             yield

@@ -178,7 +178,7 @@ def feature_store(tmp_path_factory) -> Path:
         name="clap-tiny",
         modality="audio",
         numerics={"version": 1},
-        features={"audio.k2": Feature(shape=(2, 7), dtype="float32")},
+        features={"audio.k2": Feature(shape=(2, 7), dtype="float16")},
     )
     for spec in (visual, audio):
         column = create_column(storage, spec, {})
@@ -189,7 +189,8 @@ def feature_store(tmp_path_factory) -> Path:
                         writer.fail(Failure(key=item.key, code="absent", reason="no audio stream"))
                         continue
                     shapes = {n: [4 if s is None else s for s in f.shape] for n, f in spec.features.items()}
-                    arrays = {n: 3 + rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+                    dtypes = {n: f.dtype for n, f in spec.features.items()}
+                    arrays = {n: (3 + rng.standard_normal(s)).astype(dtypes[n]) for n, s in shapes.items()}
                     writer.add(item.key, arrays, {})
     conversations = []
     for i, item in enumerate(corpus.items):

@@ -71,7 +71,7 @@ class TrainingData:
     """An endless stream of samples; the place in it is the only state.
 
     Attributes:
-        size: usable conversations in all sources.
+        size: usable conversations in all sources, of the modalities that are mixed.
         left_out: conversations left out, by reason.
         specs: the columns' specs by modality.
         builds: how each column's encoder is built again, by modality.
@@ -82,7 +82,6 @@ class TrainingData:
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
         self._joined = [Joined(source, config) for source in config.sources]
-        self.size = sum(len(joined.usable) for joined in self._joined)
         self.left_out = sum((joined.left_out for joined in self._joined), Counter[str]())
         self.specs: dict[str, ColumnSpec] = {}
         self.builds: dict[str, dict[str, object]] = {}
@@ -94,6 +93,7 @@ class TrainingData:
         self.widths = self._grid.widths(self.specs)
         self._pools: dict[str, tuple[Joined, list[Conversation]]] = {}
         self._mixture = Mixture(self._shares())
+        self.size = sum(len(pool) for _, pool in self._pools.values())
         self._orders = {
             name: Order(len(pool), config.seed + i) for i, (name, (_, pool)) in enumerate(self._pools.items())
         }

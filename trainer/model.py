@@ -32,8 +32,8 @@ class Projector(nn.Linear):
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows [R, D] of any float dtype to [R, D_l] in the weights' dtype."""
-        standard = (rows.float() - self.mean.float()) / self.deviation.float()
+        """Rows float32 [R, D] to [R, D_l] in the weights' dtype."""
+        standard = (rows - self.mean.float()) / self.deviation.float()
         return super().forward(standard.to(self.weight.dtype))
 
 
@@ -69,7 +69,7 @@ class AudioVisualLM(nn.Module):
         """
         embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
         for name, projector in self.linears.items():
-            rows = batch.rows[name]
+            rows = batch.rows[name].float()
             projected = projector(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])).to(embedded.dtype)
             embedded = embedded.index_copy(0, batch.rows_at[name], projected[:-1]) + 0 * projected[-1]
         return embedded

@@ -98,6 +98,11 @@ def test_accumulation_changes_nothing_but_rounding(base, stage1, tmp_path):
     assert run({**base, "accumulation": 4}, tmp_path / "cut") == pytest.approx(stage1[1], rel=1e-4)
 
 
+def test_bfloat16_trains_like_float32_up_to_its_precision(base, stage1, tmp_path):
+    """The default precision, on features stored in float16."""
+    assert run({**base, "precision": "bfloat16"}, tmp_path / "half") == pytest.approx(stage1[1], rel=0.02)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(base, stage1, stage2, tmp_path):
     again = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "gradient_checkpointing": True}
     assert run(again, tmp_path / "frugal") == pytest.approx(stage2[1], rel=1e-4)
