@@ -25,6 +25,7 @@ from store.console import console, make_app, run
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 BATCH = 16
 SHARD = 64
+RAW = bytearray(2 * BATCH * sum(rows * width for rows, width in SHAPES.values()))
 app = make_app("Stream a column into batches, beside webdataset and the raw ceiling.")
 
 
@@ -63,11 +64,10 @@ def plain_webdataset(column: Column) -> Iterator[int]:
 
 
 def ceiling(column: Column) -> Iterator[int]:
-    """The same bytes into one buffer, and nothing else."""
-    buffer = bytearray(max(column.sidecar(shard).tar_bytes for shard in column.shards()))
+    """The same bytes into one reused buffer of a batch's size, and nothing else."""
     for shard in column.shards():
         with open(column.storage.path(column.path(f"{shard:06d}.tar")), "rb", buffering=0) as file:
-            while file.readinto(buffer):
+            while file.readinto(RAW):
                 pass
         yield len(column.sidecar(shard).items)
 

@@ -77,12 +77,13 @@ def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: 
 
     modality = "text" if history else perceived(arrays)
     turns = (*history, Turn(question, modality, ""))
-    pieces = []
+    answer = ""
     for piece in assistant.stream(Question(turns, arrays), max_new_tokens):
-        pieces.append(piece)
-        console.out(piece if len(pieces) > 1 else piece.lstrip(), end="")
+        fresh = piece if answer else piece.lstrip()
+        console.out(fresh, end="")
+        answer += fresh
     console.print()
-    history.append(Turn(question, modality, "".join(pieces).strip()))
+    history.append(Turn(question, modality, answer.rstrip()))
 
 
 def main() -> None:

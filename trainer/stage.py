@@ -1,5 +1,6 @@
 """One stage of training, from a configuration to a checkpoint."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> None:
         log = RunLog(Path(config.output))
         (Path(config.output) / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
     try:
-        _loop(config, data, model, tokenizer, engine, log)
+        _Run(config, data, model, tokenizer, engine, log).all_steps()
     finally:
         if log:
             log.close()
@@ -140,55 +141,62 @@ def _check_lengths(config: TrainConfig, data: TrainingData) -> None:
         raise UserError(f"field 'max_tokens': {config.max_tokens}; an item's features alone take {rows} rows")
 
 
-def _loop(
-    config: TrainConfig, data: TrainingData, model: AudioVisualLM, tokenizer: Any, engine: Engine, log: RunLog | None
-) -> None:
-    steps = count_steps(config, data)
-    meter = Meter(f"stage {config.stage}", steps, "steps") if log else None
-    if meter:
-        meter.__enter__()
-    asked = time.perf_counter()
-    for step, ready in enumerate(_ahead(data, config, engine, steps)):
-        began = time.perf_counter()
-        set_lr(engine.optimizer, lr_factor(step, steps, config.warmup_ratio))
-        tokens = engine.total(ready.tokens)
-        loss = engine.total(sum(engine.backward(batch, int(tokens)) for batch in ready.passes)) / tokens
-        norm = engine.step()
-        ended = time.perf_counter()
-        if log and meter:
-            values = {
-                "loss": loss,
-                "lr": engine.optimizer.param_groups[-1]["lr"],
-                "grad_norm": norm,
-                "positions_per_second": ready.positions * engine.ranks / (ended - asked),
-                "data_wait": (began - asked) / (ended - asked),
-            }
-            if step % config.log_every == 0 or step == steps - 1:
-                log.write(step, values)
-            meter.advance(1, f"loss {loss:.4f}")
-        if step == steps - 1 or (config.save_every and (step + 1) % config.save_every == 0):
-            _save(config, data, model, tokenizer, engine, step + 1)
-        asked = time.perf_counter()
-    if meter:
-        meter.__exit__(None, None, None)
+@dataclass(frozen=True)
+class _Run:
+    """A stage under way; `log` is that of the first rank."""
 
+    config: TrainConfig
+    data: TrainingData
+    model: AudioVisualLM
+    tokenizer: Any
+    engine: Engine
+    log: RunLog | None
 
-def _save(
-    config: TrainConfig, data: TrainingData, model: AudioVisualLM, tokenizer: Any, engine: Engine, steps: int
-) -> None:
-    llm: dict[str, torch.Tensor] = {}
-    projectors: dict[str, torch.Tensor] = {}
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    for name, tensor in (*model.named_parameters(), *model.projectors.named_buffers("projectors")):
-        with engine.gathered([tensor]):
-            if engine.rank == 0:
-                part, _, rest = name.partition(".")
-                whole = tensor.detach().cpu().contiguous()
-                if part == "projectors":
-                    projectors[rest] = whole.float().clone()
-                else:
-                    llm[rest] = whole.to(dtype).clone()
-    if engine.rank == 0:
-        folder = Path(config.output) / "checkpoint"
-        save_checkpoint(folder, model.llm, llm, projectors, tokenizer, describe(config, data, steps))
-        console.print(f"saved {folder}")
+    def all_steps(self) -> None:
+        """Train to the end, saving on the way."""
+        steps = count_steps(self.config, self.data)
+        with contextlib.ExitStack() as stack:
+            meter = stack.enter_context(Meter(f"stage {self.config.stage}", steps, "steps")) if self.log else None
+            asked = time.perf_counter()
+            for step, ready in enumerate(_ahead(self.data, self.config, self.engine, steps)):
+                waited = time.perf_counter() - asked
+                set_lr(self.engine.optimizer, lr_factor(step, steps, self.config.warmup_ratio))
+                values = self._step(ready)
+                if self.log and meter:
+                    taken = time.perf_counter() - asked
+                    values["positions_per_second"] = ready.positions * self.engine.ranks / taken
+                    values["data_wait"] = waited / taken
+                    if step % self.config.log_every == 0 or step == steps - 1:
+                        self.log.write(step, values)
+                    meter.advance(1, f"loss {values['loss']:.4f}")
+                if step == steps - 1 or (self.config.save_every and (step + 1) % self.config.save_every == 0):
+                    self._save(step + 1)
+                asked = time.perf_counter()
+
+    def _step(self, ready: StepBatches) -> dict[str, float]:
+        """One optimizer step; the loss is the mean over the response tokens of the global batch."""
+        tokens = self.engine.total(ready.tokens)
+        loss = self.engine.total(sum(self.engine.backward(batch, int(tokens)) for batch in ready.passes)) / tokens
+        norm = self.engine.step()
+        return {"loss": loss, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
+
+    def _save(self, steps: int) -> None:
+        """Write the checkpoint, gathering one tensor at a time."""
+        llm: dict[str, torch.Tensor] = {}
+        projectors: dict[str, torch.Tensor] = {}
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        buffers = self.model.projectors.named_buffers("projectors")
+        for name, tensor in (*self.model.named_parameters(), *buffers):
+            with self.engine.gathered([tensor]):
+                if self.engine.rank == 0:
+                    part, _, rest = name.partition(".")
+                    whole = tensor.detach().cpu().contiguous()
+                    if part == "projectors":
+                        projectors[rest] = whole.float().clone()
+                    else:
+                        llm[rest] = whole.to(dtype).clone()
+        if self.engine.rank == 0:
+            folder = Path(self.config.output) / "checkpoint"
+            info = describe(self.config, self.data, steps)
+            save_checkpoint(folder, self.model.llm, llm, projectors, self.tokenizer, info)
+            console.print(f"saved {folder}")

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import sys
 import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,11 @@ class ClapEncoder(Encoder[ClapSettings]):
         tower = self.tower
         mel = tower.logmel_extractor(tower.spectrogram_extractor(torch.from_numpy(rows).to(self.device)))
         image = tower.reshape_wav2img(tower.bn0(mel.transpose(1, 3)).transpose(1, 3))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with (
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # laion-clap calls meshgrid as it once was called
             embedding = tower.forward_features(image)["embedding"]
         return np.asarray(embedding.float().cpu().numpy())
 
