@@ -114,7 +114,8 @@ def load_tower(settings: ClapSettings) -> tuple[Any, dict[str, Any]]:
     if settings.architecture not in configs:
         raise UserError(f"field 'encoder': no architecture {settings.architecture!r}; accepted: {', '.join(configs)}")
     config = json.loads(configs[settings.architecture].read_text())["audio_cfg"]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)
         tower = _htsat(folder).create_htsat_model(types.SimpleNamespace(**config))
     if settings.weights != "random":
