@@ -109,7 +109,7 @@ def featurize(
         tasks = [(shards[shard], names) for shard, names in missing_shards(columns, list(shards))]
         skipped = len(shards) - len(tasks)
         console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
-        if not dry_run:
+        if tasks and not dry_run:
             _encode(pool, tasks, settings.max_failed)
     _summary(columns, corpus)
 

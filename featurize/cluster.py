@@ -9,42 +9,44 @@ import ray
 
 from featurize.report import ShardReport
 from featurize.settings import FeaturizeConfig
-from store import MediaItem, Storage, UserError, create_column
+from store import Column, MediaItem, Storage, UserError, create_column
 
 RETRIES = 3  # times that a shard is tried again after its worker or node was lost
 
 
 class Worker:
-    """Holds every encoder of a configuration; a Ray actor."""
+    """Holds every encoder of a configuration; a Ray actor.
+
+    Encoders are loaded by the first call, not when the actor is made: what goes wrong then comes out as it is.
+    """
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
-        import torch
-
-        from featurize.encoders import build_encoder
-
-        torch.set_num_threads(config.cpus)
-        self._decoders = config.decoders
-        storage = Storage(store)
-        self._encoders = {}
-        self._columns = {}
-        for settings in config.columns:
-            encoder = build_encoder(settings)
-            column = create_column(storage, encoder.spec, settings.model_dump(mode="json"))
-            self._encoders[column.name], self._columns[column.name] = encoder, column
+        self._storage, self._config = Storage(store), config
+        self._encoders: dict[str, Any] = {}
+        self._columns: dict[str, Column] = {}
 
     def columns(self) -> list[str]:
-        """The names of its columns, in the configuration's order."""
+        """Load the encoders and open their columns, making those that the store has not; their names."""
+        if not self._columns:
+            import torch
+
+            from featurize.encoders import build_encoder
+
+            torch.set_num_threads(self._config.cpus)
+            encoders = [build_encoder(settings) for settings in self._config.columns]
+            for settings, encoder in zip(self._config.columns, encoders, strict=True):
+                column = create_column(self._storage, encoder.spec, settings.model_dump(mode="json"))
+                self._encoders[column.name], self._columns[column.name] = encoder, column
         return list(self._columns)
 
     def encode(self, items: Sequence[MediaItem], names: Sequence[str]) -> ShardReport:
         """Encode a shard into the columns `names`."""
         from featurize.shard_job import encode_shard
 
-        unknown = [name for name in names if name not in self._columns]
-        if unknown:
-            raise UserError(f"columns {', '.join(unknown)}: this node's weights or settings give {self.columns()}")
+        if not set(names) <= set(self.columns()):
+            raise UserError(f"columns {', '.join(names)}: this node's weights or packages give {self.columns()}")
         encoders = [self._encoders[name] for name in names]
-        return encode_shard(items, encoders, [self._columns[name] for name in names], self._decoders)
+        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.decoders)
 
 
 def connect() -> None:
@@ -54,7 +56,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Pool:
@@ -68,8 +70,24 @@ class Pool:
         self._workers: list[Any] = [actor.remote(store, config) for _ in range(self.size)]
 
     def columns(self) -> list[str]:
-        """The names of the columns, made if they were not there; waits until one worker has loaded its encoders."""
-        return list(_result(self._workers[0].columns.remote()))
+        """The names of the columns, made if they were not there; waits until all workers have loaded their encoders.
+
+        Raises:
+            UserError: an encoder cannot be had, or two nodes have other weights or packages.
+        """
+        named: list[list[str]] = []
+        errors: list[UserError] = []
+        for reference in [worker.columns.remote() for worker in self._workers]:
+            try:
+                named.append(_result(reference))
+            except UserError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        first, *others = named
+        if any(other != first for other in others):
+            raise UserError(f"the cluster's nodes have other weights or packages: {first} and {others}")
+        return list(first)
 
     def encode(self, tasks: Sequence[tuple[list[MediaItem], list[str]]]) -> Iterator[ShardReport]:
         """Run tasks on whichever worker is free; reports come as they are done."""
@@ -103,10 +121,4 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
-        raise
-    except ray.exceptions.ActorDiedError as error:
-        cause = str(error)
-        if "UserError" in cause:
-            line = next(line for line in reversed(cause.splitlines()) if "UserError" in line)
-            raise UserError(line.partition("UserError: ")[2]) from None
         raise
