@@ -65,6 +65,15 @@ def test_clip_tokens_equal_a_plain_reading(media, clip_checkpoint, layer, blocks
     assert close(ours["spatial.t2"], plain[::2, 1:].mean(0))
 
 
+def test_towers_of_timm_serve_too():
+    """Many of open_clip's towers are timm's; SigLIP's have no class token, and say so."""
+    tower = build_encoder(ClipSettings(encoder="clip:PE-Core-T-16-384/random"))
+    assert tower.spec.features["temporal"].shape == (None, 192)
+    assert tower.spec.features["spatial.t32"].shape == (576, 192)
+    with pytest.raises(UserError, match="no class token; set pooling: mean"):
+        build_encoder(ClipSettings(encoder="clip:ViT-B-16-SigLIP/random"))
+
+
 def test_a_coarse_grid_read_from_a_fine_column_equals_its_own_pass(media):
     """One featurization at the finest grid serves every ablation."""
     settings = {"encoder": "clip:ViT-S-32/random", "layer": 2, "stored": "float32"}
