@@ -72,11 +72,12 @@ def demo(
         f"model={llm}",
         source,
         f"output={stage1}",
+        "overwrite=true",
         *columns,
     )
     timed(
         "stage 2", "trainer", "train", "trainer/configs/demo-stage2.yaml",
-        f"model={stage1}/checkpoint", source, f"output={stage2}", *columns,
+        f"model={stage1}/checkpoint", source, f"output={stage2}", "overwrite=true", *columns,
     )  # fmt: skip
     console.rule("questions about clips that were not trained on")
     from demo.report import ask_all, print_table, write_report

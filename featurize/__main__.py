@@ -1,5 +1,6 @@
 """`python -m featurize plan | run`: media files to columns of a store."""
 
+import contextlib
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from featurize.report import missing_shards
 from featurize.settings import FeaturizeConfig
 from featurize.sources import Record, read_source
 from store import (
+    Candidate,
     Column,
     Conversation,
     Corpus,
@@ -18,6 +20,7 @@ from store import (
     Storage,
     UserError,
     column_stats,
+    list_columns,
     load_settings,
     open_column,
     save_conversations,
@@ -39,26 +42,45 @@ def plan(
     name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
     media_root: Annotated[str | None, typer.Option(help="Where relative media paths begin.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Items in a shard, for items planned now.")] = 256,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     storage = Storage(store)
-    if dry_run:
-        _plan(storage, sources, name, media_root, shard_size, write=False)
-        return
-    with storage.lock():
-        _plan(storage, sources, name, media_root, shard_size, write=True)
+    read = [(source, *read_source(source, media_root)) for source in sources]
+    for source, candidates, _ in read:
+        _check_seen(source, candidates, unseen)
+    if not any(candidates or records for _, candidates, records in read):
+        raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
+    with contextlib.nullcontext() if dry_run else storage.lock():
+        _plan(storage, read, name, shard_size, write=not dry_run)
+
+
+def _check_seen(source: str, candidates: list[Candidate], unseen: bool) -> None:
+    lost = [candidate.uri for candidate in candidates if candidate.bytes is None]
+    if lost and len(lost) == len(candidates) and not unseen:
+        raise UserError(
+            f"{source}: none of its files is there, first {lost[0]}; set --media-root, or --unseen to go on"
+        )
+    if lost:
+        console.print(f"{source}: not found now: {', '.join(dict.fromkeys(lost[:3]))}{' ...' if lost[3:] else ''}")
 
 
 def _plan(
-    storage: Storage, sources: list[str], name: str | None, media_root: str | None, shard_size: int, *, write: bool
+    storage: Storage,
+    read: list[tuple[str, list[Candidate], list[Record]]],
+    name: str | None,
+    shard_size: int,
+    *,
+    write: bool,
 ) -> None:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     found: dict[str, list[Record]] = {}
-    for source in sources:
-        candidates, records = read_source(source, media_root)
+    for source, candidates, records in read:
         new = corpus.append(candidates, shard_size)
-        console.print(f"{source}: {len(candidates)} media files named, {new} new; {len(records)} conversations")
+        console.print(
+            f"{source}: {len({c.uri for c in candidates})} media files, {new} new; {len(records)} conversations"
+        )
         if records:
             stem = name or source.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
             found.setdefault(stem, []).extend(records)
@@ -70,8 +92,6 @@ def _plan(
     )
     if not write:
         return
-    if not len(corpus):
-        raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
     corpus.save(storage)
     keys = corpus.key_of_uri
     for stem, records in found.items():
@@ -88,7 +108,8 @@ def featurize(
     store: Store,
     config: Annotated[str, typer.Option("--config", help="YAML of FeaturizeConfig.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as columns.0.batch=64.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing; encode nothing.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Encode shards with failed files again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing; write nothing.")] = False,
 ) -> None:
     """Encode what the columns miss. Finished shards are skipped, so the same command goes on after any stop."""
     settings = load_settings(FeaturizeConfig, config, overrides or ())
@@ -98,6 +119,9 @@ def featurize(
             f"--store {store}: a submitted job runs in a copy of the folder; give an absolute path or a URL"
         )
     corpus = Corpus.load(storage)
+    if dry_run:
+        _say_missing(storage, settings, corpus, retry)
+        return
     from featurize.cluster import Pool, connect
 
     with storage.lock():
@@ -106,12 +130,23 @@ def featurize(
         pool = Pool(storage.url, settings)
         columns = [open_column(storage, name) for name in pool.columns()]
         shards = corpus.shards
-        tasks = [(shards[shard], names) for shard, names in missing_shards(columns, list(shards))]
+        tasks = [(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
         skipped = len(shards) - len(tasks)
         console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
-        if tasks and not dry_run:
+        if tasks:
             _encode(pool, tasks, settings.max_failed)
     _summary(columns, corpus)
+
+
+def _say_missing(storage: Storage, settings: FeaturizeConfig, corpus: Corpus, retry: bool) -> None:
+    from featurize.encoders import build_encoder
+
+    there = {column.name: column for column in list_columns(storage)}
+    for encoder in settings.columns:
+        name = build_encoder(encoder).spec.folder
+        shards = list(corpus.shards)
+        missing = len(list(missing_shards([there[name]], shards, retry))) if name in there else len(shards)
+        console.print(f"{name}: {missing} of {len(shards)} shards to encode")
 
 
 def _encode(pool: "Pool", tasks: list[tuple[list[MediaItem], list[str]]], max_failed: float) -> None:
@@ -131,7 +166,7 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
     for column in columns:
         stats = column_stats(column, corpus)
         failures = [failure for failure in stats.failures if failure.code != "absent"]
-        reasons += [f"  {f.code:<10} {f.key}: {f.reason}" for f in failures]
+        reasons += [f"  {f.code:<10} {f.key}: {f.reason} ({column.spec.name})" for f in failures]
         table.add_row(
             column.name,
             f"{stats.shards}/{stats.planned}",
@@ -149,7 +184,7 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, "stopped; finished shards are kept, and the same command goes on from there")
 
 
 if __name__ == "__main__":

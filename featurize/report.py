@@ -15,10 +15,21 @@ class ShardReport:
     failures: dict[str, list[Failure]]
 
 
-def missing_shards(columns: Sequence[Column], shards: Sequence[int]) -> Iterator[tuple[int, list[str]]]:
-    """Each shard that some column has not yet, with the names of those columns."""
+def missing_shards(
+    columns: Sequence[Column], shards: Sequence[int], retry: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """Each shard that some column has not yet, with the names of those columns.
+
+    With `retry`, a shard with a failure that is not `absent` counts as missing: its files may have been mended.
+    """
     there = {column.name: set(column.shards()) for column in columns}
+    if retry:
+        there = {column.name: {s for s in there[column.name] if not _defective(column, s)} for column in columns}
     for shard in shards:
         names = [name for name, done in there.items() if shard not in done]
         if names:
             yield shard, names
+
+
+def _defective(column: Column, shard: int) -> bool:
+    return any(failure.code != "absent" for failure in column.sidecar(shard).failed)

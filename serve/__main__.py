@@ -29,7 +29,10 @@ def chat(
     listen: Annotated[bool, typer.Option("--listen", help="Let it hear.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
 ) -> None:
-    """Ask about a raw file, or about cached features. Without --watch and --listen: by all that there is."""
+    """Ask about a raw file, or about cached features. Without --watch and --listen: by all that there is.
+
+    A token in a question (<VIS>, <AUD>, <AUD_VIS>) says by which sense it asks.
+    """
     if (media is None) == (store is None) or (store is None) != (key is None):
         raise UserError("give either --media FILE, or --store STORE with --key KEY")
     from serve.engine import Assistant
@@ -69,21 +72,25 @@ def _ask() -> str:
     try:
         return console.input("you: ").strip()
     except EOFError:
+        console.print()
         return ""
 
 
 def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: str, max_new_tokens: int) -> None:
+    from featurize.sources import split_tokens
     from serve.engine import Question, perceived
 
-    modality = "text" if history else perceived(arrays)
-    turns = (*history, Turn(question, modality, ""))
+    text, modality = split_tokens(question)
+    if modality == "text" and not history:
+        modality = perceived(arrays)
+    turns = (*history, Turn(text, modality, ""))
     answer = ""
     for piece in assistant.stream(Question(turns, arrays), max_new_tokens):
         fresh = piece if answer else piece.lstrip()
         console.out(fresh, end="")
         answer += fresh
     console.print()
-    history.append(Turn(question, modality, answer.rstrip()))
+    history.append(Turn(text, modality, answer.rstrip()))
 
 
 def main() -> None:

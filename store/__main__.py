@@ -1,4 +1,4 @@
-"""`python -m store ls | stats | verify`: look at what a store holds, and check it."""
+"""`python -m store ls | keys | stats | verify`: look at what a store holds, and check it."""
 
 from typing import Annotated
 
@@ -19,7 +19,10 @@ Name = Annotated[str | None, typer.Option("--column", help="One column only, by 
 
 
 def _columns(storage: Storage, name: str | None) -> list[Column]:
-    return [open_column(storage, name)] if name else list_columns(storage)
+    columns = [open_column(storage, name)] if name else list_columns(storage)
+    if not columns:
+        console.print(f"{storage.url}: no columns yet; python -m featurize run makes them")
+    return columns
 
 
 @app.command("ls")
@@ -42,6 +45,13 @@ def list_store(store: Where) -> None:
     for name in storage.names(CONVERSATIONS):
         stem = name.removesuffix(".parquet")
         console.print(f"conversations {stem}: {len(load_conversations(storage, stem))}")
+
+
+@app.command()
+def keys(store: Where) -> None:
+    """List every item: its key, kind and file."""
+    for item in Corpus.load(Storage(store)).items:
+        console.print(f"{item.key}\t{item.kind}\t{item.uri}", markup=False)
 
 
 @app.command()

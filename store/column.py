@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+from store.corpus import NAME as CORPUS
 from store.errors import UserError
 from store.settings import Settings, parse_settings
 from store.shard import ShardWriter, Sidecar, load_sidecar, save_sidecar, shard_name
@@ -50,12 +51,13 @@ class Column:
     @contextlib.contextmanager
     def write_shard(self, shard: int) -> Iterator[ShardWriter]:
         """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
-        tar = self.path(shard_name(shard, "tar"))
+        tar, sidecar_name = self.path(shard_name(shard, "tar")), self.path(shard_name(shard, "json"))
         with self.storage.writing(tar) as temporary, open(temporary, "w+b") as file:
             writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
-        save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
+            self.storage.remove(sidecar_name)  # of a shard that is done again: it does not describe the new tar
+        save_sidecar(self.storage, sidecar_name, sidecar)
 
 
 def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) -> Column:
@@ -83,6 +85,8 @@ def open_column(storage: Storage, name: str) -> Column:
     found = _folders(storage)
     matches = [f for f in found if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
+        if not storage.exists(CORPUS):
+            raise UserError(f"{storage.url}: no store is there: no {CORPUS}; python -m featurize plan makes one")
         what = "several columns match" if matches else "there is no column"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")
     path = f"{FOLDER}/{matches[0]}/column.json"

@@ -26,8 +26,8 @@ def make_app(help_text: str) -> typer.Typer:
     )
 
 
-def run(app: Callable[[], object]) -> None:
-    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C exit status 130."""
+def run(app: Callable[[], object], stopped: str = "stopped") -> None:
+    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130."""
     try:
         app()
     except UserError as error:
@@ -35,7 +35,7 @@ def run(app: Callable[[], object]) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
-        sys.exit(_say("stopped; what was finished is kept, and the same command goes on from there", INTERRUPTED))
+        sys.exit(_say(stopped, INTERRUPTED))
 
 
 def _say(line: str, status: int) -> int:

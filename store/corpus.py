@@ -3,11 +3,12 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
 
+from store.errors import UserError
 from store.storage import Storage
 from store.table import load_table, save_table
 
@@ -82,14 +83,17 @@ class Corpus:
     def append(self, candidates: Iterable[Candidate], shard_size: int) -> int:
         """Add the files that are new (by URI) in fresh shards of `shard_size` items; return how many were new.
 
-        A shard that exists is never added to: columns may already hold it.
+        A shard that exists is never added to: columns may already hold it. Of a file that is known, only the size is
+        taken anew.
         """
         uris = {item.uri for item in self.items}
         keys = {item.key for item in self.items}
         first = self.items[-1].shard + 1 if self.items else 0
         new = 0
+        seen: dict[str, int | None] = {}
         for candidate in candidates:
             if candidate.uri in uris:
+                seen[candidate.uri] = candidate.bytes
                 continue
             key = make_key(candidate.name)
             salt = candidate.uri
@@ -101,6 +105,7 @@ class Corpus:
             shard, position = divmod(new, shard_size)
             self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
             new += 1
+        self.items = [replace(item, bytes=seen.get(item.uri, item.bytes)) for item in self.items]
         return new
 
     def save(self, storage: Storage) -> None:
@@ -114,6 +119,8 @@ class Corpus:
         Raises:
             UserError: the store has none, or it is damaged.
         """
+        if not storage.exists(NAME):
+            raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
         return cls(MediaItem(**row) for row in load_table(storage, NAME, SCHEMA))
 
 

@@ -1,5 +1,6 @@
 """Read a column by key: the tars are mapped, and arrays are views of them. Nothing is copied or unpacked."""
 
+import difflib
 import mmap
 from typing import Any
 
@@ -59,7 +60,9 @@ class ColumnReader:
         """
         if key not in self._entries:
             failure = self.failed.get(key)
-            raise UserError(f"{self.column.name}: no item {key!r}" + (f": {failure.reason}" if failure else ""))
+            near = ", ".join(difflib.get_close_matches(key, self._entries, cutoff=0.5))
+            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
+            raise UserError(f"{self.column.name}: no item {key!r}{why}")
         shard, entries = self._entries[key]
         arrays = {name: self._array(shard, entry) for name, entry in entries.items()}
         if key not in self._checked:

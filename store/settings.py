@@ -43,15 +43,28 @@ def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors())) from None
+        found = error.errors()
+        deepest = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
+        raise UserError(f"{where}: " + "; ".join(_explain(model, data, e) for e in deepest)) from None
 
 
-def _explain(model: type[BaseModel], error: Any) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "settings"
+def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
+    field = ".".join(_as_typed(data, error["loc"])) or "settings"
     if error["type"] == "extra_forbidden":
         inner = _model_at(model, error["loc"][:-1])
         return f"unknown field {field!r}" + (f" (accepted: {', '.join(sorted(inner.model_fields))})" if inner else "")
     return f"field {field!r}: {error['msg']}"
+
+
+def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:
+    """The path as it stands in `data`: without the names that pydantic puts in for the members of a union."""
+    typed = []
+    for number, part in enumerate(path, 1):
+        inside = isinstance(part, int) or (isinstance(data, Mapping) and part in data)
+        if inside or number == len(path):
+            typed.append(str(part))
+            data = data[part] if inside else None
+    return typed
 
 
 def _model_at(model: type[BaseModel] | None, path: Sequence[str | int]) -> type[BaseModel] | None:

@@ -83,6 +83,11 @@ class Storage:
         with self.writing(name) as temporary:
             temporary.write_bytes(data)
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            self.fs.rm_file(self.path(name))
+
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Give a local file to fill; on a normal exit it is published as `name`, else it is removed."""

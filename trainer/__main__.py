@@ -32,7 +32,7 @@ def train(
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, "stopped; the last checkpoint saved (save_every) is kept, but training cannot resume from it yet")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,8 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[A
     Raises:
         UserError: it cannot be found, or reads no embeddings as a Llama does.
     """
+    if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
+        raise UserError(f"field 'model': {model}: no such folder")
     try:
         config = AutoConfig.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -44,6 +44,7 @@ class TrainConfig(Settings):
         segments: K; the column holds it.
         mixture: integer weights of the modalities in every batch; None takes the shares of the data.
         output: folder of checkpoints and logs.
+        overwrite: replace what an earlier run left in `output`; without it such a folder is refused.
         global_batch: conversations in one optimizer step, over all ranks.
         accumulation: passes in one step on each rank.
         epochs: passes over the conversations; or give `steps`.
@@ -68,6 +69,7 @@ class TrainConfig(Settings):
     segments: Positive = 4
     mixture: dict[Modality, Positive] | None = None
     output: str
+    overwrite: bool = False
     global_batch: Positive
     accumulation: Positive = 1
     epochs: Annotated[float, Field(gt=0)] | None = None

@@ -113,6 +113,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> None:
         UserError: the configuration does not fit the data, the model or the processes that were started.
     """
     check_world(config)
+    if (Path(config.output) / "checkpoint").exists() and not (config.overwrite or dry_run):
+        raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     llm, tokenizer = load_llm(config.model, dtype)
     data = TrainingData(config, tokenizer)

@@ -22,7 +22,8 @@ TOKENS: dict[str, frozenset[str]] = {
 }
 MEDIA_FIELDS = ("image", "video", "audio")
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-_TOKEN = re.compile("|".join(re.escape(token) for token in TOKENS))
+_TOKEN = re.compile("|".join(re.escape(token) for token in TOKENS), re.IGNORECASE)
+_PERCEIVES = {token.lower(): senses for token, senses in TOKENS.items()}
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def _turn(human: str, answer: str) -> Turn:
 
 
 def split_tokens(text: str) -> tuple[str, Modality]:
-    """Take the modality tokens out of an instruction: the clean text, and what they ask for together."""
-    perceives = frozenset().union(*(TOKENS[token] for token in _TOKEN.findall(text)))
+    """Take the modality tokens, in any case, out of an instruction: the clean text, and what they ask for together."""
+    perceives = frozenset().union(*(_PERCEIVES[token.lower()] for token in _TOKEN.findall(text)))
     clean = "\n".join(" ".join(line.split()) for line in _TOKEN.sub(" ", text).splitlines()).strip()
     if perceives == {"visual", "audio"}:
         return clean, "audio_visual"

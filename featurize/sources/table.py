@@ -49,7 +49,9 @@ def _rows(rows: Iterable[Any], where: str, root: str) -> list[Candidate]:
 def _row(row: Any, where: str, root: str) -> Candidate:
     path = (row.get("path") or row.get("uri")) if isinstance(row, dict) else None
     if not path or not isinstance(path, str):
-        raise UserError(f"{where}: expected a field 'path' or 'uri' with a file's name")
+        has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        wanted = "expected a field 'path' or 'uri' with a file's name, or 'conversations' for LLaVA's form"
+        raise UserError(f"{where}: {wanted}; found: {has}")
     kind = row.get("kind") or kind_of(path, where)
     if kind not in get_args(Kind):
         raise UserError(f"{where}: field 'kind': {kind!r}; accepted: {', '.join(get_args(Kind))}")

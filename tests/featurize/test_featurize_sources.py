@@ -62,6 +62,7 @@ def test_llava_records_become_items_and_turns(tmp_path):
 
 def test_tokens_leave_the_text_clean():
     assert split_tokens("What is  this <AUD_VIS> here?\nTell me.") == ("What is this here?\nTell me.", "audio_visual")
+    assert split_tokens("<AUDIO>\n<Video> What?") == ("What?", "audio_visual")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def test_the_same_run_gives_the_same_losses(base, stage1, tmp_path):
     assert run(base, tmp_path / "again") == stage1[1]
 
 
+def test_a_finished_run_is_not_overwritten_unasked(base, stage1):
+    """A typo in a learning rate must not cost last week's checkpoint."""
+    with pytest.raises(UserError, match=r"field 'output'.*holds a checkpoint"):
+        run(base, stage1[0])
+
+
 def test_accumulation_changes_nothing_but_rounding(base, stage1, tmp_path):
     """Losses are means over the response tokens of the global batch, however it is cut into passes."""
     assert run({**base, "accumulation": 4}, tmp_path / "cut") == pytest.approx(stage1[1], rel=1e-4)
