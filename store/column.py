@@ -85,7 +85,7 @@ def open_column(storage: Storage, name: str) -> Column:
     found = _folders(storage)
     matches = [f for f in found if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
-        if not storage.exists(CORPUS):
+        if not found and not storage.exists(CORPUS):
             raise UserError(f"{storage.url}: no store is there: no {CORPUS}; python -m featurize plan makes one")
         what = "several columns match" if matches else "there is no column"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")

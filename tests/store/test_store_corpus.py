@@ -133,7 +133,7 @@ def test_a_damaged_table_is_never_read_as_another(tmp_path):
 
 def test_missing_tables_are_the_users_error(tmp_path):
     """An empty folder is named in one line, not in a traceback."""
-    with pytest.raises(UserError, match=r"corpus\.parquet: no such file"):
+    with pytest.raises(UserError, match=r"no store is there: no corpus\.parquet"):
         Corpus.load(Storage(tmp_path))
     with pytest.raises(UserError, match=r"talk\.parquet: no such file"):
         load_conversations(Storage(tmp_path), "talk")
