@@ -27,7 +27,7 @@ def load_table(storage: Storage, name: str, schema: pa.Schema) -> list[dict[str,
     """
     data = io.BytesIO(storage.read(name))
     try:
-        table = pq.read_table(data, page_checksum_verification=True)
+        table = pq.read_table(data, page_checksum_verification=True, use_threads=False, pre_buffer=False)
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"{storage.where(name)}: {' '.join(str(error).split())}") from None
