@@ -56,9 +56,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
-        ray.init(
-            _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Pool:
