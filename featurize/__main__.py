@@ -16,7 +16,6 @@ from store import (
     Column,
     Conversation,
     Corpus,
-    MediaItem,
     Storage,
     UserError,
     column_stats,
@@ -28,7 +27,7 @@ from store import (
 from store.console import Meter, console, make_app, run
 
 if TYPE_CHECKING:
-    from featurize.cluster import Pool
+    from featurize.cluster import Pool, Task
 
 app = make_app("Run frozen encoders once over media files; keep what they say as columns of a store.")
 FAILURES_SHOWN = 20
@@ -122,15 +121,15 @@ def featurize(
     if dry_run:
         _say_missing(storage, settings, corpus, retry)
         return
-    from featurize.cluster import Pool, connect
+    from featurize.cluster import Pool, Task, connect
 
     with storage.lock():
         connect()
         console.print("loading encoders ...")
-        pool = Pool(storage.url, settings)
-        columns = [open_column(storage, name) for name in pool.columns()]
         shards = corpus.shards
-        tasks = [(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
+        pool = Pool(storage.url, settings)
+        columns = [open_column(storage, name) for name in pool.columns(len(shards))]
+        tasks = [Task(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
         skipped = len(shards) - len(tasks)
         console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
         if tasks:
@@ -149,9 +148,9 @@ def _say_missing(storage: Storage, settings: FeaturizeConfig, corpus: Corpus, re
         console.print(f"{name}: {missing} of {len(shards)} shards to encode")
 
 
-def _encode(pool: "Pool", tasks: list[tuple[list[MediaItem], list[str]]], max_failed: float) -> None:
+def _encode(pool: "Pool", tasks: "list[Task]", max_failed: float) -> None:
     seen = failed = 0
-    with Meter("featurize", sum(len(items) for items, _ in tasks), "items") as meter:
+    with Meter("featurize", sum(len(task.items) for task in tasks), "items") as meter:
         for report in pool.encode(tasks):
             bad = {f.key for failures in report.failures.values() for f in failures if f.code != "absent"}
             seen, failed = seen + report.items, failed + len(bad)

@@ -2,7 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,7 +14,16 @@ from featurize.report import ShardReport
 from featurize.settings import FeaturizeConfig
 from store import Column, MediaItem, Storage, UserError, create_column
 
-RETRIES = 3  # times that a shard is tried again after its worker or node was lost
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
+CAREFUL = 2  # a shard that lost its worker this often is decoded in child processes: a file in it may crash FFmpeg
+LOST_IN_A_ROW = 30  # workers lost without one shard finished in between: something else is wrong
+LOOK_SECONDS = 5.0  # between looks at whether the cluster has grown
 
 
 class Worker:
@@ -28,6 +40,8 @@ class Worker:
     def columns(self) -> list[str]:
         """Load the encoders and open their columns, making those that the store has not; their names."""
         if not self._columns:
+            # torch's threads must not spin while they wait: the decoders need the cores
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             import torch
 
             from featurize.encoders import build_encoder
@@ -39,14 +53,22 @@ class Worker:
                 self._encoders[column.name], self._columns[column.name] = encoder, column
         return list(self._columns)
 
-    def encode(self, items: Sequence[MediaItem], names: Sequence[str]) -> ShardReport:
+    def encode(self, items: Sequence[MediaItem], names: Sequence[str], careful: bool) -> ShardReport:
         """Encode a shard into the columns `names`."""
         from featurize.shard_job import encode_shard
 
-        if not set(names) <= set(self.columns()):
-            raise UserError(f"columns {', '.join(names)}: this node's weights or packages give {self.columns()}")
+        self.columns()
         encoders = [self._encoders[name] for name in names]
-        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.decoders)
+        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.decoders, careful)
+
+
+@dataclass
+class Task:
+    """A shard to encode into the columns `names`; `lost` counts the workers that were lost with it."""
+
+    items: Sequence[MediaItem]
+    names: Sequence[str]
+    lost: int = 0
 
 
 def connect() -> None:
@@ -60,58 +82,128 @@ def connect() -> None:
 
 
 class Pool:
-    """The workers of a run, and the shards in flight."""
+    """The workers of a run, and the shards in flight.
+
+    A worker that is lost, alone or with its node, is replaced, and its shard goes to another. Workers join as soon as
+    their encoders are loaded, and the pool grows with the cluster; those that find nothing more to do are let go, so
+    that an autoscaler can take their nodes.
+    """
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
-        self.size = config.workers or _fitting(config)
-        actor: Any = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_restarts=-1, max_task_retries=RETRIES)(
-            Worker
-        )
-        self._workers: list[Any] = [actor.remote(store, config) for _ in range(self.size)]
+        self._store, self._config = store, config
+        self._actor: Any = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus)(Worker)
+        self._loading: dict[Any, Any] = {}
+        self._running: dict[Any, tuple[Any, Task]] = {}
+        self._idle: list[Any] = []
+        self._names: list[str] = []
+        self._lost_in_a_row = 0
+        self._looked = 0.0
+        if not config.workers and not _fitting(config):
+            raise UserError(
+                f"fields 'cpus' and 'gpus': a worker takes {config.cpus} and {config.gpus:g}; Ray has {_resources()}"
+            )
 
-    def columns(self) -> list[str]:
-        """The names of the columns, made if they were not there; waits until all workers have loaded their encoders.
+    @property
+    def size(self) -> int:
+        """How many workers there are, loading or loaded."""
+        return len(self._loading) + len(self._idle) + len(self._running)
+
+    def columns(self, useful: int) -> list[str]:
+        """The names of the columns, made if they were not there; waits for the first of at most `useful` workers.
 
         Raises:
-            UserError: an encoder cannot be had, or two nodes have other weights or packages.
+            UserError: an encoder cannot be had.
         """
-        named: list[list[str]] = []
-        errors: list[UserError] = []
-        for reference in [worker.columns.remote() for worker in self._workers]:
-            try:
-                named.append(_result(reference))
-            except UserError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        first, *others = named
-        if any(other != first for other in others):
-            raise UserError(f"the cluster's nodes have other weights or packages: {first} and {others}")
-        return list(first)
+        while not self._names:
+            self._grow(useful)
+            self._next()
+        return list(self._names)
 
-    def encode(self, tasks: Sequence[tuple[list[MediaItem], list[str]]]) -> Iterator[ShardReport]:
-        """Run tasks on whichever worker is free; reports come as they are done."""
-        waiting = list(reversed(tasks))
-        running: dict[Any, Any] = {}
-        idle = list(self._workers)
-        while waiting or running:
-            while waiting and idle:
-                worker = idle.pop()
-                running[worker.encode.remote(*waiting.pop())] = worker
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            idle.append(running.pop(done))
-            yield _result(done)
+    def encode(self, tasks: Iterable[Task]) -> Iterator[ShardReport]:
+        """Run tasks on whichever worker is free; reports come as they are done.
+
+        Raises:
+            UserError: two nodes have other weights or packages, or workers are lost again and again.
+        """
+        waiting = deque(tasks)
+        while waiting or self._running:
+            self._grow(len(waiting) + len(self._running))
+            while waiting and self._idle:
+                self._start(self._idle.pop(), waiting.popleft())
+            if not waiting:
+                self._release_idle()
+            done = self._next()
+            if isinstance(done, Task):
+                waiting.appendleft(done)
+            elif done:
+                yield done
+
+    def _start(self, worker: Any, task: Task) -> None:
+        reference = worker.encode.remote(task.items, task.names, task.lost >= CAREFUL)
+        self._running[reference] = worker, task
+
+    def _grow(self, useful: int) -> None:
+        """Have as many workers as the configuration says or the cluster fits, but no more than are `useful`."""
+        now = time.monotonic()
+        if self.size and now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for _ in range(min(useful, self._config.workers or _fitting(self._config)) - self.size):
+            worker = self._actor.remote(self._store, self._config)
+            self._loading[worker.columns.remote()] = worker
+
+    def _release_idle(self) -> None:
+        for worker in self._idle:
+            ray.kill(worker)
+        self._idle.clear()
+
+    def _next(self) -> ShardReport | Task | None:
+        """Wait for something to happen: a report, a task that lost its worker, or neither."""
+        ready, _ = ray.wait([*self._loading, *self._running], num_returns=1, timeout=LOOK_SECONDS)
+        if not ready:
+            return None
+        (reference,) = ready
+        if reference in self._loading:
+            self._loaded(self._loading.pop(reference), reference)
+            return None
+        worker, task = self._running.pop(reference)
+        try:
+            report: ShardReport = _result(reference)
+        except LOST as error:
+            task.lost += 1
+            self._count_loss(error)
+            return task
+        self._lost_in_a_row = 0
+        self._idle.append(worker)
+        return report
+
+    def _loaded(self, worker: Any, reference: Any) -> None:
+        try:
+            names = _result(reference)
+        except LOST as error:
+            self._count_loss(error)
+            return
+        if self._names and names != self._names:
+            raise UserError(f"the cluster's nodes have other weights or packages: {self._names} and {names}")
+        self._names = names
+        self._idle.append(worker)
+
+    def _count_loss(self, error: Exception) -> None:
+        self._lost_in_a_row += 1
+        self._looked = 0.0  # replace it at once
+        if self._lost_in_a_row > LOST_IN_A_ROW:
+            raise UserError(f"{LOST_IN_A_ROW} workers in a row were lost; the last: {' '.join(str(error).split())}")
 
 
 def _fitting(config: FeaturizeConfig) -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     workers = int(resources.get("CPU", 0)) // config.cpus
-    if config.gpus:
-        workers = min(workers, int(resources.get("GPU", 0) / config.gpus))
-    if not workers:
-        have = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-        raise UserError(f"fields 'cpus' and 'gpus': a worker takes {config.cpus} and {config.gpus:g}; Ray has {have}")
-    return workers
+    return min(workers, int(resources.get("GPU", 0) / config.gpus)) if config.gpus else workers
+
+
+def _resources() -> str:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 def _result(reference: Any) -> Any:

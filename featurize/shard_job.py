@@ -66,7 +66,11 @@ class Batcher:
 
 
 def encode_shard(
-    items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], columns: Sequence[Column], decoders: int
+    items: Sequence[MediaItem],
+    encoders: Sequence[Encoder[Any]],
+    columns: Sequence[Column],
+    decoders: int,
+    careful: bool = False,
 ) -> ShardReport:
     """Encode the items of one shard and publish the shard in each column."""
     shard = items[0].shard

