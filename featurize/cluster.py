@@ -159,7 +159,11 @@ class Pool:
 
     def _next(self) -> ShardReport | Task | None:
         """Wait for something to happen: a report, a task that lost its worker, or neither."""
-        ready, _ = ray.wait([*self._loading, *self._running], num_returns=1, timeout=LOOK_SECONDS)
+        pending = [*self._loading, *self._running]
+        if not pending:  # the cluster has no room for a worker just now
+            time.sleep(1)
+            return None
+        ready, _ = ray.wait(pending, num_returns=1, timeout=LOOK_SECONDS)
         if not ready:
             return None
         (reference,) = ready

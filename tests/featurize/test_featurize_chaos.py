@@ -85,7 +85,7 @@ class Chaos:
     def kill_node(self) -> None:
         victim = self.nodes.pop(self.random.randrange(len(self.nodes)))
         self.cluster.remove_node(victim, allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
+        self.nodes.append(self.cluster.add_node(wait=False, num_cpus=1))
 
     def close(self) -> None:
         self.driver.kill()
@@ -99,7 +99,7 @@ def corpus(tmp_path, media, bad_media) -> list[Path]:
     folder = tmp_path / "many"
     folder.mkdir()
     files = [*sorted(media.iterdir()), *sorted(bad_media.iterdir())]
-    for number in range(8 + 4 * KILLS):
+    for number in range(24 * KILLS):
         source = files[number % len(files)]
         shutil.copy(source, folder / f"{number:04d}-{source.name}")
     return folder
