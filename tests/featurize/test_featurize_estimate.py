@@ -1,0 +1,59 @@
+"""An estimate is measured with the parts that a run uses, on items of all sizes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featurize.encoders import build_encoder
+from featurize.estimate import ColumnEstimate, Estimate, choose, estimate
+from featurize.settings import FeaturizeConfig
+from featurize.shard_job import encode_shard
+from store import MediaItem, Storage, create_column
+
+CONFIG = FeaturizeConfig.model_validate(
+    {"columns": [{"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [1, 2], "batch": 4}]}
+)
+
+
+def items_of(folder: Path) -> list[MediaItem]:
+    kinds = {".mp4": "video", ".png": "image", ".jpg": "image"}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in kinds]
+    return [
+        MediaItem(path.stem, str(path), kinds[path.suffix], 0, n, path.stat().st_size) for n, path in enumerate(files)
+    ]
+
+
+def test_the_bytes_foretold_are_the_bytes_written(media, bad_media, tmp_path):
+    """With every item in the sample, the estimate's bytes and usable share are exactly the run's."""
+    items = [item for item in items_of(media) + items_of(bad_media) if item.bytes]
+    items = [replace(item, position=n) for n, item in enumerate(items)]
+    found = estimate(items, CONFIG, len(items))
+    encoder = build_encoder(CONFIG.columns[0])
+    column = create_column(Storage(tmp_path), encoder.spec, {})
+    encode_shard(items, [encoder], [column], 1)
+    sidecar = column.sidecar(0)
+    (told,) = found.columns
+    assert told.name == column.name
+    assert told.bytes * len(items) == pytest.approx(sidecar.tar_bytes)
+    assert told.usable * len(items) == pytest.approx(len(sidecar.items))
+    assert len(sidecar.failed) == 3
+    assert found.decode_seconds > 0 < told.seconds
+
+
+def test_small_and_large_files_are_sampled_in_their_shares():
+    """A sample of the first files of a folder would foretell a corpus of its own."""
+    sizes = [10] * 50 + [1000] * 50
+    items = [MediaItem(str(n), f"/{n}", "video", 0, n, size) for n, size in enumerate(sizes)]
+    items.append(MediaItem("gone", "/gone", "video", 0, 100, None))
+    chosen = choose(items, 10)
+    assert [item.bytes for item in chosen] == [10] * 5 + [1000] * 5
+    assert len({item.key for item in chosen}) == 10
+    assert len(choose(items, 1000)) == 100
+
+
+def test_on_a_gpu_decoding_and_encoding_run_side_by_side():
+    columns = (ColumnEstimate("a", 1.0, 2.0, 10.0), ColumnEstimate("b", 1.0, 3.0, 10.0))
+    assert Estimate(1, 4.0, columns, overlap=True).seconds == 5.0
+    assert Estimate(1, 6.0, columns, overlap=True).seconds == 6.0
+    assert Estimate(1, 4.0, columns, overlap=False).seconds == 9.0
