@@ -74,11 +74,14 @@ def _is_whole(path: Path, size: int) -> bool:
 
 def _fetch(column: Column, shard: int, path: Path, size: int, digest: str) -> None:
     part = path.with_suffix(".part")
+    tar = column.path(shard_name(shard, "tar"))
     try:
-        column.storage.fetch(column.path(shard_name(shard, "tar")), part)
+        try:
+            column.storage.fetch(tar, part)
+        except FileNotFoundError:
+            raise DamagedError(f"{column.storage.where(tar)}: no such file") from None
         if part.stat().st_size != size or _digest(part) != digest:
-            where = column.storage.where(column.path(shard_name(shard, "tar")))
-            raise DamagedError(f"{where}: differs from its sidecar; python -m store verify says more")
+            raise DamagedError(f"{column.storage.where(tar)}: differs from its sidecar")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -30,10 +30,7 @@ class ColumnReader:
         self._tars: dict[int, tuple[int, str]] = {}  # size and checksum
         self._maps: dict[int, memoryview] = {}
         self._checked: set[str] = set()
-        for shard in column.shards():
-            sidecar = column.sidecar(shard)
-            if sidecar.column != column.spec.fingerprint:
-                raise DamagedError(f"{column.name}: shard {shard} was written for another spec")
+        for shard, sidecar in column.sidecars():
             self._tars[shard] = (sidecar.tar_bytes, sidecar.tar_xxh3)
             self._entries |= {item.key: (shard, item.arrays) for item in sidecar.items}
             self.failed |= {failure.key: failure for failure in sidecar.failed}
