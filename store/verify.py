@@ -19,9 +19,13 @@ from store.storage import LOCK, Storage
 
 BLOCK_BYTES = 8 << 20
 CHECKED_AT_ONCE = 8
-KNOWN = re.compile(
-    rf"{CORPUS}|{re.escape(LOCK)}|{CONVERSATIONS}/[^/]+\.parquet|{FOLDER}/[^/]+/(column\.json|\d{{6,}}\.(tar|json))"
-)
+COLUMN = re.compile(r"[a-z0-9][a-z0-9_-]*\.[0-9a-f]{6}")
+KNOWN = {
+    "": re.compile("|".join(map(re.escape, (CORPUS, CONVERSATIONS, FOLDER, LOCK)))),
+    CONVERSATIONS: re.compile(r".+\.parquet"),
+    FOLDER: COLUMN,
+}
+IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)")
 
 
 @dataclass
@@ -83,10 +87,10 @@ def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
 
 def unknown_files(storage: Storage) -> list[str]:
     """What lies in the store and is not the store's; nothing reads it."""
-    columns = [f"{FOLDER}/{column}" for column in storage.names(FOLDER)]
-    folders = ["", CONVERSATIONS, *columns]
-    found = [f"{folder}/{name}".lstrip("/") for folder in folders for name in storage.names(folder)]
-    return [name for name in found if name not in (CONVERSATIONS, FOLDER) and not KNOWN.fullmatch(name)]
+    columns = (f"{FOLDER}/{name}" for name in storage.names(FOLDER) if COLUMN.fullmatch(name))
+    known = KNOWN | dict.fromkeys(columns, IN_COLUMN)
+    found = ((folder, name) for folder in known for name in storage.names(folder) if not known[folder].fullmatch(name))
+    return [f"{folder}/{name}".lstrip("/") for folder, name in found]
 
 
 def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None = None) -> Iterator[Checked]:
