@@ -20,7 +20,6 @@ from store.shard import shard_name
 DEFAULT_GB = 50.0
 BLOCK_BYTES = 4 << 20
 HANDED_OUT = 5.0  # seconds for which a path that was returned is sure to be there; a mapped file outlives its name
-GIVEN_UP = 3600.0  # seconds after which half a copy that does not grow is of a killed process
 
 
 def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3: str) -> str:
@@ -36,11 +35,11 @@ def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3:
     folder = _folder()
     path = folder / f"{sidecar_tar_xxh3}.tar"
     try:
-        with _one_fetcher(folder, sidecar_tar_xxh3):
-            if not _is_whole(path, sidecar_tar_bytes):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not _is_there(path, sidecar_tar_bytes):
                 _make_room(folder, sidecar_tar_bytes)
                 _fetch(column, shard, path, sidecar_tar_bytes, sidecar_tar_xxh3)
-            os.utime(path)
     except OSError as error:
         raise UserError(f"{folder}: the cache cannot be written: {error.strerror}; set AVLLM_CACHE") from None
     return str(path)
@@ -60,16 +59,19 @@ def _bound() -> int:
 
 
 @contextlib.contextmanager
-def _one_fetcher(folder: Path, digest: str) -> Iterator[None]:
-    """Hold one of 256 locks: a lock file for each shard could never be removed safely."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{digest[:2]}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a copy, one of 256: a lock file for each shard could never be removed safely."""
+    with open(path.with_name(f"{path.name[:2]}.lock"), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
+def _is_there(path: Path, size: int) -> bool:
+    """Whether the copy is there; it is then the one used last."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+        return path.stat().st_size == size
+    return False
 
 
 def _fetch(column: Column, shard: int, path: Path, size: int, digest: str) -> None:
@@ -101,12 +103,19 @@ def _make_room(folder: Path, size: int) -> None:
     if size > bound:
         raise UserError(f"AVLLM_CACHE_GB={bound / 1e9:g}: less than one shard of {size / 1e9:.3f} GB")
     files = [(Path(entry), stat) for entry in os.scandir(folder) if (stat := _stat(entry)) and stat.st_size]
-    held = sum(stat.st_size for _, stat in files)
+    excess = sum(stat.st_size for _, stat in files) + size - bound
     for path, stat in sorted(files, key=lambda file: file[1].st_mtime):
-        unused = time.time() - stat.st_mtime
-        if held + size > bound and unused > (GIVEN_UP if path.suffix == ".part" else HANDED_OUT):
-            path.unlink(missing_ok=True)
-            held -= stat.st_size
+        if excess > 0 and _remove(path):
+            excess -= stat.st_size
+
+
+def _remove(path: Path) -> bool:
+    """Remove a copy that nobody fetches or is about to open; half a copy without its lock is of a killed process."""
+    with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(path, wait=False):
+        if path.suffix == ".part" or time.time() - path.stat().st_mtime > HANDED_OUT:
+            path.unlink()
+            return True
+    return False
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
