@@ -108,6 +108,7 @@ def featurize(
     config: Annotated[str, typer.Option("--config", help="YAML of FeaturizeConfig.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as columns.0.batch=64.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Encode shards with failed files again.")] = False,
+    only: Annotated[list[int] | None, typer.Option("--shard", help="Look at this shard alone; repeatable.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing; write nothing.")] = False,
 ) -> None:
     """Encode what the columns miss. Finished shards are skipped, so the same command goes on after any stop."""
@@ -118,15 +119,15 @@ def featurize(
             f"--store {store}: a submitted job runs in a copy of the folder; give an absolute path or a URL"
         )
     corpus = Corpus.load(storage)
+    shards = _chosen(corpus, only)
     if dry_run:
-        _say_missing(storage, settings, corpus, retry)
+        _say_missing(storage, settings, list(shards), retry)
         return
     from featurize.cluster import Pool, Task, connect
 
     with storage.lock():
         connect()
         console.print("loading encoders ...")
-        shards = corpus.shards
         pool = Pool(storage.url, settings)
         columns = [open_column(storage, name) for name in pool.columns(len(shards))]
         tasks = [Task(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
@@ -137,13 +138,20 @@ def featurize(
     _summary(columns, corpus)
 
 
-def _say_missing(storage: Storage, settings: FeaturizeConfig, corpus: Corpus, retry: bool) -> None:
+def _chosen(corpus: Corpus, only: list[int] | None) -> dict[int, list[MediaItem]]:
+    shards = corpus.shards
+    unknown = set(only or ()) - shards.keys()
+    if unknown:
+        raise UserError(f"--shard {min(unknown)}: the plan has {len(shards)} shards, numbered from 0")
+    return {shard: items for shard, items in shards.items() if not only or shard in only}
+
+
+def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: list[int], retry: bool) -> None:
     from featurize.encoders import build_encoder
 
     there = {column.name: column for column in list_columns(storage)}
     for encoder in settings.columns:
         name = build_encoder(encoder).spec.folder
-        shards = list(corpus.shards)
         missing = len(list(missing_shards([there[name]], shards, retry))) if name in there else len(shards)
         console.print(f"{name}: {missing} of {len(shards)} shards to encode")
 

@@ -17,12 +17,13 @@ from store.settings import Settings, load_settings, parse_settings
 from store.shard import Failure, FailureCode, ShardWriter, Sidecar
 from store.spec import ColumnSpec, Feature, canonical_json
 from store.storage import Storage
-from store.verify import ColumnStats, column_stats, verify_column
+from store.verify import Checked, ColumnStats, column_stats, verify_column
 
 __all__ = [
     "MODALITIES",
     "Arrays",
     "Candidate",
+    "Checked",
     "Column",
     "ColumnReader",
     "ColumnSpec",

@@ -1,17 +1,23 @@
 """`python -m store ls | keys | stats | verify`: look at what a store holds, and check it."""
 
+import time
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from store.column import FOLDER as COLUMNS
 from store.column import Column, list_columns, open_column
 from store.console import Meter, console, make_app, run
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import load_conversations
+from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
+from store.errors import DamagedError, UserError
+from store.repair import repair_shards
 from store.storage import Storage
-from store.verify import column_stats, verify_column
+from store.verify import Checked, column_stats, unknown_files, verify_column, verify_tables
 
 app = make_app("List, count and verify what a store holds.")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
@@ -76,22 +82,75 @@ def stats(
 
 
 @app.command()
-def verify(store: Where, column: Name = None) -> None:
-    """Compare every shard's bytes and items with its checksums and the corpus plan; exit 1 if any is damaged."""
+def verify(
+    store: Where,
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --repair: settings, such as gpus=1.")] = None,
+    column: Name = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Encode damaged shards again, and nothing else.")] = False,
+) -> None:
+    """Compare every byte with its checksum, and every shard with the corpus plan; exit 1 if anything is damaged."""
     storage = Storage(store)
+    if overrides and not repair:
+        raise UserError(f"{' '.join(overrides)}: settings are for --repair; to check one column name it by --column")
+    tables = dict(verify_tables(storage))
+    for fault in tables.values():
+        console.print(f"damaged: {fault}", markup=False)
+    for name in unknown_files(storage):
+        console.print(f"not the store's, and nothing reads it: {storage.where(name)}", markup=False)
+    if CORPUS in tables:
+        raise typer.Exit(1)
     corpus = Corpus.load(storage)
-    damaged = 0
-    for each in _columns(storage, column):
-        shards = each.shards()
-        with Meter(f"verify {each.name}", len(shards), "shards") as meter:
-            for shard, fault in verify_column(each, corpus):
-                meter.advance(1)
-                if fault:
-                    damaged += 1
-                    console.print(f"damaged: {each.name} shard {shard}: {fault}", markup=False)
-        missing = len(corpus.shards) - len(shards)
-        console.print(f"{each.name}: {len(shards)} shards checked, {missing} not featurized yet")
-    raise typer.Exit(1 if damaged else 0)
+    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in _names(storage, column)]
+    raise typer.Exit(0 if all(sound) and not tables else 1)
+
+
+def _names(storage: Storage, name: str | None) -> list[str]:
+    """The folders of the columns, also of those whose `column.json` cannot be read."""
+    names = [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
+    if not names:
+        console.print(f"{storage.url}: no columns yet; python -m featurize run makes them")
+    return names
+
+
+def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *, repair: bool) -> bool:
+    """Check one column; whether it is sound in the end."""
+    column = _opened(storage, name)
+    if not column:
+        return False
+    shards = column.shards()
+    with Meter(f"verify {column.name}", len(shards), "shards") as meter:
+        damaged = _say_damaged(column, verify_column(column, corpus), meter)
+    missing = len(corpus.shards) - len(shards)
+    console.print(f"{column.name}: {len(shards)} shards checked, {len(damaged)} damaged, {missing} not featurized yet")
+    if damaged and repair:
+        damaged = _say_damaged(column, repair_shards(column, corpus, damaged, overrides))
+        console.print(f"{column.name}: {'not all' if damaged else 'all'} shards are sound now")
+    return not damaged
+
+
+def _opened(storage: Storage, name: str) -> Column | None:
+    """A column; if its `column.json` is damaged or lost, that is said."""
+    file = f"{COLUMNS}/{name}/column.json"
+    try:
+        if storage.names(f"{COLUMNS}/{name}") and not storage.exists(file):
+            raise DamagedError(f"{storage.where(file)}: no such file")
+        return open_column(storage, name)
+    except DamagedError as error:
+        remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
+        console.print(f"damaged: {error}; remove it, if it is there: {remedy}", markup=False)
+        return None
+
+
+def _say_damaged(column: Column, checked: Iterable[Checked], meter: Meter | None = None) -> list[int]:
+    damaged, read, began = [], 0, time.monotonic()
+    for shard in checked:
+        read += shard.bytes
+        if meter:
+            meter.advance(1, f"{read / 1e6 / (time.monotonic() - began):.0f} MB/s")
+        if shard.fault:
+            damaged.append(shard.shard)
+            console.print(f"damaged: {column.name} shard {shard.shard}: {shard.fault}", markup=False)
+    return damaged
 
 
 def main() -> None:

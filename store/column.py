@@ -2,15 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from store.corpus import NAME as CORPUS
-from store.errors import UserError
+from store.errors import DamagedError, UserError
+from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
 from store.shard import ShardWriter, Sidecar, load_sidecar, save_sidecar, shard_name
-from store.spec import FORMAT, ColumnSpec, canonical_json
+from store.spec import FORMAT, ColumnSpec
 from store.storage import Storage
 
 FOLDER = "columns"
+FETCHED_AT_ONCE = 32  # an object store answers in tens of milliseconds, whatever the size
 
 
 class ColumnFile(Settings):
@@ -45,19 +48,42 @@ class Column:
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def sidecar(self, shard: int) -> Sidecar:
-        """The sidecar of a shard that is there."""
-        return load_sidecar(self.storage, self.path(shard_name(shard, "json")))
+        """The sidecar of a shard that is there.
+
+        Raises:
+            DamagedError: it is not what was written, or describes another shard.
+        """
+        name = self.path(shard_name(shard, "json"))
+        sidecar = load_sidecar(self.storage, name)
+        if (sidecar.shard, sidecar.column) != (shard, self.spec.fingerprint):
+            raise DamagedError(f"{self.storage.where(name)}: belongs to another shard or column")
+        return sidecar
+
+    def sidecars(self) -> Iterator[tuple[int, Sidecar]]:
+        """The shards that are there with their sidecars, in order; many are fetched at once.
+
+        Raises:
+            DamagedError: as `sidecar`.
+        """
+        shards = self.shards()
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            for start in range(0, len(shards), FETCHED_AT_ONCE):
+                some = shards[start : start + FETCHED_AT_ONCE]
+                yield from zip(some, pool.map(self.sidecar, some), strict=True)
+
+    def withdraw(self, shard: int) -> None:
+        """Make a shard not there, by removing its sidecar."""
+        self.storage.remove(self.path(shard_name(shard, "json")))
 
     @contextlib.contextmanager
     def write_shard(self, shard: int) -> Iterator[ShardWriter]:
         """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
-        tar, sidecar_name = self.path(shard_name(shard, "tar")), self.path(shard_name(shard, "json"))
-        with self.storage.writing(tar) as temporary, open(temporary, "w+b") as file:
+        with self.storage.writing(self.path(shard_name(shard, "tar"))) as temporary, open(temporary, "w+b") as file:
             writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
-            self.storage.remove(sidecar_name)  # of a shard that is done again: it does not describe the new tar
-        save_sidecar(self.storage, sidecar_name, sidecar)
+            self.withdraw(shard)  # if it is done again: its sidecar does not describe the new tar
+        save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
 
 
 def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) -> Column:
@@ -69,7 +95,7 @@ def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) 
     file = ColumnFile(digest=spec.fingerprint, spec=spec, build=build)
     name = f"{FOLDER}/{spec.folder}/column.json"
     if not storage.exists(name):
-        storage.write(name, canonical_json(file.model_dump(mode="json")))
+        storage.write(name, seal_json(file.model_dump(mode="json")))
     column = open_column(storage, spec.folder)
     if column.spec != spec:
         raise UserError(f"{storage.where(name)}: holds another spec under the same digest {spec.digest}")
@@ -90,12 +116,9 @@ def open_column(storage: Storage, name: str) -> Column:
         what = "several columns match" if matches else "there is no column"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")
     path = f"{FOLDER}/{matches[0]}/column.json"
-    data = storage.read_json(path)
-    if data.get("format") != FORMAT:
-        raise UserError(f"{storage.where(path)}: format {data.get('format')}; this version reads format {FORMAT}")
-    file = parse_settings(ColumnFile, data, storage.where(path))
-    if file.spec.fingerprint != file.digest:
-        raise UserError(f"{storage.where(path)}: the spec does not give the digest that stands beside it")
+    file = parse_settings(ColumnFile, unseal_json(storage.read(path), FORMAT, storage.where(path)), storage.where(path))
+    if file.spec.fingerprint != file.digest or file.spec.folder != matches[0]:
+        raise DamagedError(f"{storage.where(path)}: describes another column, {file.spec.folder}")
     return Column(storage, file)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -62,16 +62,14 @@ class Conversation:
 
 def save_conversations(storage: Storage, name: str, conversations: Iterable[Conversation]) -> None:
     """Write `conversations/<name>.parquet`."""
-    rows = [
-        {
-            "id": c.id,
-            "key": c.key,
-            "turns": [vars(turn) for turn in c.turns],
-            "meta": json.dumps(c.meta, sort_keys=True),
-        }
-        for c in conversations
-    ]
-    save_table(storage, f"{FOLDER}/{name}.parquet", rows, SCHEMA)
+    listed = list(conversations)
+    columns: dict[str, list[Any]] = {
+        "id": [c.id for c in listed],
+        "key": [c.key for c in listed],
+        "turns": [[vars(turn) for turn in c.turns] for c in listed],
+        "meta": [json.dumps(c.meta, sort_keys=True) for c in listed],
+    }
+    save_table(storage, f"{FOLDER}/{name}.parquet", columns, SCHEMA)
 
 
 def load_conversations(storage: Storage, name: str) -> list[Conversation]:
@@ -80,7 +78,9 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
     Raises:
         UserError: the store has no conversations of that name, or they are damaged.
     """
+    table = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
+    ids, keys, turns, meta = (table[name].to_pylist() for name in SCHEMA.names)
     return [
-        Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"]), json.loads(row["meta"]))
-        for row in load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
+        Conversation(id_, key, tuple(Turn(**turn) for turn in said), json.loads(more))
+        for id_, key, said, more in zip(ids, keys, turns, meta, strict=True)
     ]

@@ -105,12 +105,13 @@ class Corpus:
             shard, position = divmod(new, shard_size)
             self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
             new += 1
-        self.items = [replace(item, bytes=seen.get(item.uri, item.bytes)) for item in self.items]
+        self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
         return new
 
     def save(self, storage: Storage) -> None:
         """Write the plan."""
-        save_table(storage, NAME, map(vars, self.items), SCHEMA)
+        columns = {name: [getattr(item, name) for item in self.items] for name in SCHEMA.names}
+        save_table(storage, NAME, columns, SCHEMA)
 
     @classmethod
     def load(cls, storage: Storage) -> "Corpus":
@@ -121,7 +122,8 @@ class Corpus:
         """
         if not storage.exists(NAME):
             raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
-        return cls(MediaItem(**row) for row in load_table(storage, NAME, SCHEMA))
+        table = load_table(storage, NAME, SCHEMA)
+        return cls(map(MediaItem, *(table[name].to_pylist() for name in SCHEMA.names)))
 
 
 def make_key(name: str, salt: str | None = None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from store.cache import cached
 from store.column import Column
 from store.errors import DamagedError, UserError
 from store.shard import ArrayEntry, Failure, shard_name
@@ -18,22 +19,19 @@ Arrays = dict[str, NDArray[Any]]
 class ColumnReader:
     """The items of a column by key.
 
-    Each array's checksum is compared when the item is first read. On a store that is not a local disk, an item's
-    bytes are fetched by range.
+    Each array's checksum is compared when the item is first read. Of a store that is not a local disk, whole shards
+    are copied to the cache first (`store.cache`).
     """
 
     def __init__(self, column: Column) -> None:
         self.column = column
         self.failed: dict[str, Failure] = {}
         self._entries: dict[str, tuple[int, dict[str, ArrayEntry]]] = {}
-        self._tar_bytes: dict[int, int] = {}
+        self._tars: dict[int, tuple[int, str]] = {}  # size and checksum
         self._maps: dict[int, memoryview] = {}
         self._checked: set[str] = set()
-        for shard in column.shards():
-            sidecar = column.sidecar(shard)
-            if sidecar.column != column.spec.fingerprint:
-                raise DamagedError(f"{column.name}: shard {shard} was written for another spec")
-            self._tar_bytes[shard] = sidecar.tar_bytes
+        for shard, sidecar in column.sidecars():
+            self._tars[shard] = (sidecar.tar_bytes, sidecar.tar_xxh3)
             self._entries |= {item.key: (shard, item.arrays) for item in sidecar.items}
             self.failed |= {failure.key: failure for failure in sidecar.failed}
 
@@ -76,24 +74,21 @@ class ColumnReader:
     def _array(self, shard: int, entry: ArrayEntry) -> NDArray[Any]:
         dtype = np.dtype(entry.dtype)
         size = dtype.itemsize * int(np.prod(entry.shape))
-        path = self.column.path(shard_name(shard, "tar"))
-        if self.column.storage.local:
-            data = self._map(shard, path)[entry.offset : entry.offset + size]
-        else:
-            data = memoryview(self.column.storage.read(path, entry.offset, entry.offset + size))
+        data = self._map(shard)[entry.offset : entry.offset + size]
         if len(data) != size:
-            raise DamagedError(f"{self.column.storage.where(path)}: shorter than its sidecar says")
+            raise DamagedError(f"{self.column.name}: shard {shard} is shorter than its sidecar says")
         return np.frombuffer(data, dtype).reshape(entry.shape)
 
-    def _map(self, shard: int, path: str) -> memoryview:
+    def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:
-            where = self.column.storage.path(path)
+            storage, tar = self.column.storage, self.column.path(shard_name(shard, "tar"))
+            where = storage.path(tar) if storage.local else cached(self.column, shard, *self._tars[shard])
             try:
                 with open(where, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{where}: cannot be mapped: {error}") from None
-            if len(mapped) != self._tar_bytes[shard]:
-                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self._tar_bytes[shard]}")
+            if len(mapped) != self._tars[shard][0]:
+                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self._tars[shard][0]}")
             self._maps[shard] = memoryview(mapped)
         return self._maps[shard]

@@ -1,7 +1,7 @@
 """One shard of a column: a plain WebDataset tar, and the sidecar that makes it visible.
 
 A shard is there if and only if its sidecar is. The sidecar holds the offset, shape, dtype and checksum of every array,
-so a reader needs no tar parsing, and the items that failed, each with its reason. `xxh3` in it is of the rest of it.
+so a reader needs no tar parsing, and the items that failed, each with its reason.
 """
 
 import io
@@ -14,9 +14,9 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from store.errors import DamagedError
+from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
-from store.spec import Feature, canonical_json
+from store.spec import FORMAT, Feature, canonical_json
 from store.storage import Storage
 
 FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
@@ -52,7 +52,7 @@ class Failure(Settings):
 class Sidecar(Settings):
     """What `000012.json` holds."""
 
-    format: Literal[1] = 1
+    format: int = FORMAT
     shard: int
     column: str
     tar_bytes: int
@@ -132,23 +132,15 @@ class ShardWriter:
 
 def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
     """Publish a sidecar, and with it its shard."""
-    content = sidecar.model_dump(mode="json")
-    storage.write(name, canonical_json(content | {"xxh3": _checksum(content)}))
+    storage.write(name, seal_json(sidecar.model_dump(mode="json")))
 
 
 def load_sidecar(storage: Storage, name: str) -> Sidecar:
     """Read a sidecar.
 
     Raises:
-        UserError: it is missing, damaged or of another format.
+        UserError: it is missing, or of a newer format.
+        DamagedError: it is not what was written.
     """
-    content = storage.read_json(name)
-    stated = content.pop("xxh3", None)
-    sidecar = parse_settings(Sidecar, content, storage.where(name))
-    if stated != _checksum(content):
-        raise DamagedError(f"{storage.where(name)}: differs from its checksum")
-    return sidecar
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(canonical_json(content))
+    where = storage.where(name)
+    return parse_settings(Sidecar, unseal_json(storage.read(name), FORMAT, where), where)

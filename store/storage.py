@@ -1,20 +1,22 @@
 """Where a store's files lie: a directory, or any fsspec URL. Every file appears whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
-from store.errors import DamagedError, UserError
+from store.errors import UserError
+from store.lease import Holder, hold_lease
 
 TEMPORARY = ".tmp-"
+LOCK = ".lock"
 
 
 class Storage:
@@ -25,9 +27,18 @@ class Storage:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.fs, self.root = fsspec.core.url_to_fs(str(url))
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
-        self.url = self.root if self.local else str(url).rstrip("/")
+        self._given = str(url)
+        self._fs, self.root = _open(self._given)
+        self._process = os.getpid()
+        self.local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self.url = self.root if self.local else self._given.rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system; a process that was forked or unpickled here opens its own connections."""
+        if self._process != os.getpid():
+            self._fs, self._process = _open(self._given)[0], os.getpid()
+        return self._fs
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -42,90 +53,175 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        return bool(self.fs.exists(self.path(name)))
+        with self._reached(name):
+            return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes, or None if it is not there."""
+        with contextlib.suppress(FileNotFoundError), self._reached(name):
+            return int(self.fs.size(self.path(name)))
+        return None
 
     def names(self, folder: str) -> list[str]:
         """The names in `folder`, sorted; none if there is no such folder. Temporary files are left out."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
+            with self._reached(folder):
+                found = [str(path).rstrip("/") for path in self.fs.ls(self.path(folder), detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(n for n in (str(p).rstrip("/").rsplit("/", 1)[-1] for p in found) if TEMPORARY not in n)
+        inside = (path.rpartition("/")[2] for path in found if not path.endswith(self.path(folder)))
+        return sorted(name for name in inside if TEMPORARY not in name)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `name`, or those from `start` to `end`.
 
         Raises:
-            UserError: there is no such file.
+            UserError: there is no such file, or it cannot be read.
         """
         try:
-            return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
-        except FileNotFoundError:
+            with self._reached(name):
+                return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.where(name)}: no such file") from None
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in `name`.
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy the file `name` to a local path.
 
         Raises:
-            UserError: there is no such file, or it holds something else.
+            FileNotFoundError: there is no such file.
+            UserError: it cannot be read, or the path cannot be written.
         """
-        text = self.read(name)
-        try:
-            data = json.loads(text)
-        except ValueError as error:  # of the encoding as well as of the syntax
-            raise DamagedError(f"{self.where(name)}: not JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise DamagedError(f"{self.where(name)}: expected a JSON object, found {type(data).__name__}")
-        return data
+        with self._reached(name):
+            self.fs.get_file(self.path(name), str(path))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Publish `data` as `name`, atomically."""
-        with self.writing(name) as temporary:
-            temporary.write_bytes(data)
+    @contextlib.contextmanager
+    def _reached(self, name: str) -> Iterator[None]:
+        """What keeps a file system from answering (no rights, no network, no credentials) is the user's to mend."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception as error:  # object stores have exceptions of their own, of no common base
+            if _is_full(error) or (self.local and not isinstance(error, OSError)):
+                raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.where(name)}: cannot be reached: {said}") from error
+
+    def write(self, name: str, data: bytes | bytearray) -> None:
+        """Publish `data` as `name`, atomically.
+
+        Raises:
+            UserError: the disk is full or read-only, or the object store refuses it.
+        """
+        if self.local:
+            with self.writing(name) as temporary:
+                temporary.write_bytes(data)
+            return
+        with self._reached(name):
+            self.fs.pipe_file(self.path(name), bytes(data))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        if self.exists(name):
+        with contextlib.suppress(FileNotFoundError), self._reached(name):
             self.fs.rm_file(self.path(name))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a local file to fill; on a normal exit it is published as `name`, else it is removed."""
+        """Give a local file to fill; on a normal exit it is published as `name`, else it is removed.
+
+        Raises:
+            UserError: the disk is full or read-only, or the object store refuses it.
+        """
         target = Path(self.path(name))
         folder = target.parent if self.local else Path(tempfile.gettempdir())
-        if self.local:
-            folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}"
         try:
-            yield temporary
-            if self.local:
-                _sync(temporary)
-                os.replace(temporary, target)
-                _sync(folder)
-            else:
-                self.fs.put_file(str(temporary), self.path(name))
+            with _written(temporary, self.where(name) if self.local else f"{folder} (TMPDIR)"):
+                folder.mkdir(parents=True, exist_ok=True)
+                yield temporary
+                if self.local:
+                    _publish(temporary, target)
+            if not self.local:
+                with self._reached(name):
+                    self.fs.put_file(str(temporary), self.path(name))
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold a local store for one writer, and clear what killed writers left half written.
+        """Hold the store for one writer, and clear what killed writers left half written.
+
+        On a local disk the kernel's lock is held, which ends with its process; elsewhere a lease, an object that is
+        renewed while its holder lives.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, and which; or the store cannot be written.
         """
         if not self.local:
-            yield
+            with hold_lease(self, LOCK):
+                yield
             return
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        with open(self.path(".lock"), "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.url}: another process is writing to this store; let it end") from None
-            for leftover in Path(self.root).rglob(f"{TEMPORARY}*"):
-                leftover.unlink(missing_ok=True)
+        path = Path(self.path(LOCK))
+        with _written(path, str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        with open(path, "r+b") as handle:
+            self._take(handle)
+            for pattern in (f"{TEMPORARY}*", f"*/{TEMPORARY}*", f"*/*/{TEMPORARY}*"):
+                for leftover in Path(self.root).glob(pattern):
+                    leftover.unlink(missing_ok=True)
             yield
+
+    def _take(self, handle: BinaryIO) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = ""
+            with contextlib.suppress(ValueError, TypeError):  # it may just be writing who it is
+                who = f": {Holder.parse(handle.read())}"
+            raise UserError(f"{self.url}: another process is writing to this store{who}; let it end") from None
+        except OSError as error:
+            raise UserError(f"{self.url}: cannot be locked: {error.strerror}; name a store on another disk") from None
+        with _written(Path(self.path(LOCK)), self.where(LOCK)):
+            handle.truncate()
+            handle.write(Holder.here().dump())
+            handle.flush()
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it. Listings are never cached: other processes write too."""
+    try:
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        what = "; pip install 'avllm[s3]'" if url.startswith("s3") else ""
+        raise UserError(f"{url}: {error}{what}") from None
+    except ValueError as error:
+        raise UserError(f"{url}: {error}; expected a folder or an fsspec URL, such as s3://bucket/store") from None
+    return fs, root.rstrip("/")
+
+
+@contextlib.contextmanager
+def _written(path: Path, where: str) -> Iterator[None]:
+    """A disk that is full or cannot be written is the user's to mend; another file's trouble is let through."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_full(error) and not path.is_relative_to(str(error.filename)):
+            raise
+        advice = "make room" if _is_full(error) else "make it writable or name another place"
+        line = f"{where}: cannot be written: {error.strerror}; {advice}, then give the same command again"
+        raise UserError(line) from None
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    _sync(temporary)
+    os.replace(temporary, target)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

@@ -1,36 +1,31 @@
-"""Tables of a store, as parquet files with a checksum of every page."""
+"""Tables of a store, as parquet files that tell when they are damaged."""
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from store.errors import DamagedError
+from store.sealed import seal_table, unseal_table
 from store.storage import Storage
 
-
-def save_table(storage: Storage, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write `rows` as the parquet file `name`."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink, write_page_checksum=True)
-    storage.write(name, sink.getvalue())
+FORMAT = 1  # of corpus.parquet and conversations/*.parquet
 
 
-def load_table(storage: Storage, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
-    """The rows of the parquet file `name`.
+def save_table(storage: Storage, name: str, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
+    """Write the columns, by name, as the parquet file `name`."""
+    table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    storage.write(name, seal_table(table, FORMAT))
+
+
+def load_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
+    """The parquet file `name`.
 
     Raises:
-        UserError: there is no such file.
-        DamagedError: it is not the parquet file that was written.
+        UserError: there is no such file, or its format is newer than this version's.
+        DamagedError: it is not the file that was written.
     """
-    data = io.BytesIO(storage.read(name))
-    try:
-        table = pq.read_table(data, page_checksum_verification=True, use_threads=False, pre_buffer=False)
-        rows: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{storage.where(name)}: {' '.join(str(error).split())}") from None
+    table = unseal_table(storage.read(name), FORMAT, storage.where(name))
     if not table.schema.equals(schema):
         raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
-    return rows
+    return table

@@ -1,17 +1,31 @@
 """Look after a store: count what it holds, and compare its bytes with the checksums taken when they were written."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import xxhash
 
-from store.column import Column
+from store.column import FOLDER, Column
+from store.conversation import FOLDER as CONVERSATIONS
+from store.conversation import load_conversations
+from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
-from store.errors import UserError
-from store.shard import Failure, shard_name
+from store.errors import DamagedError
+from store.shard import Failure, Sidecar, shard_name
+from store.storage import LOCK, Storage
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
+CHECKED_AT_ONCE = 8
+COLUMN = re.compile(r"[a-z0-9][a-z0-9_-]*\.[0-9a-f]{6}")
+KNOWN = {
+    "": re.compile("|".join(map(re.escape, (CORPUS, CONVERSATIONS, FOLDER, LOCK)))),
+    CONVERSATIONS: re.compile(r".+\.parquet"),
+    FOLDER: COLUMN,
+}
+IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)")
 
 
 @dataclass
@@ -40,47 +54,91 @@ class ColumnStats:
 
 def column_stats(column: Column, corpus: Corpus) -> ColumnStats:
     """Count a column's shards, items, failures and bytes, from its sidecars alone."""
-    shards = column.shards()
-    stats = ColumnStats(len(shards), len(corpus.shards))
-    for shard in shards:
-        sidecar = column.sidecar(shard)
+    stats = ColumnStats(0, len(corpus.shards))
+    for _, sidecar in column.sidecars():
+        stats.shards += 1
         stats.usable += len(sidecar.items)
         stats.bytes += sidecar.tar_bytes
         stats.failures += sidecar.failed
     return stats
 
 
-def verify_column(column: Column, corpus: Corpus) -> Iterator[tuple[int, str | None]]:
-    """For each shard that is there: its number, and what is wrong with it or None.
+@dataclass(frozen=True)
+class Checked:
+    """A shard that was compared with its checksums: the bytes read, and what is wrong with it or None."""
 
-    A shard is sound if its tar has the size and checksum of the sidecar, and its usable and failed items are together
-    exactly the corpus's items of that shard, the usable ones in the corpus's order.
-    """
-    planned = corpus.shards
-    for shard in column.shards():
-        yield shard, _fault(column, shard, [item.key for item in planned.get(shard, [])])
+    shard: int
+    bytes: int
+    fault: str | None
 
 
-def _fault(column: Column, shard: int, planned: list[str]) -> str | None:
+def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
+    """The plan and the conversations that are damaged, each with what is wrong and how it is mended."""
     try:
-        sidecar = column.sidecar(shard)
-    except UserError as error:
-        return str(error)
-    if sidecar.shard != shard or sidecar.column != column.spec.fingerprint:
-        return "the sidecar belongs to another shard or column"
+        Corpus.load(storage)
+    except DamagedError as error:
+        yield CORPUS, f"{error}; restore a copy, or plan the same sources in the same order into a new folder"
+    for name in storage.names(CONVERSATIONS):
+        try:
+            load_conversations(storage, name.removesuffix(".parquet"))
+        except DamagedError as error:
+            yield f"{CONVERSATIONS}/{name}", f"{error}; python -m featurize plan writes it again from its source"
+
+
+def unknown_files(storage: Storage) -> list[str]:
+    """What lies in the store and is not the store's; nothing reads it."""
+    columns = (f"{FOLDER}/{name}" for name in storage.names(FOLDER) if COLUMN.fullmatch(name))
+    known = KNOWN | dict.fromkeys(columns, IN_COLUMN)
+    found = ((folder, name) for folder in known for name in storage.names(folder) if not known[folder].fullmatch(name))
+    return [f"{folder}/{name}".lstrip("/") for folder, name in found]
+
+
+def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None = None) -> Iterator[Checked]:
+    """Check the shards that are there, or those of `shards`, in order; several at once.
+
+    A shard is sound if its tar has the size and checksum of the sidecar, its arrays are those of the column's spec, and
+    its usable and failed items are together exactly the corpus's items of that shard, the usable ones in the corpus's
+    order.
+
+    Raises:
+        UserError: a file cannot be read, or its format is newer than this version's.
+    """
+    planned = {shard: [item.key for item in items] for shard, items in corpus.shards.items()}
+
+    def check(shard: int) -> Checked:
+        try:
+            sidecar = column.sidecar(shard)
+            _check_items(column, sidecar, planned.get(shard, []))
+            _check_tar(column, sidecar)
+        except DamagedError as error:
+            return Checked(shard, 0, str(error))
+        return Checked(shard, sidecar.tar_bytes, None)
+
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+        yield from pool.map(check, column.shards() if shards is None else shards)
+
+
+def _check_items(column: Column, sidecar: Sidecar, planned: list[str]) -> None:
     failed = {failure.key for failure in sidecar.failed}
     if [item.key for item in sidecar.items] != [key for key in planned if key not in failed] or failed - set(planned):
-        return "its items are not those of the corpus plan"
-    tar = column.path(shard_name(shard, "tar"))
-    if not column.storage.exists(tar):
-        return "the tar is missing"
-    digest, size = xxhash.xxh3_128(), 0
-    with column.storage.fs.open(column.storage.path(tar), "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
+        raise DamagedError("its items are not those of the corpus plan")
+    features = column.spec.features
+    for item in sidecar.items:
+        if item.arrays.keys() != features.keys() or not all(
+            features[name].admits(entry.shape, entry.dtype) for name, entry in item.arrays.items()
+        ):
+            raise DamagedError(f"the arrays of {item.key} are not those of the column's spec")
+
+
+def _check_tar(column: Column, sidecar: Sidecar) -> None:
+    tar = column.path(shard_name(sidecar.shard, "tar"))
+    size = column.storage.size(tar)
+    if size is None:
+        raise DamagedError("the tar is missing")
     if size != sidecar.tar_bytes:
-        return f"the tar has {size} bytes, the sidecar says {sidecar.tar_bytes}"
+        raise DamagedError(f"the tar has {size} bytes, the sidecar says {sidecar.tar_bytes}")
+    digest = xxhash.xxh3_128()
+    for start in range(0, size, BLOCK_BYTES):
+        digest.update(column.storage.read(tar, start, min(start + BLOCK_BYTES, size)))
     if digest.hexdigest() != sidecar.tar_xxh3:
-        return "the tar differs from its checksum"
-    return None
+        raise DamagedError("the tar differs from its checksum")

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,27 @@ def _python(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None,
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The URL of a bucket on an S3 server that runs here; processes find it by the standard variables."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("avllm-tests")
+        yield "s3://avllm-tests"
+    server.stop()
 
 
 def tone(hertz: float, seconds: float) -> np.ndarray:

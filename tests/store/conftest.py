@@ -1,6 +1,8 @@
 """A small real store: a plan of one shard, one column, arrays with fixed numbers."""
 
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +61,29 @@ def build_store() -> Callable[..., SimpleNamespace]:
     return build
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """The folder of copies of remote shards, this test's own."""
+    monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def root(request, tmp_path) -> str:
+    """Where a store may lie: what is promised holds for all of them."""
+    if request.param == "disk":
+        return str(tmp_path / "store")
+    base = "memory://" if request.param == "memory" else request.getfixturevalue("s3") + "/"
+    return f"{base}{uuid.uuid4().hex}/store"
+
+
 @pytest.fixture
-def toy(tmp_path) -> SimpleNamespace:
+def toy(root) -> SimpleNamespace:
     """Six items in shards of four; clip-3 failed, clip-2 has an empty array."""
+    return build(root)
+
+
+@pytest.fixture
+def disk(tmp_path) -> SimpleNamespace:
+    """The same on a local disk."""
     return build(tmp_path / "store")

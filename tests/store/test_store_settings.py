@@ -7,6 +7,7 @@ from pydantic import Field
 
 from store import (
     ColumnSpec,
+    DamagedError,
     Feature,
     Settings,
     Storage,
@@ -125,14 +126,14 @@ def test_every_field_shapes_the_digest():
     assert len(digests) == len(CHANGES) + 1
 
 
-def test_columns_stand_side_by_side(tmp_path):
+def test_columns_stand_side_by_side(root):
     """Names resolve, two digests of one name are told apart, a half-made column is not there."""
-    storage = Storage(tmp_path)
+    storage = Storage(root)
     specs = [ColumnSpec(**BASE), ColumnSpec(**BASE | {"name": "clip-v2"}), ColumnSpec(**BASE | {"numerics": {}})]
     for spec in specs[:2] * 2:
         create_column(storage, spec, {})
-    (tmp_path / "columns" / specs[2].folder).mkdir()  # what a run killed before column.json leaves
-    (tmp_path / "columns" / "README").write_text("not a column")
+    storage.write(f"columns/{specs[2].folder}/.tmp-1", b"")  # what a run killed before column.json leaves
+    storage.write("columns/README", b"not a column")
     assert [open_column(storage, n).spec for n in ("clip", "clip-v2")] == specs[:2]
     assert {column.name for column in list_columns(storage)} == {spec.folder for spec in specs[:2]}
     create_column(storage, specs[2], {})
@@ -156,9 +157,9 @@ def test_a_changed_spec_is_refused(toy):
     """A spec edited by hand does not pass for the one whose numbers are stored."""
     path = f"columns/{toy.spec.folder}/column.json"
     toy.storage.write(path, toy.storage.read(path).replace(b'"layer":-2', b'"layer":-1'))
-    with pytest.raises(UserError, match="digest"):
+    with pytest.raises(DamagedError, match=r"column\.json: differs from its checksum"):
         open_column(toy.storage, toy.spec.name)
-    with pytest.raises(UserError, match="digest"):
+    with pytest.raises(DamagedError, match=r"column\.json: differs from its checksum"):
         create_column(toy.storage, toy.spec, {})
 
 

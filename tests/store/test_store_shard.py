@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import json
 import signal
 import subprocess
 import sys
 import tarfile
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +35,13 @@ def same(found, expected):
 
 
 def faults(toy):
-    return [fault for _, fault in verify_column(toy.column, toy.corpus) if fault]
+    return [checked.fault for checked in verify_column(toy.column, toy.corpus) if checked.fault]
+
+
+def files_of(toy):
+    """Every file of the column, with its bytes."""
+    folder = toy.column.path("")[:-1]
+    return {name: toy.storage.read(f"{folder}/{name}") for name in toy.storage.names(folder)}
 
 
 def visible(folder):
@@ -49,15 +53,15 @@ def visible(folder):
 
 def test_a_retry_writes_the_same_bytes(toy):
     """A shard's bytes follow from its items alone; else a retry would break checksums and readers of the first."""
-    before = {p.name: sha(p) for p in folder_of(toy).iterdir()}
+    before = files_of(toy)
     toy.fill(toy.column, 0, [f"clip-{n}" for n in range(4)])
-    assert {p.name: sha(p) for p in folder_of(toy).iterdir()} == before
+    assert files_of(toy) == before
 
 
-def test_other_tools_read_what_we_read(toy):
+def test_other_tools_read_what_we_read(disk):
     """Plain WebDataset and tarfile see the same items, order and numbers; the tars are no format of our own."""
-    reader = ColumnReader(toy.column)
-    tar = folder_of(toy) / "000000.tar"
+    reader = ColumnReader(disk.column)
+    tar = folder_of(disk) / "000000.tar"
     samples = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == ["clip-0", "clip-1", "clip-2"]
     for sample in samples:
@@ -108,81 +112,21 @@ def test_a_failed_item_says_why(toy):
     assert (stats.usable, stats.by_code, stats.shards, stats.planned) == (5, {"unreadable": 1}, 2, 2)
 
 
-def test_another_file_system_reads_equal(toy, build_store):
-    """A store on an object store holds the same bytes and reads the same numbers."""
-    remote = build_store(f"memory://{uuid.uuid4().hex}/store")
-    for shard in (0, 1):
-        for suffix in ("tar", "json"):
-            name = toy.column.path(f"{shard:06d}.{suffix}")
-            assert remote.storage.read(name) == toy.storage.read(name)
-    ours, theirs = ColumnReader(toy.column), ColumnReader(remote.column)
-    assert theirs.keys() == ours.keys() == KEYS
-    for key in KEYS:
-        same(theirs.read(key), ours.read(key))
-    assert faults(remote) == []
-    tar = remote.column.path("000000.tar")
-    remote.storage.write(tar, remote.storage.read(tar)[:600])
-    assert len(faults(remote)) == 1
-    with pytest.raises(DamagedError):
-        ColumnReader(remote.column).read("clip-0")
+def test_another_file_system_holds_the_same_bytes(toy, build_store, tmp_path):
+    """A store on an object store is the one on disk, byte for byte."""
+    assert files_of(toy) == files_of(build_store(tmp_path / "other"))
+    assert faults(toy) == []
 
 
 # damage
-
-
-def test_a_flipped_byte_of_a_tar_is_reported(toy, build_store, tmp_path):
-    """Verify sees any flipped byte; the reader raises or returns what was written. Else training reads noise."""
-    small = build_store(tmp_path / "small", items=2)
-    path = folder_of(small) / "000000.tar"
-    good = path.read_bytes()
-    raised = 0
-    for place in range(len(good)):
-        with open(path, "r+b") as file:
-            file.seek(place)
-            file.write(bytes([good[place] ^ (1 + place % 255)]))
-        assert faults(small) == ["the tar differs from its checksum"]
-        reader = ColumnReader(small.column)
-        for number in (0, 1):
-            try:
-                same(reader.read(f"clip-{number}"), small.arrays(number))
-            except DamagedError:
-                raised += 1
-        with open(path, "r+b") as file:
-            file.seek(place)
-            file.write(good[place : place + 1])
-    assert raised == sum(a.nbytes for n in (0, 1) for a in small.arrays(n).values())
-    assert faults(small) == []
-
-
-def test_a_flipped_byte_of_a_sidecar_gives_no_wrong_data(build_store, tmp_path):
-    """The sidecar holds its own checksum: a flip raises, it never hands one item's arrays to another."""
-    small = build_store(tmp_path / "small", items=2)
-    path = folder_of(small) / "000000.json"
-    good = path.read_bytes()
-    for place in range(len(good)):
-        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << place % 8)]) + good[place + 1 :])
-        with pytest.raises(UserError, match=r"000000\.json") as caught:
-            ColumnReader(small.column)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_sidecar_edited_whole_is_not_believed(toy):
-    """Swapped keys in a well-formed sidecar are refused too; one digit apart, they are the flip that hurts most."""
-    path = folder_of(toy) / "000000.json"
-    data = json.loads(path.read_bytes())
-    items = data["items"]
-    items[0]["key"], items[1]["key"] = items[1]["key"], items[0]["key"]
-    path.write_text(json.dumps(data))
-    with pytest.raises(DamagedError, match="differs from its checksum"):
-        ColumnReader(toy.column)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "json"])
 @pytest.mark.parametrize("keep", [0, 1, 512, 700, -1])
 def test_a_cut_file_is_reported(toy, suffix, keep):
     """A truncated tar or sidecar is reported by verify and refused by the reader."""
-    path = folder_of(toy) / f"000000.{suffix}"
-    path.write_bytes(path.read_bytes()[:keep])
+    name = toy.column.path(f"000000.{suffix}")
+    toy.storage.write(name, toy.storage.read(name)[:keep])
     assert len(faults(toy)) == 1
     with pytest.raises(DamagedError):
         ColumnReader(toy.column).read("clip-0")
@@ -190,7 +134,7 @@ def test_a_cut_file_is_reported(toy, suffix, keep):
 
 def test_a_missing_tar_is_reported(toy):
     """A sidecar whose tar is gone is damage, not an empty shard."""
-    (folder_of(toy) / "000000.tar").unlink()
+    toy.storage.remove(toy.column.path("000000.tar"))
     assert faults(toy) == ["the tar is missing"]
     with pytest.raises(DamagedError, match=r"000000\.tar"):
         ColumnReader(toy.column).read("clip-0")
@@ -222,7 +166,9 @@ def test_a_shard_of_another_place_is_noticed(toy):
     """A sound shard copied over another, or one the plan does not know, is damage."""
     for suffix in ("tar", "json"):
         toy.storage.write(toy.column.path(f"000001.{suffix}"), toy.storage.read(toy.column.path(f"000000.{suffix}")))
-    assert faults(toy) == ["the sidecar belongs to another shard or column"]
+    assert "belongs to another shard or column" in faults(toy)[0]
+    with pytest.raises(DamagedError, match="another shard"):
+        ColumnReader(toy.column)
     toy.fill(toy.column, 1, ["clip-4", "clip-5"])
     toy.fill(toy.column, 1000000, ["clip-0"])
     assert toy.column.shards() == [0, 1, 1000000]
@@ -234,25 +180,22 @@ def test_a_shard_of_another_place_is_noticed(toy):
 
 def test_a_shard_without_a_sidecar_is_not_there(toy):
     """Visibility is the sidecar's alone: without it the shard is written again; foreign files do not count."""
-    (folder_of(toy) / "000000.json").unlink()
-    (folder_of(toy) / "notes.json").write_text("{}")
+    toy.storage.remove(toy.column.path("000000.json"))
+    toy.storage.write(toy.column.path("notes.json"), b"{}")
     assert toy.column.shards() == [1]
     assert ColumnReader(toy.column).keys() == ["clip-4", "clip-5"]
     assert faults(toy) == []
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_an_exception_leaves_nothing_visible(tmp_path, build_store, where, stop):
+def test_an_exception_leaves_nothing_visible(root, build_store, stop):
     """A shard appears whole or not at all, whatever stops its writer, Ctrl-C too."""
-    url = tmp_path / "store" if where == "local" else f"memory://{uuid.uuid4().hex}"
-    toy = build_store(url, items=0)
-    folder = f"columns/{toy.column.name}"
+    toy = build_store(root, items=0)
     with contextlib.suppress(stop), toy.column.write_shard(7) as writer:
         writer.add("clip-0", toy.arrays(0), {})
         raise stop
-    assert toy.storage.names(folder) == ["column.json"]
-    if where == "local":
+    assert list(files_of(toy)) == ["column.json"]
+    if toy.storage.local:
         assert [p.name for p in folder_of(toy).iterdir()] == ["column.json"]
 
 
@@ -289,30 +232,30 @@ with Storage(url).lock(), column.write_shard(1) as writer:
 
 
 @pytest.mark.parametrize("stage", ["half an item", "tar written", "tar published", "sidecar written"])
-def test_a_killed_writer_leaves_nothing_behind(toy, stage):
+def test_a_killed_writer_leaves_nothing_behind(disk, stage):
     """SIGKILL at any stage leaves the shard not there; the next run clears up and writes the same bytes."""
-    folder = folder_of(toy)
+    folder = folder_of(disk)
     before = {name: sha(folder / name) for name in visible(folder)}
     for suffix in ("tar", "json"):
         (folder / f"000001.{suffix}").unlink()
-    child = subprocess.Popen([sys.executable, "-c", CHILD, toy.storage.url, stage], cwd=ROOT, stdout=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, disk.storage.url, stage], cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(UserError, match="another process"), Storage(toy.storage.url).lock():
+        with pytest.raises(UserError, match="another process"), Storage(disk.storage.url).lock():
             pass
     finally:
         child.kill()
         child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert toy.column.shards() == [0]
-    assert ColumnReader(toy.column).keys() == ["clip-0", "clip-1", "clip-2"]
-    assert faults(toy) == []
+    assert disk.column.shards() == [0]
+    assert ColumnReader(disk.column).keys() == ["clip-0", "clip-1", "clip-2"]
+    assert faults(disk) == []
     left = [name for name in visible(folder) if name.startswith(".tmp-")]
     assert len(left) == (stage != "tar published")
-    assert not set(left) & set(toy.storage.names(f"columns/{toy.column.name}"))
-    with toy.storage.lock():
+    assert not set(left) & set(disk.storage.names(f"columns/{disk.column.name}"))
+    with disk.storage.lock():
         assert not [name for name in visible(folder) if name.startswith(".tmp-")]
-        toy.fill(toy.column, 1, ["clip-4", "clip-5"])
+        disk.fill(disk.column, 1, ["clip-4", "clip-5"])
     assert {name: sha(folder / name) for name in visible(folder)} == before
 
 
@@ -332,32 +275,32 @@ def command(*words):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_lists_counts_and_verifies(toy):
+def test_the_command_lists_counts_and_verifies(disk):
     """`python -m store` works as a process; verify's exit status is what a script goes by."""
-    toy.corpus.append([Candidate("later", "/media/later.mp4", "video")], 4)
-    toy.corpus.save(toy.storage)
-    code, out, _ = command("ls", toy.storage.url)
+    disk.corpus.append([Candidate("later", "/media/later.mp4", "video")], 4)
+    disk.corpus.save(disk.storage)
+    code, out, _ = command("ls", disk.storage.url)
     assert code == 0
     assert "7 items in 3 shards" in out
-    assert toy.column.name in out
-    code, out, _ = command("stats", toy.storage.url)
+    assert disk.column.name in out
+    code, out, _ = command("stats", disk.storage.url)
     assert code == 0
     assert "2/3 shards, 5 usable, 1 not (1 unreadable)" in out
     assert "clip-3: moov atom not found" in out
-    code, out, _ = command("verify", toy.storage.url)
+    code, out, _ = command("verify", disk.storage.url)
     assert code == 0
-    assert "2 shards checked, 1 not featurized yet" in out
-    path = folder_of(toy) / "000001.tar"
+    assert "2 shards checked, 0 damaged, 1 not featurized yet" in out
+    path = folder_of(disk) / "000001.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    code, out, _ = command("verify", toy.storage.url)
+    code, out, _ = command("verify", disk.storage.url)
     assert code == 1
     assert "shard 1: the tar has" in out
 
 
 @pytest.mark.parametrize("words", [("ls", "{}/none"), ("stats", "{}", "--column", "clap"), ("verify", "{}/none")])
-def test_an_error_of_the_users_is_one_line(toy, words):
+def test_an_error_of_the_users_is_one_line(disk, words):
     """A missing store or column is one line on stderr and exit status 2, not a traceback."""
-    code, out, err = command(*(word.format(toy.storage.url) for word in words))
+    code, out, err = command(*(word.format(disk.storage.url) for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
 

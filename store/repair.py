@@ -1,0 +1,38 @@
+"""Encode damaged shards again, and nothing else."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from store.column import Column
+from store.corpus import Corpus
+from store.errors import UserError
+from store.verify import Checked, verify_column
+
+
+def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[Checked]:
+    """Withdraw shards, encode those of the plan again with the column's own encoder settings, and check them.
+
+    The encoding is `python -m featurize run` in a process of its own; `overrides` are words for it, such as `gpus=1`.
+
+    Raises:
+        UserError: the column does not say how it was built, or another process writes to the store.
+    """
+    if not column.build:
+        raise UserError(f"{column.name}: its column.json does not say how it was built; encode it again by hand")
+    with column.storage.lock():
+        for shard in shards:
+            column.withdraw(shard)
+    planned = [shard for shard in shards if shard in corpus.shards]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "column.yaml"
+        config.write_text(yaml.safe_dump({"columns": [column.build]}))
+        command = [sys.executable, "-m", "featurize", "run", "--store", column.storage.url, "--config", str(config)]
+        subprocess.run([*command, *(f"--shard={shard}" for shard in planned), *overrides], check=False)
+    there = set(column.shards())
+    done = verify_column(column, corpus, [shard for shard in planned if shard in there])
+    return [*done, *(Checked(shard, 0, "was not encoded again") for shard in planned if shard not in there)]
