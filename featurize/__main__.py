@@ -16,6 +16,7 @@ from store import (
     Column,
     Conversation,
     Corpus,
+    MediaItem,
     Storage,
     UserError,
     column_stats,
