@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from store.column import Column
 from store.errors import DamagedError, UserError
-from store.shard import ArrayEntry, Failure, shard_name
+from store.index import build_index
+from store.shard import shard_name
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -24,32 +25,37 @@ class ColumnReader:
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.failed: dict[str, Failure] = {}
-        self._entries: dict[str, tuple[int, dict[str, ArrayEntry]]] = {}
-        self._tar_bytes: dict[int, int] = {}
+        self.index = build_index(column)
+        self.failed = self.index.failed
+        self.checked = np.zeros(self.index.xxh3.shape, bool)  # arrays whose checksum was compared in this process
         self._maps: dict[int, memoryview] = {}
-        self._checked: set[str] = set()
-        for shard in column.shards():
-            sidecar = column.sidecar(shard)
-            if sidecar.column != column.spec.fingerprint:
-                raise DamagedError(f"{column.name}: shard {shard} was written for another spec")
-            self._tar_bytes[shard] = sidecar.tar_bytes
-            self._entries |= {item.key: (shard, item.arrays) for item in sidecar.items}
-            self.failed |= {failure.key: failure for failure in sidecar.failed}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.index.row)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
+    def __contains__(self, key: object) -> bool:
+        return key in self.index.row
 
     def keys(self) -> list[str]:
         """The keys of the usable items, in the corpus's order."""
-        return list(self._entries)
+        return list(self.index.row)
 
     def shape(self, key: str, name: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
-        return self._entries[key][1][name].shape
+        return self._shape(self.row(key), self.index.features.index(name))
+
+    def row(self, key: str) -> int:
+        """The row of an item in the index.
+
+        Raises:
+            UserError: the column has no such item; says why if it failed.
+        """
+        if key not in self.index.row:
+            failure = self.failed.get(key)
+            near = ", ".join(difflib.get_close_matches(key, self.index.row, cutoff=0.5))
+            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
+            raise UserError(f"{self.column.name}: no item {key!r}{why}")
+        return self.index.row[key]
 
     def read(self, key: str) -> Arrays:
         """The arrays of an item by feature name, read-only views.
@@ -58,32 +64,39 @@ class ColumnReader:
             UserError: the column has no such item; says why if it failed.
             DamagedError: the bytes on disk are not those that were written.
         """
-        if key not in self._entries:
-            failure = self.failed.get(key)
-            near = ", ".join(difflib.get_close_matches(key, self._entries, cutoff=0.5))
-            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
-            raise UserError(f"{self.column.name}: no item {key!r}{why}")
-        shard, entries = self._entries[key]
-        arrays = {name: self._array(shard, entry) for name, entry in entries.items()}
-        if key not in self._checked:
-            for name, entry in entries.items():
-                if xxhash.xxh3_64_hexdigest(arrays[name].data) != entry.xxh3:
-                    tar = self.column.storage.where(self.column.path(shard_name(shard, "tar")))
-                    raise DamagedError(f"{tar}: {key}.{name}.npy differs from its checksum")
-            self._checked.add(key)
-        return arrays
+        row = self.row(key)
+        return {name: self._array(key, row, feature) for feature, name in enumerate(self.index.features)}
 
-    def _array(self, shard: int, entry: ArrayEntry) -> NDArray[Any]:
-        dtype = np.dtype(entry.dtype)
-        size = dtype.itemsize * int(np.prod(entry.shape))
+    def check(self, key: str, row: int, feature: int, data: Any) -> None:
+        """Compare the bytes of one array with their checksum, if they are the first of it in this process.
+
+        Raises:
+            DamagedError: they differ.
+        """
+        if self.checked[row, feature]:
+            return
+        if xxhash.xxh3_64_intdigest(data) != self.index.xxh3[row, feature]:
+            tar = self.column.storage.where(self.column.path(shard_name(int(self.index.shard[row]), "tar")))
+            raise DamagedError(f"{tar}: {key}.{self.index.features[feature]}.npy differs from its checksum")
+        self.checked[row, feature] = True
+
+    def _array(self, key: str, row: int, feature: int) -> NDArray[Any]:
+        shard, start = int(self.index.shard[row]), int(self.index.offset[row, feature])
+        end = start + int(self.index.nbytes[row, feature])
         path = self.column.path(shard_name(shard, "tar"))
         if self.column.storage.local:
-            data = self._map(shard, path)[entry.offset : entry.offset + size]
+            data = self._map(shard, path)[start:end]
         else:
-            data = memoryview(self.column.storage.read(path, entry.offset, entry.offset + size))
-        if len(data) != size:
+            data = memoryview(self.column.storage.read(path, start, end))
+        if len(data) != end - start:
             raise DamagedError(f"{self.column.storage.where(path)}: shorter than its sidecar says")
-        return np.frombuffer(data, dtype).reshape(entry.shape)
+        self.check(key, row, feature, data)
+        dtype = self.column.spec.features[self.index.features[feature]].dtype
+        return np.frombuffer(data, dtype).reshape(self._shape(row, feature))
+
+    def _shape(self, row: int, feature: int) -> tuple[int, ...]:
+        rank = len(self.column.spec.features[self.index.features[feature]].shape)
+        return tuple(self.index.shape[row, feature, :rank].tolist())
 
     def _map(self, shard: int, path: str) -> memoryview:
         if shard not in self._maps:
@@ -93,7 +106,7 @@ class ColumnReader:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{where}: cannot be mapped: {error}") from None
-            if len(mapped) != self._tar_bytes[shard]:
-                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self._tar_bytes[shard]}")
+            if len(mapped) != self.index.tars[shard][0]:
+                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self.index.tars[shard][0]}")
             self._maps[shard] = memoryview(mapped)
         return self._maps[shard]

@@ -5,6 +5,7 @@ so a reader needs no tar parsing, and the items that failed, each with its reaso
 """
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal
@@ -133,7 +134,8 @@ class ShardWriter:
 def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
     """Publish a sidecar, and with it its shard."""
     content = sidecar.model_dump(mode="json")
-    storage.write(name, canonical_json(content | {"xxh3": _checksum(content)}))
+    checksum = xxhash.xxh3_64_hexdigest(canonical_json(content))
+    storage.write(name, canonical_json(content | {"xxh3": checksum}))
 
 
 def load_sidecar(storage: Storage, name: str) -> Sidecar:
@@ -142,13 +144,18 @@ def load_sidecar(storage: Storage, name: str) -> Sidecar:
     Raises:
         UserError: it is missing, damaged or of another format.
     """
-    content = storage.read_json(name)
-    stated = content.pop("xxh3", None)
-    sidecar = parse_settings(Sidecar, content, storage.where(name))
-    if stated != _checksum(content):
-        raise DamagedError(f"{storage.where(name)}: differs from its checksum")
-    return sidecar
+    where = storage.where(name)
+    return parse_settings(Sidecar, json.loads(sound_content(storage.read(name), where)), where)
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(canonical_json(content))
+def sound_content(data: bytes, where: str) -> bytes:
+    """The canonical JSON of a `Sidecar` out of its file, which adds the checksum as the last field.
+
+    Raises:
+        DamagedError: these are not the bytes that were written.
+    """
+    content, mark, stated = data.rpartition(b',"xxh3":')
+    content += b"}"
+    if not mark or stated != b'"%s"}' % xxhash.xxh3_64_hexdigest(content).encode():
+        raise DamagedError(f"{where}: differs from its checksum")
+    return content
