@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from store.cache import cached
 from store.column import Column
 from store.errors import DamagedError, UserError
 from store.index import build_index
@@ -19,8 +20,8 @@ Arrays = dict[str, NDArray[Any]]
 class ColumnReader:
     """The items of a column by key.
 
-    Each array's checksum is compared when the item is first read. On a store that is not a local disk, an item's
-    bytes are fetched by range.
+    Each array's checksum is compared when the item is first read. Of a store that is not a local disk, whole shards
+    are copied to the cache first (`store.cache`).
     """
 
     def __init__(self, column: Column) -> None:
@@ -80,16 +81,20 @@ class ColumnReader:
             raise DamagedError(f"{tar}: {key}.{self.index.features[feature]}.npy differs from its checksum")
         self.checked[row, feature] = True
 
+    def path(self, shard: int) -> str:
+        """The local path of a shard's tar, fetched to the cache if the store is not a local disk; open it at once.
+
+        Raises:
+            DamagedError: what is fetched differs from its sidecar, or is missing.
+        """
+        storage = self.column.storage
+        if storage.local:
+            return storage.path(self.column.path(shard_name(shard, "tar")))
+        return cached(self.column, shard, *self.index.tars[shard])
+
     def _array(self, key: str, row: int, feature: int) -> NDArray[Any]:
-        shard, start = int(self.index.shard[row]), int(self.index.offset[row, feature])
-        end = start + int(self.index.nbytes[row, feature])
-        path = self.column.path(shard_name(shard, "tar"))
-        if self.column.storage.local:
-            data = self._map(shard, path)[start:end]
-        else:
-            data = memoryview(self.column.storage.read(path, start, end))
-        if len(data) != end - start:
-            raise DamagedError(f"{self.column.storage.where(path)}: shorter than its sidecar says")
+        start = int(self.index.offset[row, feature])
+        data = self._map(int(self.index.shard[row]))[start : start + int(self.index.nbytes[row, feature])]
         self.check(key, row, feature, data)
         dtype = self.column.spec.features[self.index.features[feature]].dtype
         return np.frombuffer(data, dtype).reshape(self._shape(row, feature))
@@ -98,15 +103,15 @@ class ColumnReader:
         rank = len(self.column.spec.features[self.index.features[feature]].shape)
         return tuple(self.index.shape[row, feature, :rank].tolist())
 
-    def _map(self, shard: int, path: str) -> memoryview:
+    def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:
-            where = self.column.storage.path(path)
+            where, size = self.path(shard), self.index.tars[shard][0]
             try:
                 with open(where, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{where}: cannot be mapped: {error}") from None
-            if len(mapped) != self.index.tars[shard][0]:
-                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self.index.tars[shard][0]}")
+            if len(mapped) != size:
+                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {size}")
             self._maps[shard] = memoryview(mapped)
         return self._maps[shard]

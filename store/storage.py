@@ -78,6 +78,17 @@ class Storage:
             raise DamagedError(f"{self.where(name)}: expected a JSON object, found {type(data).__name__}")
         return data
 
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy the file `name` to a local path.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        try:
+            self.fs.get_file(self.path(name), str(path))
+        except FileNotFoundError:
+            raise UserError(f"{self.where(name)}: no such file") from None
+
     def write(self, name: str, data: bytes) -> None:
         """Publish `data` as `name`, atomically."""
         with self.writing(name) as temporary:
