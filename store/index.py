@@ -1,5 +1,6 @@
 """Where every array of a column lies: what its sidecars say, in fixed-width arrays of numpy."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ class ColumnIndex:
     shape: NDArray[np.int64]
     nbytes: NDArray[np.int64]
     xxh3: NDArray[np.uint64]
+
+    def key(self, row: int) -> str:
+        """The key of a row, slowly: for messages."""
+        return next(itertools.islice(self.row, row, None))
 
 
 def build_index(column: Column) -> ColumnIndex:

@@ -31,6 +31,9 @@ class ColumnReader:
         self.checked = np.zeros(self.index.xxh3.shape, bool)  # arrays whose checksum was compared in this process
         self._maps: dict[int, memoryview] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}
+
     def __len__(self) -> int:
         return len(self.index.row)
 
@@ -66,9 +69,9 @@ class ColumnReader:
             DamagedError: the bytes on disk are not those that were written.
         """
         row = self.row(key)
-        return {name: self._array(key, row, feature) for feature, name in enumerate(self.index.features)}
+        return {name: self._array(row, feature) for feature, name in enumerate(self.index.features)}
 
-    def check(self, key: str, row: int, feature: int, data: Any) -> None:
+    def check(self, row: int, feature: int, data: memoryview) -> None:
         """Compare the bytes of one array with their checksum, if they are the first of it in this process.
 
         Raises:
@@ -78,7 +81,8 @@ class ColumnReader:
             return
         if xxhash.xxh3_64_intdigest(data) != self.index.xxh3[row, feature]:
             tar = self.column.storage.where(self.column.path(shard_name(int(self.index.shard[row]), "tar")))
-            raise DamagedError(f"{tar}: {key}.{self.index.features[feature]}.npy differs from its checksum")
+            member = f"{self.index.key(row)}.{self.index.features[feature]}.npy"
+            raise DamagedError(f"{tar}: {member} differs from its checksum")
         self.checked[row, feature] = True
 
     def path(self, shard: int) -> str:
@@ -92,10 +96,10 @@ class ColumnReader:
             return storage.path(self.column.path(shard_name(shard, "tar")))
         return cached(self.column, shard, *self.index.tars[shard])
 
-    def _array(self, key: str, row: int, feature: int) -> NDArray[Any]:
+    def _array(self, row: int, feature: int) -> NDArray[Any]:
         start = int(self.index.offset[row, feature])
         data = self._map(int(self.index.shard[row]))[start : start + int(self.index.nbytes[row, feature])]
-        self.check(key, row, feature, data)
+        self.check(row, feature, data)
         dtype = self.column.spec.features[self.index.features[feature]].dtype
         return np.frombuffer(data, dtype).reshape(self._shape(row, feature))
 

@@ -108,8 +108,9 @@ def test_a_failed_item_says_why(toy):
     assert (stats.usable, stats.by_code, stats.shards, stats.planned) == (5, {"unreadable": 1}, 2, 2)
 
 
-def test_another_file_system_reads_equal(toy, build_store):
+def test_another_file_system_reads_equal(toy, build_store, tmp_path, monkeypatch):
     """A store on an object store holds the same bytes and reads the same numbers."""
+    monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "first"))
     remote = build_store(f"memory://{uuid.uuid4().hex}/store")
     for shard in (0, 1):
         for suffix in ("tar", "json"):
@@ -123,6 +124,7 @@ def test_another_file_system_reads_equal(toy, build_store):
     tar = remote.column.path("000000.tar")
     remote.storage.write(tar, remote.storage.read(tar)[:600])
     assert len(faults(remote)) == 1
+    monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "second"))
     with pytest.raises(DamagedError):
         ColumnReader(remote.column).read("clip-0")
 
