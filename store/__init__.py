@@ -11,7 +11,7 @@ from store.conversation import (
 )
 from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
 from store.errors import DamagedError, UserError
-from store.order import Mixture, Order, share
+from store.order import Mixture, Order, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
 from store.shard import Failure, FailureCode, ShardWriter, Sidecar
@@ -57,7 +57,7 @@ __all__ = [
     "make_key",
     "open_column",
     "parse_settings",
+    "places_of",
     "save_conversations",
-    "share",
     "verify_column",
 ]

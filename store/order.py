@@ -66,7 +66,7 @@ class Order:
         return members[np.argsort(_hash(self.seed, epoch, window + 1, len(members)), kind="stable")]
 
 
-def share(step: int, global_batch: int, rank: int, ranks: int) -> range:
+def places_of(step: int, global_batch: int, rank: int, ranks: int) -> range:
     """The places of the stream that are one rank's part of a step: step * G + rank * (G / W) + i.
 
     Args:

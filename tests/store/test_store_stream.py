@@ -23,7 +23,7 @@ from store import (
     UserError,
     create_column,
     open_column,
-    share,
+    places_of,
 )
 
 KEYS = ["clip-0", "clip-1", "clip-2", "clip-4", "clip-5"]  # the usable ones of `toy`
@@ -131,7 +131,7 @@ def test_memory_is_used_again_and_comes_from_the_caller(stream):
 
 def steps(stream, order, first, last, batch, rank=0, ranks=1, threads=2):
     """The items of the steps of one rank."""
-    places = ([order[c] for c in share(step, batch, rank, ranks)] for step in range(first, last))
+    places = ([order[c] for c in places_of(step, batch, rank, ranks)] for step in range(first, last))
     return [numbers(b) for b in stream.batches(places, threads)]
 
 
@@ -142,7 +142,7 @@ def test_nothing_is_dropped_or_repeated(stream, ranks, batch, threads):
     """Over ranks x threads x batch, with fewer items than ranks too: each epoch holds each item once."""
     if batch % ranks:
         with pytest.raises(AssertionError):
-            share(0, batch, 0, ranks)
+            places_of(0, batch, 0, ranks)
         return
     order, count = Order(ITEMS, 5), ITEMS  # so many steps are `batch` epochs
     parts = [steps(stream, order, 0, count, batch, rank, ranks, threads) for rank in range(ranks)]
@@ -158,7 +158,7 @@ def test_a_run_resumes_exactly_at_every_step(stream, threads):
     order = Order(ITEMS, 7)
     whole = steps(stream, order, 0, 15, 8)
     for step in range(15):
-        under_way = stream.batches(([order[c] for c in share(s, 8, 0, 1)] for s in range(15)), 2)
+        under_way = stream.batches(([order[c] for c in places_of(s, 8, 0, 1)] for s in range(15)), 2)
         for _ in range(step):
             next(under_way)
         state = json.dumps({"step": step})
@@ -182,7 +182,7 @@ def test_ranks_may_change_between_steps(stream, chain):
 def test_a_data_loader_gives_the_same_batches(stream, workers, context):
     """torch's DataLoader asks for whole batches, in its own processes too; fork after threads have run is safe."""
     order = Order(ITEMS, 7)
-    places = [[order[c] for c in share(step, 8, 0, 1)] for step in range(6)]
+    places = [[order[c] for c in places_of(step, 8, 0, 1)] for step in range(6)]
     loader = DataLoader(
         stream,
         batch_sampler=places,
