@@ -11,12 +11,13 @@ from store.conversation import (
 )
 from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
 from store.errors import DamagedError, UserError
-from store.order import Mixture, Order
+from store.order import Mixture, Order, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
 from store.shard import Failure, FailureCode, ShardWriter, Sidecar
 from store.spec import ColumnSpec, Feature, canonical_json
 from store.storage import Storage
+from store.stream import Replacement, Stream, StreamBatch
 from store.verify import Checked, ColumnStats, column_stats, verify_column
 
 __all__ = [
@@ -39,10 +40,13 @@ __all__ = [
     "Mixture",
     "Modality",
     "Order",
+    "Replacement",
     "Settings",
     "ShardWriter",
     "Sidecar",
     "Storage",
+    "Stream",
+    "StreamBatch",
     "Turn",
     "UserError",
     "canonical_json",
@@ -54,6 +58,7 @@ __all__ = [
     "make_key",
     "open_column",
     "parse_settings",
+    "places_of",
     "save_conversations",
     "verify_column",
 ]

@@ -6,6 +6,7 @@ closed-form, so a run resumes at any step, and every number of ranks sees the sa
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,9 @@ class Order:
         self._starts = lru_cache(maxsize=2)(self._block_starts)
         self._window = lru_cache(maxsize=4)(self._shuffled_window)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Order, (self.size, self.seed)
+
     def __getitem__(self, cursor: int) -> int:
         """The conversation at `cursor` of the endless stream; every epoch holds each exactly once."""
         epoch, place = divmod(cursor, self.size)
@@ -60,6 +64,20 @@ class Order:
         chosen = starts[window * WINDOW : (window + 1) * WINDOW]
         members = np.concatenate([np.arange(s, min(s + BLOCK, self.size)) for s in chosen])
         return members[np.argsort(_hash(self.seed, epoch, window + 1, len(members)), kind="stable")]
+
+
+def places_of(step: int, global_batch: int, rank: int, ranks: int) -> range:
+    """The places of the stream that are one rank's part of a step: step * G + rank * (G / W) + i.
+
+    Args:
+        step: of the run, from 0; with the seed it is all that a run needs to resume.
+        global_batch: G, a multiple of `ranks`.
+        rank: of this process.
+        ranks: W.
+    """
+    assert global_batch % ranks == 0, f"{global_batch} items for {ranks} ranks"
+    first = step * global_batch + rank * (global_batch // ranks)
+    return range(first, first + global_batch // ranks)
 
 
 class Mixture:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from store.cache import cached
 from store.column import Column
 from store.errors import DamagedError, UserError
-from store.shard import ArrayEntry, Failure, shard_name
+from store.index import build_index
+from store.shard import shard_name
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -25,29 +26,40 @@ class ColumnReader:
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.failed: dict[str, Failure] = {}
-        self._entries: dict[str, tuple[int, dict[str, ArrayEntry]]] = {}
-        self._tars: dict[int, tuple[int, str]] = {}  # size and checksum
+        self.index = build_index(column)
+        self.failed = self.index.failed
+        self.checked = np.zeros(self.index.xxh3.shape, bool)  # arrays whose checksum was compared in this process
         self._maps: dict[int, memoryview] = {}
-        self._checked: set[str] = set()
-        for shard, sidecar in column.sidecars():
-            self._tars[shard] = (sidecar.tar_bytes, sidecar.tar_xxh3)
-            self._entries |= {item.key: (shard, item.arrays) for item in sidecar.items}
-            self.failed |= {failure.key: failure for failure in sidecar.failed}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.index.row)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._entries
+    def __contains__(self, key: object) -> bool:
+        return key in self.index.row
 
     def keys(self) -> list[str]:
         """The keys of the usable items, in the corpus's order."""
-        return list(self._entries)
+        return list(self.index.row)
 
     def shape(self, key: str, name: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
-        return self._entries[key][1][name].shape
+        return self._shape(self.row(key), self.index.features.index(name))
+
+    def row(self, key: str) -> int:
+        """The row of an item in the index.
+
+        Raises:
+            UserError: the column has no such item; says why if it failed.
+        """
+        if key not in self.index.row:
+            failure = self.failed.get(key)
+            near = ", ".join(difflib.get_close_matches(key, self.index.row, cutoff=0.5))
+            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
+            raise UserError(f"{self.column.name}: no item {key!r}{why}")
+        return self.index.row[key]
 
     def read(self, key: str) -> Arrays:
         """The arrays of an item by feature name, read-only views.
@@ -56,39 +68,54 @@ class ColumnReader:
             UserError: the column has no such item; says why if it failed.
             DamagedError: the bytes on disk are not those that were written.
         """
-        if key not in self._entries:
-            failure = self.failed.get(key)
-            near = ", ".join(difflib.get_close_matches(key, self._entries, cutoff=0.5))
-            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
-            raise UserError(f"{self.column.name}: no item {key!r}{why}")
-        shard, entries = self._entries[key]
-        arrays = {name: self._array(shard, entry) for name, entry in entries.items()}
-        if key not in self._checked:
-            for name, entry in entries.items():
-                if xxhash.xxh3_64_hexdigest(arrays[name].data) != entry.xxh3:
-                    tar = self.column.storage.where(self.column.path(shard_name(shard, "tar")))
-                    raise DamagedError(f"{tar}: {key}.{name}.npy differs from its checksum")
-            self._checked.add(key)
-        return arrays
+        row = self.row(key)
+        return {name: self._array(row, feature) for feature, name in enumerate(self.index.features)}
 
-    def _array(self, shard: int, entry: ArrayEntry) -> NDArray[Any]:
-        dtype = np.dtype(entry.dtype)
-        size = dtype.itemsize * int(np.prod(entry.shape))
-        data = self._map(shard)[entry.offset : entry.offset + size]
-        if len(data) != size:
-            raise DamagedError(f"{self.column.name}: shard {shard} is shorter than its sidecar says")
-        return np.frombuffer(data, dtype).reshape(entry.shape)
+    def check(self, row: int, feature: int, data: memoryview) -> None:
+        """Compare the bytes of one array with their checksum, if they are the first of it in this process.
+
+        Raises:
+            DamagedError: they differ.
+        """
+        if self.checked[row, feature]:
+            return
+        if xxhash.xxh3_64_intdigest(data) != self.index.xxh3[row, feature]:
+            tar = self.column.storage.where(self.column.path(shard_name(int(self.index.shard[row]), "tar")))
+            member = f"{self.index.key(row)}.{self.index.features[feature]}.npy"
+            raise DamagedError(f"{tar}: {member} differs from its checksum")
+        self.checked[row, feature] = True
+
+    def path(self, shard: int) -> str:
+        """The local path of a shard's tar, fetched to the cache if the store is not a local disk; open it at once.
+
+        Raises:
+            DamagedError: what is fetched differs from its sidecar, or is missing.
+        """
+        storage = self.column.storage
+        if storage.local:
+            return storage.path(self.column.path(shard_name(shard, "tar")))
+        return cached(self.column, shard, *self.index.tars[shard])
+
+    def _array(self, row: int, feature: int) -> NDArray[Any]:
+        start = int(self.index.offset[row, feature])
+        data = self._map(int(self.index.shard[row]))[start : start + int(self.index.nbytes[row, feature])]
+        self.check(row, feature, data)
+        dtype = self.column.spec.features[self.index.features[feature]].dtype
+        return np.frombuffer(data, dtype).reshape(self._shape(row, feature))
+
+    def _shape(self, row: int, feature: int) -> tuple[int, ...]:
+        rank = len(self.column.spec.features[self.index.features[feature]].shape)
+        return tuple(self.index.shape[row, feature, :rank].tolist())
 
     def _map(self, shard: int) -> memoryview:
         if shard not in self._maps:
-            storage, tar = self.column.storage, self.column.path(shard_name(shard, "tar"))
-            where = storage.path(tar) if storage.local else cached(self.column, shard, *self._tars[shard])
+            where, size = self.path(shard), self.index.tars[shard][0]
             try:
                 with open(where, "rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{where}: cannot be mapped: {error}") from None
-            if len(mapped) != self._tars[shard][0]:
-                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {self._tars[shard][0]}")
+            if len(mapped) != size:
+                raise DamagedError(f"{where}: {len(mapped)} bytes, its sidecar says {size}")
             self._maps[shard] = memoryview(mapped)
         return self._maps[shard]

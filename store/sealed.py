@@ -34,12 +34,21 @@ def unseal_json(data: bytes, newest: int, where: str) -> dict[str, Any]:
         DamagedError: a byte differs.
         UserError: its format is newer than `newest`.
     """
+    content: dict[str, Any] = json.loads(sealed_body(data, where))
+    check_format(content["format"], newest, where)
+    return content
+
+
+def sealed_body(data: bytes, where: str) -> bytes:
+    """The canonical JSON that was sealed, of whatever format.
+
+    Raises:
+        DamagedError: a byte differs.
+    """
     body = data.rpartition(BEFORE_JSON)[0] + b"}"
     if data != body[:-1] + BEFORE_JSON + xxhash.xxh3_64_hexdigest(body).encode() + b'"}':
         raise DamagedError(f"{where}: differs from its checksum")
-    content: dict[str, Any] = json.loads(body)
-    _check_format(content["format"], newest, where)
-    return content
+    return body
 
 
 def seal_table(table: pa.Table, number: int) -> bytearray:
@@ -66,7 +75,7 @@ def unseal_table(data: bytes, newest: int, where: str) -> pa.Table:
     if data[start : start + 32] != _digest(data, start):
         raise DamagedError(f"{where}: differs from its checksum, or another program wrote it")
     file = pq.ParquetFile(pa.BufferReader(data))
-    _check_format(int(file.metadata.metadata[b"avllm.format"]), newest, where)
+    check_format(int(file.metadata.metadata[b"avllm.format"]), newest, where)
     return file.read()
 
 
@@ -78,6 +87,11 @@ def _digest(data: bytes | bytearray, start: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _check_format(number: int, newest: int, where: str) -> None:
+def check_format(number: int, newest: int, where: str) -> None:
+    """Refuse a file of a format that is newer than `newest`.
+
+    Raises:
+        UserError: it is.
+    """
     if number > newest:
         raise UserError(f"{where}: format {number}; this version reads formats up to {newest}: upgrade avllm")

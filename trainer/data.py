@@ -1,27 +1,33 @@
 """What a run trains on: conversations joined with columns, in one endless mixed order."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from store import (
+    Arrays,
     Column,
     ColumnReader,
     ColumnSpec,
     Conversation,
     Mixture,
+    Modality,
     Order,
     Storage,
+    Stream,
     UserError,
     load_conversations,
     open_column,
+    places_of,
 )
+from store.console import console
 from trainer.batch import Sample
-from trainer.features import PERCEIVES, Grid, read_item, rows_of
+from trainer.features import PERCEIVES, Grid, rows_of
 from trainer.prompt import tokenize
 from trainer.settings import Source, TrainConfig
 
 MIXTURE_PERIOD = 1000  # places in which the shares of the pools are held exactly
+READ_AT_ONCE = 16  # samples that statistics are taken of
 
 
 class Joined:
@@ -91,7 +97,7 @@ class TrainingData:
                 raise UserError(f"field 'sources': columns {known.folder} and {column.name} differ between stores")
             self.builds[column.spec.modality] = column.build
         self.widths = self._grid.widths(self.specs)
-        self._pools: dict[str, tuple[Joined, list[Conversation]]] = {}
+        self._pools: dict[str, tuple[Stream, list[Conversation]]] = {}
         self._mixture = Mixture(self._shares())
         self.size = sum(len(pool) for _, pool in self._pools.values())
         self._orders = {
@@ -107,7 +113,7 @@ class TrainingData:
                 pool = [c for c in joined.usable if c.modality == modality]
                 if pool and (wanted is None or modality in wanted):
                     name = f"{number}.{modality}"
-                    self._pools[name] = joined, pool
+                    self._pools[name] = self._stream(joined, modality, pool), pool
                     shares[name] = source.weight * len(pool)
         if wanted is not None:
             shares = self._reweigh(shares, {str(m): w for m, w in wanted.items()})
@@ -115,6 +121,13 @@ class TrainingData:
             raise UserError(f"field 'sources': no usable conversation; left out: {dict(self.left_out) or 'none'}")
         total = sum(shares.values())
         return {name: max(1, round(MIXTURE_PERIOD * share / total)) for name, share in shares.items()}
+
+    def _stream(self, joined: Joined, modality: Modality, pool: list[Conversation]) -> Stream:
+        """The arrays that a pool's conversations perceive, by their number in the pool."""
+        features = [self._grid.stored[feature] for feature in PERCEIVES[modality]]
+        readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
+        keys = [conversation.key if readers else None for conversation in pool]
+        return Stream(readers, keys, features, tolerate=self._config.tolerate)
 
     @staticmethod
     def _reweigh(shares: dict[str, float], wanted: dict[str, int]) -> dict[str, float]:
@@ -135,19 +148,37 @@ class TrainingData:
 
     def sample(self, place: int) -> Sample:
         """The sample at a place of the stream: a pure function of the place, the seed and the data."""
-        name, cursor = self._mixture[place]
-        joined, pool = self._pools[name]
-        conversation = pool[self._orders[name][cursor]]
-        arrays = read_item(conversation.key, joined.readers, self._grid)
-        tokens = tokenize(conversation.turns, rows_of(arrays), self._tokenizer, self._config.prompt)
-        return Sample(tokens, arrays, f"{conversation.id} ({conversation.key})")
+        return self._samples([place])[0]
 
     def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
-        """One rank's share of a global batch: places step * G + rank * (G / W) + i."""
-        share = self._config.global_batch // ranks
-        first = step * self._config.global_batch + rank * share
-        return [self.sample(first + i) for i in range(share)]
+        """One rank's share of a global batch, read at once.
 
-    def some_items(self, count: int) -> Sequence[Sample]:
+        Raises:
+            DamagedError: items are damaged, and no more are tolerated.
+        """
+        return self._samples(places_of(step, self._config.global_batch, rank, ranks))
+
+    def some_items(self, count: int) -> Iterator[Sample]:
         """The first samples of the stream, to take statistics of."""
-        return [self.sample(place) for place in range(count)]
+        for first in range(0, count, READ_AT_ONCE):
+            yield from self._samples(range(first, min(count, first + READ_AT_ONCE)))
+
+    def _samples(self, places: Sequence[int]) -> list[Sample]:
+        """The samples at these places; each pool's items are read in one batch."""
+        by_pool: dict[str, dict[int, int]] = {}
+        for place in places:
+            name, cursor = self._mixture[place]
+            by_pool.setdefault(name, {})[place] = self._orders[name][cursor]
+        samples: dict[int, Sample] = {}
+        for name, chosen in by_pool.items():
+            stream, pool = self._pools[name]
+            batch = stream.__getitems__(list(chosen.values()))
+            for record in batch.replaced:
+                console.print(f"replaced by {pool[record.by].id}: {record.reason}")
+            for number, (place, read) in enumerate(zip(chosen, batch.places, strict=True)):
+                samples[place] = self._sample(pool[read], self._grid.select(batch.item(number)))
+        return [samples[place] for place in places]
+
+    def _sample(self, conversation: Conversation, arrays: Arrays) -> Sample:
+        tokens = tokenize(conversation.turns, rows_of(arrays), self._tokenizer, self._config.prompt)
+        return Sample(tokens, arrays, f"{conversation.id} ({conversation.key})")

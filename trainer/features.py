@@ -1,9 +1,9 @@
 """Feature rows of an item, for the T frames and K segments of a run, out of the columns of a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from store import Arrays, ColumnReader, ColumnSpec, Modality, UserError
+from store import Arrays, ColumnSpec, Modality, UserError
 
 FEATURES = ("temporal", "spatial", "audio")  # in the order in which their rows stand in the LLM's input
 PERCEIVES: dict[Modality, frozenset[str]] = {
@@ -20,6 +20,11 @@ class Grid:
 
     frames: int
     segments: int
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """The stored array that each feature is taken from."""
+        return {"temporal": "temporal", "spatial": f"spatial.t{self.frames}", "audio": f"audio.k{self.segments}"}
 
     def select(self, arrays: Arrays) -> Arrays:
         """From an item's arrays as stored: temporal [T, D_t], spatial [N, D_s], audio [K, D_a]; those that are there.
@@ -43,10 +48,8 @@ class Grid:
         """
         widths: dict[str, int] = {}
         for spec in specs.values():
-            wanted = {"temporal": "temporal", "spatial": f"spatial.t{self.frames}"}
-            if spec.modality == "audio":
-                wanted = {"audio": f"audio.k{self.segments}"}
-            for feature, stored in wanted.items():
+            for feature in (f for f in FEATURES if f in PERCEIVES[spec.modality]):
+                stored = self.stored[feature]
                 if stored not in spec.features:
                     field = "segments" if feature == "audio" else "frames"
                     has = ", ".join(sorted(spec.features))
@@ -63,12 +66,3 @@ def rows_of(arrays: Arrays) -> dict[Modality, int]:
         modality: sum(len(arrays[name]) for name in perceives if name in arrays)
         for modality, perceives in PERCEIVES.items()
     }
-
-
-def read_item(key: str | None, readers: Sequence[ColumnReader], grid: Grid) -> Arrays:
-    """The selected arrays of an item from all columns that hold it."""
-    arrays: Arrays = {}
-    for reader in readers:
-        if key is not None and key in reader:
-            arrays |= grid.select(reader.read(key))
-    return arrays

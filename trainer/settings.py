@@ -56,6 +56,7 @@ class TrainConfig(Settings):
         max_tokens: a conversation is cut after so many rows of LLM input.
         gradient_checkpointing: recompute activations to save memory.
         zero: DeepSpeed's settings; None for one process of plain torch.
+        tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.
         save_every: steps between checkpoints; None keeps the last one only.
     """
@@ -85,6 +86,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = False
     zero: Zero | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    tolerate: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 1
     save_every: Positive | None = None
     prompt: PromptFormat = PromptFormat()

@@ -1,9 +1,11 @@
+import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from store import UserError, parse_settings
+from store import DamagedError, UserError, parse_settings
 from trainer.data import TrainingData
 from trainer.settings import TrainConfig
 
@@ -88,3 +90,25 @@ def test_bad_configuration_is_one_clear_line(feature_store, tokenizer, changes, 
     with pytest.raises(UserError, match=message) as error:
         TrainingData(config(feature_store, **changes), tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_item_stops_training_or_gives_way_to_another_conversation(feature_store, tokenizer, tmp_path, capsys):
+    """Never to another clip's features under the same question; and it is said, each time."""
+    sound = TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer)
+    before = [sound.sample(place) for place in range(30)]
+    shutil.copytree(feature_store, tmp_path / "store")
+    for tar in (tmp_path / "store" / "columns").glob("clip-tiny.*/*.tar"):
+        data = bytearray(tar.read_bytes())
+        if (at := data.find(before[0].arrays["temporal"].tobytes())) >= 0:
+            data[at] ^= 1
+            tar.write_bytes(data)
+    changes = {"mixture": {"visual": 1}, "sources": [{"store": str(tmp_path / "store"), "conversations": "mixed"}]}
+    with pytest.raises(DamagedError, match="differs from its checksum"):
+        TrainingData(config(feature_store, **changes), tokenizer).sample(0)
+    hurt = TrainingData(config(feature_store, **changes, tolerate=1), tokenizer)
+    after = [hurt.sample(place) for place in range(30)]
+    assert [place for place in range(30) if after[place].origin != before[place].origin] == [0]
+    twin = next(sample for sample in before if sample.origin == after[0].origin)
+    assert after[0].tokens == twin.tokens
+    assert np.array_equal(after[0].arrays["temporal"], twin.arrays["temporal"])
+    assert f"replaced by {twin.origin.split()[0]}: " in capsys.readouterr().out
