@@ -1,104 +1,233 @@
-"""Stream a column of the paper's size into batches: ours, webdataset, and the ceiling (the same bytes by readinto).
+"""Stream a column of the paper's size into collated batches: ours, its peers, and the ceiling (the bytes by readinto).
 
-    python -m benchmarks.streaming --items 256 --rounds 7
+    make bench            # in an environment of its own, for some peers pin older versions than the project takes
 
-No prefetching, one process each. Pages are in the file cache, so this measures software, not the disk.
+Each contender is a process of its own that runs one epoch when told to; rounds are interleaved, so that a busy moment
+hits all alike, and ratios are taken within a round. Data lie in the file cache: this measures software, not the disk.
+Worker processes are kept between epochs and started before the clock.
 """
 
+import copy
+import importlib.metadata
 import os
 import platform
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-import webdataset
 from rich.table import Table
 
-from store import Candidate, Column, ColumnReader, ColumnSpec, Corpus, Feature, Storage, create_column
+from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
+from store import Candidate, ColumnReader, ColumnSpec, Corpus, Feature, Storage, Stream, create_column, open_column
 from store.console import console, make_app, run
 
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
-BATCH = 16
-SHARD = 64
-RAW = bytearray(2 * BATCH * sum(rows * width for rows, width in SHAPES.values()))
-app = make_app("Stream a column into batches, beside webdataset and the raw ceiling.")
+COLUMN = "clip-vit-l-14"
+CEILING = "readinto (ceiling)"
+OURS = ("avllm, first epoch", "avllm, later epochs", "avllm, DataLoader")
+COUNTS = (0, 1, 2)
+app = make_app("Stream a column into batches, beside its peers and the raw ceiling.")
 
 
-def build(folder: str, items: int) -> Column:
-    """A column of random features."""
-    storage = Storage(folder)
-    corpus = Corpus()
-    corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video") for i in range(items)], SHARD)
-    features = {name: Feature(shape=shape, dtype="float16") for name, shape in SHAPES.items()}
-    spec = ColumnSpec(name="clip-vit-l-14", modality="visual", numerics={"random": True}, features=features)
-    column = create_column(storage, spec, {})
+def make_samples(count: int) -> list[Sample]:
+    """Random features of the paper's shapes."""
     rng = np.random.default_rng(0)
+    return [{name: rng.random(shape, np.float32).astype("f2") for name, shape in SHAPES.items()} for _ in range(count)]
+
+
+def write_column(folder: Path, samples: list[Sample]) -> None:
+    """Our own form of them."""
+    storage, corpus = Storage(folder), Corpus()
+    corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video") for i in range(len(samples))], SHARD)
+    features = {name: Feature(shape=shape, dtype="float16") for name, shape in SHAPES.items()}
+    spec = ColumnSpec(name=COLUMN, modality="visual", numerics={"random": True}, features=features)
+    column, coming = create_column(storage, spec, {}), iter(samples)
     for shard, members in corpus.shards.items():
         with column.write_shard(shard) as writer:
             for item in members:
-                writer.add(item.key, {n: rng.random(s, np.float32).astype("f2") for n, s in SHAPES.items()}, {})
-    return column
+                writer.add(item.key, next(coming), {})
 
 
-def ours(column: Column) -> Iterator[int]:
-    """Batches by our reader, copied into reused buffers; checksums are compared, as always at first touch."""
-    reader = ColumnReader(column)
-    buffers = {name: np.empty((BATCH, *shape), np.float16) for name, shape in SHAPES.items()}
-    for place, key in enumerate(reader.keys()):
-        for name, array in reader.read(key).items():
-            buffers[name][place % BATCH] = array
-        yield 1
+# contenders: each gives a function that prepares an epoch, and that gives a function that runs it
 
 
-def plain_webdataset(column: Column) -> Iterator[int]:
-    """Batches by webdataset's own pipeline."""
-    urls = sorted(str(path) for path in Path(column.storage.path(column.path(""))).glob("*.tar"))
-    names = [f"{name}.npy" for name in SHAPES]
-    for batch in webdataset.WebDataset(urls, shardshuffle=False).decode().to_tuple(*names).batched(BATCH):
-        yield len(batch[0])
+def ceiling(folder: Path, threads: int) -> Callable[[], Callable[[], int]]:
+    """The tars' bytes into reused buffers of a batch's size, one for each thread, and nothing else."""
+    tars = sorted((folder / "columns").glob("*/*.tar"))
+    size = BATCH * sum(2 * rows * width for rows, width in SHAPES.values())
+    buffers = [bytearray(size) for _ in range(max(1, threads))]
+
+    def read(part: int) -> int:
+        for tar in tars[part :: len(buffers)]:
+            with open(tar, "rb", buffering=0) as file:
+                while file.readinto(buffers[part]):
+                    pass
+        return len(tars[part :: len(buffers)]) * SHARD
+
+    pool = ThreadPoolExecutor(len(buffers))
+    return lambda: lambda: sum(pool.map(read, range(len(buffers)))) if threads else read(0)
 
 
-def ceiling(column: Column) -> Iterator[int]:
-    """The same bytes into one reused buffer of a batch's size, and nothing else."""
-    for shard in column.shards():
-        with open(column.storage.path(column.path(f"{shard:06d}.tar")), "rb", buffering=0) as file:
-            while file.readinto(RAW):
-                pass
-        yield len(column.sidecar(shard).items)
+def ours(folder: Path, threads: int, again: bool) -> Callable[[], Callable[[], int]]:
+    """Our stream; in a first epoch every array's checksum is compared."""
+    opened = ColumnReader(open_column(Storage(folder), COLUMN))
+    places = [range(i, min(i + BATCH, len(opened))) for i in range(0, len(opened), BATCH)]
+    known = Stream([opened], opened.keys())
+
+    def epoch() -> Callable[[], int]:
+        reader = copy.copy(opened)
+        reader.checked = np.zeros_like(opened.checked)
+        stream = known if again else Stream([reader], opened.keys())
+        return lambda: sum(len(batch.arrays["temporal"]) for batch in stream.batches(places, threads))
+
+    return epoch
+
+
+def ours_in_loader(folder: Path, workers: int) -> Callable[[], Callable[[], int]]:
+    """Our stream as the data set of torch's DataLoader, with tensors, for they travel fastest."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    reader = ColumnReader(open_column(Storage(folder), COLUMN))
+    places = [list(range(i, min(i + BATCH, len(reader)))) for i in range(0, len(reader), BATCH)]
+    loader = DataLoader(
+        Stream([reader], reader.keys()),
+        batch_sampler=places,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=lambda batch: {name: torch.from_numpy(array) for name, array in batch.arrays.items()},
+    )
+    return lambda: lambda: sum(sizes(loader))
+
+
+def contender(name: str, count: int, folder: Path) -> Callable[[], Callable[[], int]]:
+    """The contender of that name with `count` threads or workers."""
+    if name == CEILING:
+        return ceiling(folder / "avllm", count)
+    if name == OURS[2]:
+        return ours_in_loader(folder / "avllm", count)
+    if name in OURS:
+        return ours(folder / "avllm", count, again=name == OURS[1])
+    batches = PEERS[name].batches(folder / name, count)
+    return lambda: lambda: sum(sizes(batches))
+
+
+@app.command(hidden=True)
+def serve(name: str, count: int, folder: Path) -> None:
+    """Run an epoch for each line of input, and print its samples and seconds."""
+    prepare = contender(name, count, folder)
+    prepare()()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        epoch = prepare()
+        began = time.perf_counter()
+        samples = epoch()
+        print(samples, time.perf_counter() - began, flush=True)
+
+
+class Child:
+    """A contender's process."""
+
+    def __init__(self, name: str, count: int, folder: Path) -> None:
+        self.name, self.count = name, count
+        words = [sys.executable, "-m", "benchmarks.streaming", "serve", name, str(count), str(folder)]
+        self.log = open(folder / f"{name}-{count}.log", "w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1
+        )
+
+    def wait(self) -> None:
+        """Until it has run an epoch to warm up."""
+        self._expect("ready")
+
+    def _expect(self, word: str) -> str:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if not word or line.strip() == word:
+                return line
+        self.log.seek(0)
+        raise SystemExit(f"{self.name} with {self.count}: it ended\n{self.log.read()[-2000:]}")
+
+    def rate(self, items: int) -> float:
+        """Samples a second of one epoch."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        samples, seconds = self._expect("").split()
+        assert int(samples) == items, (self.name, self.count, samples)
+        return items / float(seconds)
+
+    def end(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+        self.log.close()
 
 
 @app.command()
 def streaming(
-    items: Annotated[int, typer.Option(help="Items of 590 kB.")] = 256,
-    rounds: Annotated[int, typer.Option(help="Times each is run, interleaved.")] = 7,
+    items: Annotated[int, typer.Option(help="Items of 590 kB, a multiple of 64.")] = 1024,
+    rounds: Annotated[int, typer.Option(help="Epochs of each, interleaved.")] = 9,
+    only: Annotated[str, typer.Option(help="Comma-separated contenders; all if empty.")] = "",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the data are written, and left; temporary if not given.")
+    ] = None,
 ) -> None:
-    """Print median samples a second of each, and the ratio to the ceiling."""
-    contenders: dict[str, Callable[[Column], Iterator[int]]] = {
-        "readinto (ceiling)": ceiling,
-        "avllm": ours,
-        "webdataset": plain_webdataset,
-    }
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory() as folder:
-        column = build(folder, items)
-        for _ in range(rounds):
-            for name, contender in contenders.items():
-                began = time.perf_counter()
-                count = sum(contender(column))
-                rates[name].append(count / (time.perf_counter() - began))
-                assert count == items, (name, count)
-    table = Table("reader", "samples/s (median)", "of the ceiling")
-    top = statistics.median(rates["readinto (ceiling)"])
-    for name, values in rates.items():
-        table.add_row(name, f"{statistics.median(values):.0f}", f"{statistics.median(values) / top:.2f}")
-    console.print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    """Print the median samples a second of each, and the median of its ratio to the ceiling of the same round."""
+    names = [name for name in (*OURS, *PEERS) if not only or name in only.split(",")]
+    root = folder or Path(tempfile.mkdtemp())
+    children: list[Child] = []
+    try:
+        _write(root, names, items)
+        wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
+        for name, count in wanted:
+            children.append(Child(name, count, root))
+        for child in children:
+            child.wait()
+        rates = [[child.rate(items) for child in children] for _ in range(rounds)]
+    finally:
+        for child in children:
+            child.end()
+        if folder is None:
+            shutil.rmtree(root)
+    _report(wanted, np.array(rates))
+
+
+def _write(root: Path, names: list[str], items: int) -> None:
+    """All forms that are not there."""
+    samples = make_samples(items)
+    writers = {"avllm": write_column} | {name: PEERS[name].write for name in names if name in PEERS}
+    for name, write in writers.items():
+        if not (root / name).exists():
+            console.print(f"writing {name}")
+            (root / name).mkdir(parents=True)
+            write(root / name, samples)
+
+
+def _report(wanted: list[tuple[str, int]], rates: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> None:
+    packages = ["numpy", "xxhash", "torch", *(peer.package for peer in PEERS.values())]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    console.print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    console.print(f"Python {platform.python_version()}, {versions}")
+    table = Table("reader", "threads or workers", "samples/s", "of the ceiling", "worst and best round")
+    for (name, count), mine in zip(wanted, rates.T, strict=True):
+        ratios = mine / rates[:, 0]
+        table.add_row(
+            name,
+            str(count),
+            f"{statistics.median(mine):.0f}",
+            f"{statistics.median(ratios):.2f}",
+            f"{ratios.min():.2f} - {ratios.max():.2f}",
+        )
     console.print(table)
 
 
