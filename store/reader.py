@@ -4,7 +4,6 @@ import difflib
 import mmap
 from typing import Any
 
-import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -64,18 +63,17 @@ class ColumnReader:
             why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
             raise UserError(f"{self.column.name}: no item {key!r}{why}")
         shard, entries = self._entries[key]
-        arrays = {name: self._array(shard, entry) for name, entry in entries.items()}
+        stored = {name: self._bytes(shard, entry) for name, entry in entries.items()}
         if key not in self._checked:
             for name, entry in entries.items():
-                if xxhash.xxh3_64_hexdigest(arrays[name].data) != entry.xxh3:
+                if xxhash.xxh3_64_hexdigest(stored[name]) != entry.xxh3:
                     tar = self.column.storage.where(self.column.path(shard_name(shard, "tar")))
-                    raise DamagedError(f"{tar}: {key}.{name}.npy differs from its checksum")
+                    raise DamagedError(f"{tar}: {key}.{name} differs from its checksum")
             self._checked.add(key)
-        return arrays
+        return {name: entry.decode(stored[name]) for name, entry in entries.items()}
 
-    def _array(self, shard: int, entry: ArrayEntry) -> NDArray[Any]:
-        dtype = np.dtype(entry.dtype)
-        size = dtype.itemsize * int(np.prod(entry.shape))
+    def _bytes(self, shard: int, entry: ArrayEntry) -> memoryview:
+        size = entry.nbytes
         path = self.column.path(shard_name(shard, "tar"))
         if self.column.storage.local:
             data = self._map(shard, path)[entry.offset : entry.offset + size]
@@ -83,7 +81,7 @@ class ColumnReader:
             data = memoryview(self.column.storage.read(path, entry.offset, entry.offset + size))
         if len(data) != size:
             raise DamagedError(f"{self.column.storage.where(path)}: shorter than its sidecar says")
-        return np.frombuffer(data, dtype).reshape(entry.shape)
+        return data
 
     def _map(self, shard: int, path: str) -> memoryview:
         if shard not in self._maps:
