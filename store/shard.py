@@ -96,7 +96,7 @@ class ShardWriter:
         self._failed: list[Failure] = []
 
     def add(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, JsonValue]) -> None:
-        """Add an item: `<key>.<name>.npy` for each array, `<key>.<name>.json` for each text, `<key>.json` with the facts."""
+        """Add an item: `<key>.<name>.npy` (of a text `.json`) for each feature, then `<key>.json` with the facts."""
         assert arrays.keys() == self._features.keys(), f"{key}: {sorted(arrays)}, not {sorted(self._features)}"
         for name, array in arrays.items():
             dtype = TEXT if array.dtype.kind == "U" else str(array.dtype)
