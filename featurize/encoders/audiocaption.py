@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from featurize.encoders.base import Encoder, MediaCache, Units, weights_digest
-from featurize.encoders.pretrained import generation, load, load_model, source_of, vocabulary_digest
+from featurize.encoders.pretrained import load, load_model, shaping, source_of, vocabulary_digest
 from featurize.encoders.segments import by_count, middle, segments_of
 from featurize.encoders.whisper import log_mel, preprocessing
 from featurize.settings import AudioCaptionSettings
@@ -49,7 +49,9 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
                 "preprocessing": preprocessing(self.extractor),
                 "segments": list(settings.segments),
                 "prompt": list(self.prompt),
-                "generation": generation(self.model, settings.max_tokens),
+                "model": shaping(self.model.config),
+                "generation": shaping(self.model.generation_config),
+                "max_tokens": settings.max_tokens,
                 "dtype": settings.dtype,
                 "batch": settings.batch,
             },

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessor
 
 from featurize.encoders.base import Encoder, MediaCache, Units, weights_digest
-from featurize.encoders.pretrained import generation, load, load_model, source_of, vocabulary_digest
+from featurize.encoders.pretrained import load, load_model, shaping, source_of, vocabulary_digest
 from featurize.settings import BlipSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem
 
@@ -28,7 +28,8 @@ class BlipEncoder(Encoder[BlipSettings]):
         self.mean, self.std = (np.float32(x).reshape(1, 3, 1, 1) for x in (processor.image_mean, processor.image_std))
         digest = weights_digest(self.model.state_dict())
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.size, self.places = int(self.model.config.vision_config.image_size), settings.frames
+        config = self.model.config
+        self.size, self.places = int(config.vision_config.image_size), settings.frames
         self.spec = ColumnSpec(
             name=f"blip-{settings.architecture.lower().replace('.', '-')}",
             modality="visual",
@@ -45,7 +46,9 @@ class BlipEncoder(Encoder[BlipSettings]):
                 },
                 "grid": "floor(i*n/T)",
                 "frames": settings.frames,
-                "generation": generation(self.model.text_decoder, settings.max_tokens),
+                "model": [shaping(c) for c in (config.vision_config, config.text_config)],
+                "generation": shaping(self.model.text_decoder.generation_config),
+                "max_tokens": settings.max_tokens,
                 "dtype": settings.dtype,
                 "batch": settings.batch,
             },

@@ -8,6 +8,13 @@ from typing import Any
 from featurize.settings import EncoderSettings
 from store import UserError, canonical_json
 
+SHAPING = (
+    *("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"),
+    *("hidden_act", "activation_function", "layer_norm_eps", "scale_embedding"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
+    *("min_length", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size"),
+)
 Published = Mapping[str, Mapping[str, str]]
 
 
@@ -73,7 +80,7 @@ def vocabulary_digest(tokenizer: Any) -> str:
     return hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest()
 
 
-def generation(model: Any, max_tokens: int) -> dict[str, Any]:
-    """What shapes greedy captions beside the weights: the model's own generation settings, and the longest caption."""
-    own = model.generation_config.to_diff_dict()
-    return {**{name: value for name, value in own.items() if name != "transformers_version"}, "max_tokens": max_tokens}
+def shaping(config: Any) -> dict[str, Any]:
+    """What a configuration says, beside the weights, that shapes the numbers or the greedy captions of its model."""
+    found = {name: getattr(config, name, None) for name in SHAPING}
+    return {name: value for name, value in found.items() if value}

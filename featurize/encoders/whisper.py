@@ -45,6 +45,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
                 "version": NUMERICS_VERSION,
                 "architecture": settings.architecture,
                 "weights": digest,
+                "heads": self.tower.config.encoder_attention_heads,
                 "layer": self.layer,
                 "pooling": "mean of the states that hear the segment",
                 "preprocessing": preprocessing(self.extractor),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -235,6 +236,33 @@ def test_captions_are_columns_of_a_store(media, blip, audio_captioner, tmp_path)
     assert seen.failed["low-wav"].code == told.failed["blue-png"].code == "absent"
     expected = features(encoders[1], media / "low.wav", "audio")["caption.k4"]
     np.testing.assert_array_equal(told.read("low-wav")["caption.k4"], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captions_fingerprints_follow_all_that_shapes_them(blip, audio_captioner, tmp_path, dtype):
+    """Captions of other weights, words or lengths are another column; and every dtype runs."""
+    frames, folder = np.zeros((2, 32, 32, 3), np.uint8), audio_captioner[0]
+    seen = build_encoder(BlipSettings(encoder=f"blip:small/{blip[0]}", max_tokens=3, batch=2, dtype=dtype))
+    told = build_encoder(
+        AudioCaptionSettings(encoder=f"audiocaption:small/{folder}", max_tokens=3, batch=2, dtype=dtype)
+    )
+    assert all(len(e.encode(r)) == 2 for e, r in ((seen, frames), (told, np.zeros((2, 80, 3000), np.float32))))
+    if dtype != "float32":
+        return
+    own = json.loads((folder / "generation_config.json").read_text())
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other/generation_config.json").write_text(json.dumps({**own, "suppress_tokens": [7, 8]}))
+    base = {"encoder": f"audiocaption:small/{folder}", "max_tokens": 3, "batch": 2}
+    changes = [{}, {"style": "audiocaps > caption: "}, {"max_tokens": 4}, {"batch": 3}, {"segments": (2,)},
+               {"dtype": "bfloat16"}, {"encoder": f"audiocaption:small/{tmp_path / 'other'}"}]  # fmt: skip
+    prints = [build_encoder(AudioCaptionSettings(**{**base, **change})).spec.fingerprint for change in changes]
+    assert len(set(prints)) == len(changes)
+    assert prints[0] == told.spec.fingerprint
+    base = {"encoder": f"blip:small/{blip[0]}", "max_tokens": 3, "batch": 2}
+    changes = [{}, {"frames": 4}, {"max_tokens": 4}, {"batch": 3}, {"dtype": "bfloat16"}]
+    prints = [build_encoder(BlipSettings(**{**base, **change})).spec.fingerprint for change in changes]
+    assert len(set(prints)) == len(changes)
+    assert prints[0] == seen.spec.fingerprint
 
 
 # names and weights
