@@ -27,6 +27,7 @@ from featurize.media import read_audio, read_video
 from featurize.settings import AudioCaptionSettings, BlipSettings, WhisperSettings
 from featurize.shard_job import encode_shard
 from store import ColumnReader, MediaItem, Storage, UserError, create_column
+from trainer.features import Grid
 
 PREFIX = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 
@@ -234,6 +235,8 @@ def test_captions_are_columns_of_a_store(media, blip, audio_captioner, tmp_path)
     }
     assert seen.keys() == ["red-loud-mp4", "blue-png"]
     assert seen.failed["low-wav"].code == told.failed["blue-png"].code == "absent"
+    with pytest.raises(UserError, match="does not hold temporal; it holds caption"):
+        Grid(frames=4, segments=4).widths({"visual": seen.column.spec})
     expected = features(encoders[1], media / "low.wav", "audio")["caption.k4"]
     np.testing.assert_array_equal(told.read("low-wav")["caption.k4"], expected)
 
