@@ -1,5 +1,6 @@
 """Decode each item once for all encoders that need it, in threads that run ahead of the encoders."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from featurize.encoders import Encoder, MediaCache, Units
 from featurize.media import Frames, MediaError, read_audio, read_image, read_video
-from featurize.settings import ClipSettings
 from store import MediaItem
 
 A = TypeVar("A")
@@ -69,9 +69,8 @@ def decoded(
     items: Iterable[MediaItem], encoders: Sequence[Encoder[Any]], threads: int
 ) -> Iterator[tuple[MediaItem, list[Units | MediaError]]]:
     """Each item, in order, with what each encoder takes of it; at most `2 * threads` items are held in memory."""
-    visual = [encoder for encoder in encoders if isinstance(encoder.settings, ClipSettings)]
-    sizes = sorted({encoder.size for encoder in visual})  # type: ignore[attr-defined]
-    count = max((encoder.settings.frames[-1] for encoder in visual), default=1)
+    sizes = sorted({encoder.size for encoder in encoders if encoder.size})
+    count = math.lcm(*(encoder.places for encoder in encoders))  # all their grids nest in this one
 
     def prepare(item: MediaItem) -> tuple[MediaItem, list[Units | MediaError]]:
         media = ItemMedia(item, sizes, count)

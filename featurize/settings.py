@@ -9,23 +9,20 @@ from featurize.grid import check_nested
 from store import Settings
 
 ENCODER = re.compile(r"(?P<family>[a-z]+):(?P<architecture>[^/]+)/(?P<weights>.+)")
+Counts = tuple[Annotated[int, Field(gt=0)], ...]
 
 
 class EncoderSettings(Settings):
     """What the settings of all encoders share.
 
     Attributes:
-        encoder: `family:architecture/weights`; weights are `random`, a published name, or the path of a file.
-        seed: of `random` weights.
+        encoder: `family:architecture/weights`; weights are a published name, or the path of a file or folder.
         dtype: of the encoder's arithmetic.
-        stored: dtype of the features on disk.
         batch: frames or segments in one pass; it changes rounding, so it belongs to the column's spec.
     """
 
     encoder: str
-    seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    stored: Literal["float16", "float32"] = "float16"
     batch: Annotated[int, Field(gt=0)] = 32
 
     @field_validator("encoder")
@@ -51,7 +48,19 @@ class EncoderSettings(Settings):
         return found[name]
 
 
-class ClipSettings(EncoderSettings):
+class TokenSettings(EncoderSettings):
+    """What the settings of encoders share whose columns hold numbers; their weights may also be `random`.
+
+    Attributes:
+        seed: of `random` weights.
+        stored: dtype of the features on disk.
+    """
+
+    seed: int = 0
+    stored: Literal["float16", "float32"] = "float16"
+
+
+class ClipSettings(TokenSettings):
     """An open_clip visual tower.
 
     Attributes:
@@ -70,20 +79,73 @@ class ClipSettings(EncoderSettings):
         return check_nested(value)
 
 
-class ClapSettings(EncoderSettings):
+class ClapSettings(TokenSettings):
     """laion-clap's HTS-AT audio tower.
 
     Attributes:
+        fusion: whether it takes long segments as a whole, shrunk, and three stretches; published weights know.
         segments: the numbers K of even segments.
         max_seconds: longer sounds are recorded as too large.
     """
 
-    segments: tuple[Annotated[int, Field(gt=0)], ...] = (4,)
+    fusion: bool | None = None
+    segments: Counts = (4,)
     max_seconds: float = 7200.0
     batch: Annotated[int, Field(gt=0)] = 8
 
 
-FAMILIES: dict[str, type[EncoderSettings]] = {"clip": ClipSettings, "clap": ClapSettings}
+class WhisperSettings(TokenSettings):
+    """Whisper's encoder.
+
+    Attributes:
+        layer: which hidden state to take, as Hugging Face counts them: -1 is the last, after the final norm.
+        segments: the numbers K of even segments.
+        max_seconds: longer sounds are recorded as too large.
+    """
+
+    layer: int = -1
+    segments: Counts = (4,)
+    max_seconds: float = 7200.0
+    batch: Annotated[int, Field(gt=0)] = 8
+
+
+class BlipSettings(EncoderSettings):
+    """BLIP captions of frames.
+
+    Attributes:
+        frames: how many frames of a video get a caption.
+        max_tokens: tokens of a caption at most.
+    """
+
+    frames: Annotated[int, Field(gt=0)] = 8
+    max_tokens: Annotated[int, Field(gt=0)] = 30
+    batch: Annotated[int, Field(gt=0)] = 8
+
+
+class AudioCaptionSettings(EncoderSettings):
+    """Captions of segments by a Whisper that was trained to describe sounds.
+
+    Attributes:
+        style: what the decoder begins with; the published weights know three styles, one for each of their data sets.
+        segments: the numbers K of even segments.
+        max_seconds: longer sounds are recorded as too large.
+        max_tokens: tokens of a caption at most.
+    """
+
+    style: str = "clotho > caption: "
+    segments: Counts = (4,)
+    max_seconds: float = 7200.0
+    max_tokens: Annotated[int, Field(gt=0)] = 60
+    batch: Annotated[int, Field(gt=0)] = 8
+
+
+FAMILIES: dict[str, type[EncoderSettings]] = {
+    "clip": ClipSettings,
+    "clap": ClapSettings,
+    "whisper": WhisperSettings,
+    "blip": BlipSettings,
+    "audiocaption": AudioCaptionSettings,
+}
 
 
 def _family(value: Any) -> str:
@@ -92,7 +154,11 @@ def _family(value: Any) -> str:
 
 
 AnyEncoder = Annotated[
-    Annotated[ClipSettings, Tag("clip")] | Annotated[ClapSettings, Tag("clap")],
+    Annotated[ClipSettings, Tag("clip")]
+    | Annotated[ClapSettings, Tag("clap")]
+    | Annotated[WhisperSettings, Tag("whisper")]
+    | Annotated[BlipSettings, Tag("blip")]
+    | Annotated[AudioCaptionSettings, Tag("audiocaption")],
     Discriminator(
         _family,
         custom_error_type="encoder_family",

@@ -18,15 +18,15 @@ from store import Column, Failure, MediaItem, ShardWriter
 class Batcher:
     """Cut the rows of consecutive items into batches of one size, whatever the items' own sizes.
 
-    Batches are formed from one shard's items in order, so the same shard always gives the same batches and, with
-    them, the same rounding.
+    Batches are formed from one shard's items in order and all have one size, the last one too (`encode_padded`), so
+    that what comes of a row depends on that row alone.
     """
 
     def __init__(self, encoder: Encoder[Any], writer: ShardWriter) -> None:
         self._encoder, self._writer = encoder, writer
         self._rows: deque[NDArray[Any]] = deque()
         self._items: deque[tuple[MediaItem, Units]] = deque()
-        self._encoded: list[NDArray[np.float32]] = []
+        self._encoded: list[NDArray[Any]] = []
         self._waiting = 0
 
     def push(self, item: MediaItem, units: Units) -> None:
@@ -54,7 +54,7 @@ class Batcher:
             batch.append(rows)
             missing -= len(rows)
         self._waiting -= size
-        self._encoded.extend(self._encoder.encode(np.concatenate(batch)))
+        self._encoded.extend(self._encoder.encode_padded(np.concatenate(batch)))
         self._write_complete()
 
     def _write_complete(self) -> None:

@@ -14,7 +14,7 @@ from store.column import FETCHED_AT_ONCE, Column
 from store.errors import DamagedError
 from store.sealed import check_format, sealed_body
 from store.settings import parse_settings
-from store.shard import Failure, Sidecar, shard_name
+from store.shard import TEXT, Failure, Sidecar, shard_name
 from store.spec import FORMAT, Feature
 
 ITEMS, REST = b',"items":[', b'],"shard":'  # around the items, in canonical JSON; within a string a quote is escaped
@@ -112,11 +112,14 @@ def _sidecars(column: Column) -> Iterator[tuple[int, str, bytes]]:
 
 
 def _item_pattern(features: dict[str, Feature]) -> re.Pattern[bytes]:
-    """An item as it stands in a sidecar; groups: offset, lengths that vary and checksum of each array; then the key."""
+    """An item as it stands in a sidecar; groups: offset, lengths that vary, bytes of a text and checksum of each array;
+    then the key.
+    """
     arrays = []
     for name, feature in features.items():
         lengths = ",".join("([0-9]{1,9})" if n is None else str(n) for n in feature.shape)
-        place = rf'"dtype":"{feature.dtype}","offset":([0-9]{{1,15}}),"shape":\[{lengths}\]'
+        size = ',"size":([0-9]{1,12})' if feature.dtype == TEXT else ""
+        place = rf'"dtype":"{feature.dtype}","offset":([0-9]{{1,15}}),"shape":\[{lengths}\]{size}'
         arrays.append(rf'"{re.escape(name)}":{{{place},"xxh3":"([0-9a-f]{{16}})"}}')
     return re.compile((r'{"arrays":{' + ",".join(arrays) + r'},"key":"([^"\\]+)"}').encode())
 
@@ -137,12 +140,16 @@ class _Part:
         size = len(found), len(features)
         offset, xxh3 = np.empty(size, np.int64), np.empty(size, np.uint64)
         shape = np.ones((*size, max(len(feature.shape) for feature in features.values())), np.int64)
+        nbytes = np.empty(size, np.int64)
         groups = iter(zip(*found, strict=True))
         for number, feature in enumerate(features.values() if found else ()):
             offset[:, number] = np.array(next(groups)).astype(np.int64)
             for dimension, length in enumerate(feature.shape):
                 shape[:, number, dimension] = np.array(next(groups)).astype(np.int64) if length is None else length
+            if feature.dtype == TEXT:
+                nbytes[:, number] = np.array(next(groups)).astype(np.int64)
+            else:
+                nbytes[:, number] = shape[:, number].prod(axis=1) * np.dtype(feature.dtype).itemsize
             xxh3[:, number] = np.frombuffer(bytes.fromhex(b"".join(next(groups)).decode()), ">u8")
-        itemsizes = np.array([np.dtype(feature.dtype).itemsize for feature in features.values()])
         keys = [key.decode() for key in next(groups, ())]
-        return cls(keys, offset, shape, shape.prod(axis=2) * itemsizes, xxh3)
+        return cls(keys, offset, shape, nbytes, xxh3)

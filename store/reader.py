@@ -12,7 +12,7 @@ from store.cache import cached
 from store.column import Column
 from store.errors import DamagedError, UserError
 from store.index import build_index
-from store.shard import shard_name
+from store.shard import decode_array, shard_name
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -81,7 +81,7 @@ class ColumnReader:
             return
         if xxhash.xxh3_64_intdigest(data) != self.index.xxh3[row, feature]:
             tar = self.column.storage.where(self.column.path(shard_name(int(self.index.shard[row]), "tar")))
-            member = f"{self.index.key(row)}.{self.index.features[feature]}.npy"
+            member = f"{self.index.key(row)}.{self.index.features[feature]}"
             raise DamagedError(f"{tar}: {member} differs from its checksum")
         self.checked[row, feature] = True
 
@@ -101,7 +101,7 @@ class ColumnReader:
         data = self._map(int(self.index.shard[row]))[start : start + int(self.index.nbytes[row, feature])]
         self.check(row, feature, data)
         dtype = self.column.spec.features[self.index.features[feature]].dtype
-        return np.frombuffer(data, dtype).reshape(self._shape(row, feature))
+        return decode_array(data, dtype, self._shape(row, feature))
 
     def _shape(self, row: int, feature: int) -> tuple[int, ...]:
         rank = len(self.column.spec.features[self.index.features[feature]].shape)

@@ -5,6 +5,8 @@ so a reader needs no tar parsing, and the items that failed, each with its reaso
 """
 
 import io
+import json
+import math
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal
@@ -19,16 +21,27 @@ from store.settings import Settings, parse_settings
 from store.spec import FORMAT, Feature, canonical_json
 from store.storage import Storage
 
+TEXT = "text"
 FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
 
 
 class ArrayEntry(Settings):
-    """Where an array's numbers lie in the tar (bytes from its start), C order, little-endian."""
+    """Where an array's numbers lie in the tar (bytes from its start), C order, little-endian; or a text's JSON.
+
+    Attributes:
+        size: bytes of a text; of an array they follow from shape and dtype, and the sidecar does not repeat them.
+    """
 
     offset: int
     shape: tuple[int, ...]
     dtype: str
     xxh3: str
+    size: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the tar from `offset` on."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape) if self.size is None else self.size
 
 
 class Item(Settings):
@@ -77,13 +90,12 @@ class ShardWriter:
         self._failed: list[Failure] = []
 
     def add(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, JsonValue]) -> None:
-        """Add an item: `<key>.<name>.npy` for each array, then `<key>.json` with the facts."""
+        """Add an item: `<key>.<name>.npy` (of a text `.json`) for each feature, then `<key>.json` with the facts."""
         assert arrays.keys() == self._features.keys(), f"{key}: {sorted(arrays)}, not {sorted(self._features)}"
         for name, array in arrays.items():
-            assert self._features[name].admits(array.shape, str(array.dtype)), (
-                f"{key}.{name}: {array.dtype} {array.shape}"
-            )
-        entries = {name: self._add_array(f"{key}.{name}.npy", array) for name, array in arrays.items()}
+            dtype = TEXT if array.dtype.kind == "U" else str(array.dtype)
+            assert self._features[name].admits(array.shape, dtype), f"{key}.{name}: {dtype} {array.shape}"
+        entries = {name: self._add_feature(f"{key}.{name}", array) for name, array in arrays.items()}
         self._add_member(f"{key}.json", canonical_json(dict(facts)))
         self._items.append(Item(key=key, arrays=entries))
 
@@ -91,11 +103,20 @@ class ShardWriter:
         """Record an item that the shard does not hold."""
         self._failed.append(failure)
 
+    def _add_feature(self, member: str, array: NDArray[Any]) -> ArrayEntry:
+        return self._add_text(member, array) if array.dtype.kind == "U" else self._add_array(member, array)
+
+    def _add_text(self, member: str, array: NDArray[Any]) -> ArrayEntry:
+        data = canonical_json(array.tolist())
+        start = self._add_member(f"{member}.json", data)
+        digest = xxhash.xxh3_64_hexdigest(data)
+        return ArrayEntry(offset=start, shape=array.shape, dtype=TEXT, xxh3=digest, size=len(data))
+
     def _add_array(self, member: str, array: NDArray[Any]) -> ArrayEntry:
         array = np.ascontiguousarray(array)
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        start = self._add_member(member, buffer.getvalue())
+        start = self._add_member(f"{member}.npy", buffer.getvalue())
         header = buffer.getbuffer().nbytes - array.nbytes
         return ArrayEntry(
             offset=start + header,
@@ -130,9 +151,16 @@ class ShardWriter:
         )
 
 
+def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array out of its bytes: a view of them; strings are copied."""
+    if dtype == TEXT:
+        return np.array(json.loads(bytes(data)), np.str_).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
 def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
     """Publish a sidecar, and with it its shard."""
-    storage.write(name, seal_json(sidecar.model_dump(mode="json")))
+    storage.write(name, seal_json(sidecar.model_dump(mode="json", exclude_none=True)))
 
 
 def load_sidecar(storage: Storage, name: str) -> Sidecar:

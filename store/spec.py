@@ -12,13 +12,16 @@ FORMAT = 1  # of columns and shards on disk
 
 
 class Feature(Settings):
-    """One array of an item: its shape, with None where the length varies from item to item, and its dtype."""
+    """One array of an item: its shape, with None where the length varies from item to item, and its dtype.
+
+    A `text` is a list of strings; in memory, a numpy array of `str`.
+    """
 
     shape: tuple[int | None, ...]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "text"]
 
     def admits(self, shape: tuple[int, ...], dtype: str) -> bool:
-        """Whether an array of this shape and dtype may stand here."""
+        """Whether an array of this shape and dtype (`text` for strings of any length) may stand here."""
         sized = len(shape) == len(self.shape) and all(
             want in (None, n) for want, n in zip(self.shape, shape, strict=True)
         )

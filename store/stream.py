@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from store.errors import DamagedError, UserError
 from store.index import ColumnIndex
 from store.reader import Arrays, ColumnReader
+from store.shard import TEXT
 from store.tars import DamagedItemError, Tars, Wanted
 
 FETCHERS = 4  # shards that are copied to the cache at once
@@ -109,7 +110,7 @@ class Stream:
     Args:
         readers: of columns that have no feature of the same name.
         keys: the item of each place, or None where nothing is to be read.
-        features: those to read; all if None.
+        features: those to read, of numbers; all of them if None.
         tolerate: damaged items that are replaced before the stream stops.
         allocate: gives the memory of batches, uint8 [bytes]: pinned, for example.
 
@@ -269,7 +270,8 @@ def _choose(readers: Sequence[ColumnReader], names: Sequence[str] | None) -> lis
             if name in found:
                 raise UserError(f"feature {name!r}: {reader.column.name} and another column both have it")
             spec = reader.column.spec.features[name]
-            found[name] = _Feature(name, column, number, spec.dtype, spec.shape)
+            if spec.dtype != TEXT:
+                found[name] = _Feature(name, column, number, spec.dtype, spec.shape)
     for name in found if names is None else names:
         if name not in found:
             raise UserError(f"feature {name!r}: the columns have {', '.join(sorted(found))}")

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from featurize.settings import EncoderSettings
+from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 S = TypeVar("S", bound=EncoderSettings)
+T = TypeVar("T", bound=TokenSettings)
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,17 @@ class Units:
 
 
 class Encoder(ABC, Generic[S]):
-    """A frozen encoder with its settings. `spec` names all that shapes its numbers."""
+    """A frozen encoder with its settings.
+
+    Attributes:
+        spec: names all that shapes its numbers.
+        size: the side in pixels of the frames that it takes; None if it takes none.
+        places: of the finest time grid of those frames.
+    """
 
     spec: ColumnSpec
+    size: int | None = None
+    places: int = 1
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -53,12 +62,26 @@ class Encoder(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+    def encode(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Encode one batch: [b, ...] to [b, ...]."""
 
     @abstractmethod
-    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
         """The arrays of an item, from its encoded rows and the row of each place of its grid."""
+
+    def encode_padded(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Encode a batch that may lack rows, at the size of a whole one; the last row fills it up.
+
+        Libraries choose their kernels by the batch's size, and kernels differ in rounding. At one size, what comes of
+        a row depends on that row alone: not on its shard, its neighbours or the grid it was decoded for.
+        """
+        missing = self.settings.batch - len(rows)
+        encoded: NDArray[Any] = self.encode(np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]))
+        return encoded[: len(rows)]
+
+
+class TokenEncoder(Encoder[T]):
+    """An encoder whose column holds numbers."""
 
     def store(self, array: NDArray[np.float32]) -> NDArray[Any]:
         """Cast to the dtype that the column keeps."""
@@ -75,8 +98,8 @@ class MediaCache(ABC):
         """`featurize.media.Frames` of the item, with pixels of `size`."""
 
     @abstractmethod
-    def sound(self, rate: int, max_seconds: float) -> NDArray[np.float32]:
-        """Mono samples [samples] at `rate` Hz."""
+    def sound(self, rate: int, max_seconds: float) -> Any:
+        """Mono samples at `rate` Hz: something with a length, whose slices are float32 [samples]."""
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

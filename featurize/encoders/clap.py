@@ -6,6 +6,7 @@ imported here as a module of its own, from the installed package's files.
 
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
 import types
@@ -17,39 +18,51 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.encoders.base import Encoder, MediaCache, Units, is_path, load_state, load_strict, weights_digest
-from featurize.grid import segment_bounds
-from featurize.media import MediaError
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, load_state, load_strict, weights_digest
+from featurize.encoders.fusion import fuse_each, fusion_mels
+from featurize.encoders.segments import by_count, middle, segments_of
 from featurize.settings import ClapSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
 NUMERICS_VERSION = 1  # raised whenever the same settings give other numbers
 HUB = "lukewys/laion_clap"
-PUBLISHED = ("630k-best", "630k-audioset-best", "music_audioset_epoch_15_esc_90.14", "music_speech_epoch_15_esc_89.25")
+FUSED = ("630k-fusion-best", "630k-audioset-fusion-best")
+PUBLISHED = {
+    "HTSAT-tiny": ("630k-best", "630k-audioset-best", *FUSED),
+    "HTSAT-base": ("music_audioset_epoch_15_esc_90.14", "music_speech_epoch_15_esc_89.25"),
+}
 
 
-class ClapEncoder(Encoder[ClapSettings]):
+class ClapEncoder(TokenEncoder[ClapSettings]):
     """Segments through HTS-AT; the audio token is the mean of its last hidden state (`embedding`).
 
     A segment shorter than the tower's 10 s is repeated, then padded with silence, as laion-clap does. Of a longer one
-    the middle 10 s are taken, where laion-clap takes a random stretch. Source: laion_clap/training/data.py.
+    the middle 10 s are taken, where laion-clap takes a random stretch; with fusion weights, the whole and three
+    stretches of it (`featurize.encoders.fusion`). Source: laion_clap/training/data.py.
     """
 
     def __init__(self, settings: ClapSettings) -> None:
         super().__init__(settings)
-        self.tower, self.config = load_tower(settings)
+        self.fusion = fuses(settings)
+        self.tower, self.config = load_tower(settings, self.fusion)
         digest = weights_digest(self.tower.state_dict())
         self.tower.eval().requires_grad_(False).to(self.device)
+        if self.fusion:
+            fuse_each(self.tower.patch_embed)
         width = self.tower.num_features
         self.spec = ColumnSpec(
-            name=f"clap-{settings.architecture.lower()}",
+            name=f"clap-{settings.architecture.lower()}{'-fusion' if self.fusion else ''}",
             modality="audio",
             numerics={
                 "version": NUMERICS_VERSION,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "layer": "embedding",
-                "preprocessing": {"rate": self.config["sample_rate"], "short": "repeat-pad", "long": "middle"},
+                "preprocessing": {
+                    "rate": self.config["sample_rate"],
+                    "short": "repeat-pad",
+                    "long": "whole-and-middles-of-thirds" if self.fusion else "middle",
+                },
                 "segments": list(settings.segments),
                 "dtype": settings.dtype,
                 "batch": settings.batch,
@@ -58,52 +71,78 @@ class ClapEncoder(Encoder[ClapSettings]):
         )
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
-        """Segments as rows float32 [sum of K, clip_samples], those of the first K first."""
-        sound = media.sound(self.config["sample_rate"], self.settings.max_seconds)
-        if len(sound) < max(self.settings.segments):
-            raise MediaError("unreadable", f"{len(sound)} samples of sound are too few for segments")
-        pieces = [sound[a:b] for count in self.settings.segments for a, b in segment_bounds(len(sound), count)]
-        rows = np.stack([fit(piece, self.config["clip_samples"]) for piece in pieces])
-        seconds = round(len(sound) / self.config["sample_rate"], 6)
-        return Units(rows, np.arange(len(rows)), {"seconds": seconds})
+        """Segments as rows, those of the first K first.
+
+        Rows are float32 [clip_samples]; with fusion weights `mel` float32 [4, frames, mels] and `longer` bool.
+        """
+        rate = self.config["sample_rate"]
+        sound, bounds = segments_of(media, rate, self.settings.max_seconds, self.settings.segments)
+        rows = self._fused(sound, bounds) if self.fusion else self._plain(sound, bounds)
+        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / rate, 6)})
+
+    def _plain(self, sound: Any, bounds: list[tuple[int, int]]) -> NDArray[Any]:
+        length = self.config["clip_samples"]
+        return np.stack([fit(sound[a:b], length) for a, b in (middle(*segment, length) for segment in bounds)])
+
+    def _fused(self, sound: Any, bounds: list[tuple[int, int]]) -> NDArray[Any]:
+        found = [self._mels(sound, start, end) for start, end in bounds]
+        rows = np.empty(len(found), [("mel", np.float32, found[0][0].shape), ("longer", np.bool_)])
+        rows["mel"], rows["longer"] = [mel for mel, _ in found], [longer for _, longer in found]
+        return rows
+
+    def _mels(self, sound: Any, start: int, end: int) -> tuple[NDArray[np.float32], bool]:
+        length = self.config["clip_samples"]
+        if end - start > length:
+            return fusion_mels(sound, start, end, self.config)
+        return fusion_mels(fit(sound[start:end], length), 0, length, self.config)
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Segments float32 [b, clip_samples] to embeddings float32 [b, D].
+        """Segments [b] to embeddings float32 [b, D].
 
         The spectrogram is always computed in float32; the transformer in the dtype of the settings.
         """
         tower = self.tower
-        mel = tower.logmel_extractor(tower.spectrogram_extractor(torch.from_numpy(rows).to(self.device)))
+        if self.fusion:
+            mel = torch.from_numpy(rows["mel"].copy()).to(self.device)
+            longer = torch.from_numpy(np.flatnonzero(rows["longer"])).to(self.device)
+        else:
+            mel = tower.logmel_extractor(tower.spectrogram_extractor(torch.from_numpy(rows).to(self.device)))
+            longer = None
         image = tower.reshape_wav2img(tower.bn0(mel.transpose(1, 3)).transpose(1, 3))
         with (
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # laion-clap calls meshgrid as it once was called
-            embedding = tower.forward_features(image)["embedding"]
+            embedding = tower.forward_features(image, longer_idx=longer)["embedding"]
         return np.asarray(embedding.float().cpu().numpy())
 
     def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
         """audio.kX [X, D] for each X of the settings."""
-        arrays: Arrays = {}
-        start = 0
-        for count in self.settings.segments:
-            arrays[f"audio.k{count}"] = self.store(rows[index[start : start + count]])
-            start += count
-        return arrays
+        return by_count("audio", self.store(rows[index]), self.settings.segments)
 
 
 def fit(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Make a segment `length` samples long: its middle, or its repetitions and then silence."""
-    if len(samples) >= length:
-        start = (len(samples) - length) // 2
-        return samples[start : start + length]
+    """Make a segment of at most `length` samples that long: its repetitions, then silence."""
     repeated = np.tile(samples, length // len(samples))
     return np.pad(repeated, (0, length - len(repeated)))
 
 
-def load_tower(settings: ClapSettings) -> tuple[Any, dict[str, Any]]:
+def fuses(settings: ClapSettings) -> bool:
+    """Whether the tower is the one with feature fusion.
+
+    Raises:
+        UserError: the setting and the published weights disagree.
+    """
+    published = settings.weights in FUSED
+    known = published or settings.weights in itertools.chain(*PUBLISHED.values())
+    if known and settings.fusion not in (None, published):
+        raise UserError(f"field 'fusion': {settings.weights} are weights {'with' if published else 'without'} fusion")
+    return published if settings.fusion is None else settings.fusion
+
+
+def load_tower(settings: ClapSettings, fusion: bool) -> tuple[Any, dict[str, Any]]:
     """The HTS-AT tower alone, in float32 on the CPU, and its audio configuration; no text tower, no network.
 
     Raises:
@@ -117,11 +156,16 @@ def load_tower(settings: ClapSettings) -> tuple[Any, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)
-        tower = _htsat(folder).create_htsat_model(types.SimpleNamespace(**config))
+        tower = _htsat(folder).create_htsat_model(
+            types.SimpleNamespace(**config), fusion, "aff_2d" if fusion else "None"
+        )
     if settings.weights != "random":
         state = load_state(_checkpoint(settings))
         prefix = "audio_branch."
         audio = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if any(".fusion_model." in name for name in audio) != fusion:
+            has = "without" if fusion else "with"
+            raise UserError(f"field 'fusion': {settings.encoder} are weights {has} fusion; set fusion: {not fusion}")
         load_strict(tower, audio, settings.encoder)
     return tower, config
 
@@ -129,10 +173,11 @@ def load_tower(settings: ClapSettings) -> tuple[Any, dict[str, Any]]:
 def _checkpoint(settings: ClapSettings) -> str:
     if is_path(settings.weights):
         return settings.weights
-    if settings.weights not in PUBLISHED:
+    names = PUBLISHED.get(settings.architecture, ())
+    if settings.weights not in names:
         raise UserError(
-            f"field 'encoder': no weights {settings.weights!r}; "
-            f"accepted: random, the path of a LAION checkpoint, {', '.join(PUBLISHED)}"
+            f"field 'encoder': {settings.architecture} has no weights {settings.weights!r}; "
+            f"accepted: {', '.join(('random', 'the path of a LAION checkpoint', *names))}"
         )
     from huggingface_hub import hf_hub_download
 

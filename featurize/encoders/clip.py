@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from open_clip.model import _build_vision_tower
 from pydantic import JsonValue
 
-from featurize.encoders.base import Encoder, MediaCache, Units, is_path, load_state, load_strict, weights_digest
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, load_state, load_strict, weights_digest
 from featurize.settings import ClipSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
 NUMERICS_VERSION = 1  # raised whenever the same settings give other numbers
 
 
-class ClipEncoder(Encoder[ClipSettings]):
+class ClipEncoder(TokenEncoder[ClipSettings]):
     """Frames through the blocks of a visual tower, up to one layer, without the final norm.
 
     Temporal tokens E_t are the class token of each frame, spatial tokens E_s the patch tokens averaged over the frames
@@ -32,9 +32,10 @@ class ClipEncoder(Encoder[ClipSettings]):
         self.tower, self.mean, self.std = load_tower(settings)
         digest = weights_digest(self.tower.state_dict())
         self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.size = _square(self.tower.image_size, settings.encoder)
+        self.size = side = _square(self.tower.image_size, settings.encoder)
+        self.places = settings.frames[-1]
         self.block = self._block(settings.layer)
-        probe = self.encode(np.zeros((1, self.size, self.size, 3), np.uint8))
+        probe = self.encode(np.zeros((1, side, side, 3), np.uint8))
         patches, width = probe.shape[1] - 1, probe.shape[2]
         features = {"temporal": Feature(shape=(None, width), dtype=settings.stored)}
         for count in settings.frames:
@@ -48,7 +49,7 @@ class ClipEncoder(Encoder[ClipSettings]):
                 "weights": digest,
                 "block": self.block,
                 "pooling": settings.pooling,
-                "preprocessing": {"resize": "stretch-bicubic", "size": self.size, "mean": self.mean, "std": self.std},
+                "preprocessing": {"resize": "stretch-bicubic", "size": side, "mean": self.mean, "std": self.std},
                 "grid": "floor(i*n/T)",
                 "frames": list(settings.frames),
                 "dtype": settings.dtype,
@@ -59,7 +60,8 @@ class ClipEncoder(Encoder[ClipSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Frames as uint8 rows [U, size, size, 3]."""
-        frames = media.frames(self.size, self.settings.frames[-1])
+        assert self.size
+        frames = media.frames(self.size, self.places)
         return Units(frames.pixels[self.size], frames.index, {"times": frames.times})
 
     @torch.inference_mode()

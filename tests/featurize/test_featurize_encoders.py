@@ -5,11 +5,15 @@ import sys
 import numpy as np
 import open_clip
 import pytest
+import soundfile
 import torch
+from transformers import ClapFeatureExtractor
 
 from featurize.decode import ItemMedia
 from featurize.encoders import build_encoder
-from featurize.encoders.clap import fit
+from featurize.encoders.clap import fit, fuses, load_tower
+from featurize.encoders.fusion import fusion_mels
+from featurize.encoders.segments import middle
 from featurize.media import read_audio, read_video
 from featurize.settings import ClapSettings, ClipSettings
 from store import MediaItem, UserError
@@ -74,17 +78,6 @@ def test_towers_of_timm_serve_too():
         build_encoder(ClipSettings(encoder="clip:ViT-B-16-SigLIP/random"))
 
 
-def test_a_coarse_grid_read_from_a_fine_column_equals_its_own_pass(media):
-    """One featurization at the finest grid serves every ablation."""
-    settings = {"encoder": "clip:ViT-S-32/random", "layer": 2, "stored": "float32"}
-    fine = build_encoder(ClipSettings(**settings, frames=(2, 4, 8)))
-    coarse = build_encoder(ClipSettings(**settings, frames=(2,)))
-    f = features(fine, media / "red-loud.mp4", sizes=[224], count=8)
-    c = features(coarse, media / "red-loud.mp4", sizes=[224], count=2)
-    np.testing.assert_allclose(f["temporal"][::4], c["temporal"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(f["spatial.t2"], c["spatial.t2"], rtol=1e-5, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def clap_checkpoint(tmp_path_factory):
     """A checkpoint in LAION's form: `module.audio_branch.*` beside a text tower and a numpy scalar."""
@@ -104,7 +97,8 @@ def test_clap_tokens_equal_the_packages_own_forward(media, clap_checkpoint):
     ours = features(encoder, media / "red-loud.mp4")
     sound = read_audio(str(media / "red-loud.mp4"), 48_000, 60)
     half = len(sound) // 2
-    for name, pieces in (("audio.k1", [sound]), ("audio.k2", [sound[:half], sound[half:]])):
+    count = len(sound)
+    for name, pieces in (("audio.k1", [sound[0:count]]), ("audio.k2", [sound[0:half], sound[half:count]])):
         rows = []
         for piece in pieces:  # repeat and pad, as laion_clap.training.data.get_audio_features does
             repeated = np.tile(piece, 480_000 // len(piece))
@@ -124,26 +118,83 @@ def test_the_audio_tower_loads_without_its_packages_import():
 
 def test_a_long_segment_gives_its_middle_whatever_the_time():
     """laion-clap takes a random stretch, so the same file gives other features each time."""
-    samples = np.arange(10, dtype=np.float32)
-    assert fit(samples, 4).tolist() == [3, 4, 5, 6]
-    assert fit(samples[:3], 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+    assert middle(20, 30, 4) == (23, 27)
+    assert middle(20, 23, 4) == (20, 23)
+    assert fit(np.arange(4.0), 4).tolist() == [0, 1, 2, 3]
+    assert fit(np.arange(3.0), 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
 
 
-def test_the_digest_follows_all_that_shapes_the_numbers():
-    """Two columns of one name and other numbers would be mixed in silence."""
-    base = {"encoder": "clip:ViT-S-32/random", "layer": 2, "frames": (2,)}
-    changes = [
-        {},
-        {"seed": 1},
-        {"layer": 3},
-        {"frames": (2, 4)},
-        {"pooling": "mean"},
-        {"dtype": "bfloat16"},
-        {"batch": 7},
-    ]
-    digests = [build_encoder(ClipSettings(**{**base, **change})).spec.fingerprint for change in changes]
-    assert len(set(digests)) == len(changes)
-    assert build_encoder(ClipSettings(**base)).spec.fingerprint == digests[0]
+@pytest.fixture(scope="module")
+def fusion_checkpoint(tmp_path_factory):
+    """LAION's fusion checkpoint in its own form, of the package's own tower, whose fusion has been used a little."""
+    own = load_tower(ClapSettings(encoder="clap:HTSAT-tiny/random", seed=4), fusion=True)[0]
+    torch.manual_seed(6)
+    for name, buffer in own.named_buffers():
+        if "fusion_model" in name and buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    path = tmp_path_factory.mktemp("fusion") / "630k-fusion.pt"
+    torch.save({"state_dict": {f"module.audio_branch.{n}": t for n, t in own.state_dict().items()}}, path)
+    return path, own.eval()
+
+
+@pytest.mark.parametrize("seconds", [3.7, 10.0, 10.005, 12.0, 75.3])
+def test_fusion_spectrograms_are_the_packages(seconds, monkeypatch):
+    """As laion-clap's get_audio_features, which transformers ships too, but for its dice."""
+    config = load_tower(ClapSettings(encoder="clap:HTSAT-tiny/random"), fusion=False)[1]
+    sound = np.random.default_rng(1).standard_normal(int(seconds * 48_000)).astype(np.float32)
+    if len(sound) > 480_000:
+        ours, longer = fusion_mels(np.concatenate([sound[:9], sound]), 9, 9 + len(sound), config)
+    else:
+        ours, longer = fusion_mels(fit(sound, 480_000), 0, 480_000, config)
+    monkeypatch.setattr("numpy.random.choice", lambda places: places[len(places) // 2])
+    extractor = ClapFeatureExtractor(frequency_min=50, truncation="fusion", padding="repeatpad")
+    plain, plain_longer = extractor._get_input_mel(sound.astype(np.float64), 480_000, "fusion", "repeatpad")
+    assert (longer, ours.shape) == (plain_longer, (4, 1001, 64)) == (seconds > 10.005, (4, 1001, 64))
+    np.testing.assert_allclose(ours, plain, atol=2e-2)  # in decibels
+
+
+def test_fusion_tokens_equal_the_packages_own_forward(media, fusion_checkpoint, tmp_path):
+    """Long and short segments in one batch; each row is fused by itself, where laion-clap gathers the long ones."""
+    path, own = fusion_checkpoint
+    write = np.random.default_rng(2).uniform(-0.5, 0.5, 23 * 48_000).astype(np.float32)
+    soundfile.write(tmp_path / "noise.wav", write, 48_000)
+    encoder = build_encoder(
+        ClapSettings(encoder=f"clap:HTSAT-tiny/{path}", fusion=True, segments=(1, 4), stored="float32")
+    )
+    ours = features(encoder, tmp_path / "noise.wav", "audio")
+    sound = read_audio(str(tmp_path / "noise.wav"), 48_000, 60)
+    count = len(sound)
+    quarters = [fusion_mels(fit(sound[n * count // 4 : (n + 1) * count // 4], 480_000), 0, 480_000, encoder.config)
+                for n in range(4)]  # fmt: skip
+    rows = [fusion_mels(sound, 0, count, encoder.config), *quarters]
+    assert [longer for _, longer in rows] == [True] + [False] * 4
+    sample = {
+        "mel_fusion": torch.from_numpy(np.stack([mel for mel, _ in rows])),
+        "longer": torch.tensor([longer for _, longer in rows]),
+    }
+    with torch.no_grad():
+        plain = own(sample, device="cpu")["embedding"].double().numpy()
+    assert encoder.spec.name == "clap-htsat-tiny-fusion"
+    assert close(ours["audio.k1"], plain[:1])
+    assert close(ours["audio.k4"], plain[1:])
+    assert not close(
+        ours["audio.k1"],
+        own.forward({**sample, "longer": torch.zeros(5, dtype=torch.bool)})["embedding"][:1].detach().numpy(),
+    )
+
+
+def test_weights_with_and_without_fusion_are_told_apart(fusion_checkpoint, clap_checkpoint):
+    """Published names know; a file's tensors tell."""
+    assert fuses(ClapSettings(encoder="clap:HTSAT-tiny/630k-audioset-fusion-best"))
+    assert not fuses(ClapSettings(encoder="clap:HTSAT-tiny/630k-audioset-best"))
+    with pytest.raises(UserError, match="field 'fusion': 630k-fusion-best are weights with fusion"):
+        build_encoder(ClapSettings(encoder="clap:HTSAT-tiny/630k-fusion-best", fusion=False))
+    with pytest.raises(UserError, match="weights with fusion; set fusion: True"):
+        build_encoder(ClapSettings(encoder=f"clap:HTSAT-tiny/{fusion_checkpoint[0]}"))
+    with pytest.raises(UserError, match="weights without fusion; set fusion: False"):
+        build_encoder(ClapSettings(encoder=f"clap:HTSAT-tiny/{clap_checkpoint[0]}", fusion=True))
+    with pytest.raises(UserError, match="HTSAT-base has no weights '630k-best'; accepted: random"):
+        build_encoder(ClapSettings(encoder="clap:HTSAT-base/630k-best"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,19 @@ import numpy as np
 import pytest
 import webdataset
 
-from store import Candidate, ColumnReader, DamagedError, Failure, Storage, UserError, column_stats, verify_column
+from store import (
+    Candidate,
+    ColumnReader,
+    ColumnSpec,
+    DamagedError,
+    Failure,
+    Feature,
+    Storage,
+    UserError,
+    column_stats,
+    create_column,
+    verify_column,
+)
 
 ROOT = Path(__file__).parents[2]
 KEYS = ["clip-0", "clip-1", "clip-2", "clip-4", "clip-5"]  # the usable ones of `toy`
@@ -83,6 +96,51 @@ def test_reader_returns_what_was_written(toy):
         same(reader.read(key), toy.arrays(int(key[5:])))
         same(reader.read(key), toy.arrays(int(key[5:])))  # the second time nothing is checked
         assert reader.shape(key, "temporal") == toy.arrays(int(key[5:]))["temporal"].shape
+
+
+CAPTIONS = {
+    "clip-4": ["a red square", 'ein „Quadrat" \\ \n тёмный'],
+    "clip-5": [],
+}
+
+
+@pytest.fixture
+def written(toy):
+    """A column of texts beside an array."""
+    features = {"caption": Feature(shape=(None,), dtype="text"), "score": Feature(shape=(2,), dtype="float32")}
+    spec = ColumnSpec(name="blip-toy", modality="visual", numerics={"version": 1}, features=features)
+    column = create_column(toy.storage, spec, {})
+    with column.write_shard(1) as writer:
+        for key, texts in CAPTIONS.items():
+            writer.add(key, {"caption": np.array(texts, np.str_), "score": np.ones(2, np.float32)}, {"seconds": 1})
+    return column
+
+
+def test_texts_are_written_and_read_like_arrays(written, tmp_path):
+    """Captions are a column as features are: ours and WebDataset's reading agree, and damage is seen."""
+    reader = ColumnReader(written)
+    tar = written.path("000001.tar")
+    (tmp_path / "copy.tar").write_bytes(written.storage.read(tar))
+    samples = list(webdataset.WebDataset(str(tmp_path / "copy.tar"), shardshuffle=False).decode())
+    assert {sample["__key__"]: sample["caption.json"] for sample in samples} == CAPTIONS
+    assert [sample["json"] for sample in samples] == [{"seconds": 1}] * 2
+    for key, texts in CAPTIONS.items():
+        found = reader.read(key)["caption"]
+        assert (found.dtype.kind, found.tolist(), reader.shape(key, "caption")) == ("U", texts, (len(texts),))
+        np.testing.assert_array_equal(reader.read(key)["score"], np.ones(2, np.float32))
+    good = written.storage.read(tar)
+    entry = written.sidecar(1).items[0].arrays["caption"]
+    written.storage.write(tar, good[: entry.offset + 3] + b"A" + good[entry.offset + 4 :])
+    if written.storage.local:  # elsewhere the sound copy in the cache is read
+        with pytest.raises(DamagedError, match=r"clip-4\.caption differs from its checksum"):
+            ColumnReader(written).read("clip-4")
+
+
+def test_texts_left_the_sidecars_of_arrays_as_they_were(toy):
+    """A sidecar's bytes are part of a column's: a field of texts alone may not show beside arrays."""
+    sidecar = json.loads(toy.storage.read(toy.column.path("000000.json")))
+    entries = [entry for item in sidecar["items"] for entry in item["arrays"].values()]
+    assert all(entry.keys() == {"offset", "shape", "dtype", "xxh3"} for entry in entries)
 
 
 def test_arrays_are_aligned_views_of_the_map(toy):

@@ -1,0 +1,136 @@
+"""Whisper's encoder, through transformers. One audio token for each even segment, for every K asked for."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as Tower
+
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, weights_digest
+from featurize.encoders.pretrained import load, load_model, source_of
+from featurize.encoders.segments import by_count, middle, segments_of
+from featurize.settings import WhisperSettings
+from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
+
+NUMERICS_VERSION = 1  # raised whenever the same settings give other numbers
+ARCHITECTURES = {  # of the published configurations: width, layers, heads
+    "tiny": (384, 4, 6),
+    "base": (512, 6, 8),
+    "small": (768, 12, 12),
+}
+PUBLISHED = {name: {"openai": f"openai/whisper-{name}"} for name in ARCHITECTURES}
+
+
+class WhisperEncoder(TokenEncoder[WhisperSettings]):
+    """Segments through Whisper's encoder; the audio token is the mean of its hidden states that hear the segment.
+
+    The encoder always takes 30 s and gives a state for each 20 ms. A shorter segment is followed by silence, whose
+    states are left out of the mean; of a longer one the middle 30 s are taken.
+    """
+
+    def __init__(self, settings: WhisperSettings) -> None:
+        super().__init__(settings)
+        self.tower, self.extractor = load_tower(settings)
+        digest = weights_digest(self.tower.state_dict())
+        self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.layer = self._layer(settings.layer)
+        width = self.tower.config.d_model
+        self.spec = ColumnSpec(
+            name=f"whisper-{settings.architecture.lower().replace('.', '-')}",
+            modality="audio",
+            numerics={
+                "version": NUMERICS_VERSION,
+                "architecture": settings.architecture,
+                "weights": digest,
+                "heads": self.tower.config.encoder_attention_heads,
+                "layer": self.layer,
+                "pooling": "mean of the states that hear the segment",
+                "preprocessing": preprocessing(self.extractor),
+                "segments": list(settings.segments),
+                "dtype": settings.dtype,
+                "batch": settings.batch,
+            },
+            features={f"audio.k{k}": Feature(shape=(k, width), dtype=settings.stored) for k in settings.segments},
+        )
+
+    def prepare(self, item: MediaItem, media: MediaCache) -> Units:
+        """Segments as rows of `mel` float32 [mels, 3000] and `states` int64, those of the first K first."""
+        rate = self.extractor.sampling_rate
+        sound, bounds = segments_of(media, rate, self.settings.max_seconds, self.settings.segments)
+        cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
+        mels = [log_mel(self.extractor, sound[start:end]) for start, end in cut]
+        rows = np.empty(len(mels), [("mel", np.float32, mels[0].shape), ("states", np.int64)])
+        rows["mel"] = mels
+        samples = self.extractor.n_samples // self.tower.config.max_source_positions  # that one state hears
+        rows["states"] = [math.ceil((end - start) / samples) for start, end in cut]
+        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / rate, 6)})
+
+    @torch.inference_mode()
+    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Segments [b] to tokens float32 [b, D]."""
+        mel = torch.from_numpy(rows["mel"].copy()).to(self.device, self.dtype)
+        found = self.tower(mel, output_hidden_states=True)
+        last = self.layer == len(self.tower.layers)
+        states = (found.last_hidden_state if last else found.hidden_states[self.layer]).float()
+        counts = torch.from_numpy(rows["states"].copy()).to(self.device)[:, None]
+        heard = torch.arange(states.shape[1], device=self.device)[None] < counts
+        token = (states * heard[..., None]).sum(1) / counts
+        return np.asarray(token.cpu().numpy())
+
+    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+        """audio.kX [X, D] for each X of the settings."""
+        return by_count("audio", self.store(rows[index]), self.settings.segments)
+
+    def _layer(self, layer: int) -> int:
+        count = len(self.tower.layers)
+        chosen = count + 1 + layer if layer < 0 else layer
+        if not 1 <= chosen <= count:
+            raise UserError(f"field 'layer': {layer}; accepted: 1 to {count}, or -1 to -{count}")
+        return chosen
+
+
+def log_mel(extractor: Any, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A segment's log-mel spectrogram, float32 [mels, frames], with silence after it."""
+    found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
+    return np.asarray(found[0], np.float32)
+
+
+def preprocessing(extractor: Any) -> dict[str, Any]:
+    """What a column's spec says of the way from sound to spectrogram."""
+    return {
+        "rate": extractor.sampling_rate,
+        "seconds": extractor.chunk_length,
+        "mels": extractor.feature_size,
+        "hop": extractor.hop_length,
+        "window": extractor.n_fft,
+        "short": "silence",
+        "long": "middle",
+    }
+
+
+def load_tower(settings: WhisperSettings) -> tuple[Any, Any]:
+    """The encoder alone, in float32 on the CPU, and the extractor of its spectrograms.
+
+    Raises:
+        UserError: the architecture or its weights are unknown.
+    """
+    name = settings.architecture
+    if settings.weights == "random":
+        if name not in ARCHITECTURES:
+            raise UserError(f"field 'encoder': no architecture {name!r}; accepted: {', '.join(ARCHITECTURES)}")
+        width, layers, heads = ARCHITECTURES[name]
+        config = WhisperConfig(
+            d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * width
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return Tower(config), WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
+    source = source_of(settings, PUBLISHED, "random, ")
+    tower = load_model(WhisperModel, source).encoder
+    found = (tower.config.d_model, tower.config.encoder_layers, tower.config.encoder_attention_heads)
+    if ARCHITECTURES.get(name, found) != found:
+        raise UserError(f"{settings.encoder}: not the weights of this architecture: width, layers, heads are {found}")
+    return tower, load(WhisperFeatureExtractor, source)
