@@ -14,7 +14,7 @@ from transformers import TextIteratorStreamer
 from featurize.decode import ItemMedia
 from featurize.encoders import Encoder, build_encoder
 from featurize.media import MediaError
-from featurize.settings import AnyEncoder, ClipSettings
+from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
 from store import Arrays, ColumnReader, MediaItem, Modality, Storage, Turn, UserError, open_column
 from trainer.batch import Sample, pack
@@ -67,10 +67,7 @@ class Assistant:
         arrays: Arrays = {}
         for sense in senses:
             encoder = self._encoder(sense)
-            visual = isinstance(encoder.settings, ClipSettings)
-            sizes = [encoder.size] if visual else []  # type: ignore[attr-defined]
-            media = ItemMedia(item, sizes, encoder.settings.frames[-1] if visual else 1)
-            units = encoder.prepare(item, media)
+            units = encoder.prepare(item, ItemMedia(item, [encoder]))
             size = encoder.settings.batch
             encoded = [encoder.encode(units.rows[i : i + size]) for i in range(0, len(units.rows), size)]
             arrays |= self.info.grid.select(encoder.collect(np.concatenate(encoded), units.index))

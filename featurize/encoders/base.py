@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from featurize.media import Frames, Sound
 from featurize.settings import EncoderSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
 
@@ -35,9 +36,17 @@ class Units:
 
 
 class Encoder(ABC, Generic[S]):
-    """A frozen encoder with its settings. `spec` names all that shapes its numbers."""
+    """A frozen encoder with its settings.
+
+    Attributes:
+        spec: names all that shapes its numbers.
+        size: side of the square frames it takes, in pixels, or 0 if it takes none; `settings.frames` is then its grid.
+        rate: of the sound it takes, in Hz, or 0 if it takes none; `settings.max_seconds` is then the longest.
+    """
 
     spec: ColumnSpec
+    size: int = 0
+    rate: int = 0
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -71,12 +80,12 @@ class MediaCache(ABC):
     """One item's decoded media, shared by all encoders that need it."""
 
     @abstractmethod
-    def frames(self, size: int, count: int) -> Any:
-        """`featurize.media.Frames` of the item, with pixels of `size`."""
+    def frames(self, size: int, count: int) -> Frames:
+        """Frames of the item on the grid of `count`, with pixels of `size`."""
 
     @abstractmethod
-    def sound(self, rate: int, max_seconds: float) -> NDArray[np.float32]:
-        """Mono samples [samples] at `rate` Hz."""
+    def sound(self, rate: int, max_seconds: float) -> Sound:
+        """Mono samples at `rate` Hz: take slices of what is needed, since it may be hours long."""
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

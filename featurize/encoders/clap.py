@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featurize.encoders.base import Encoder, MediaCache, Units, is_path, load_state, load_strict, weights_digest
 from featurize.grid import segment_bounds
-from featurize.media import MediaError
+from featurize.media import MediaError, Sound
 from featurize.settings import ClapSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
@@ -40,6 +40,7 @@ class ClapEncoder(Encoder[ClapSettings]):
         self.tower, self.config = load_tower(settings)
         digest = weights_digest(self.tower.state_dict())
         self.tower.eval().requires_grad_(False).to(self.device)
+        self.rate = self.config["sample_rate"]
         width = self.tower.num_features
         self.spec = ColumnSpec(
             name=f"clap-{settings.architecture.lower()}",
@@ -49,7 +50,7 @@ class ClapEncoder(Encoder[ClapSettings]):
                 "architecture": settings.architecture,
                 "weights": digest,
                 "layer": "embedding",
-                "preprocessing": {"rate": self.config["sample_rate"], "short": "repeat-pad", "long": "middle"},
+                "preprocessing": {"rate": self.rate, "short": "repeat-pad", "long": "middle"},
                 "segments": list(settings.segments),
                 "dtype": settings.dtype,
                 "batch": settings.batch,
@@ -59,12 +60,12 @@ class ClapEncoder(Encoder[ClapSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Segments as rows float32 [sum of K, clip_samples], those of the first K first."""
-        sound = media.sound(self.config["sample_rate"], self.settings.max_seconds)
+        sound = media.sound(self.rate, self.settings.max_seconds)
         if len(sound) < max(self.settings.segments):
             raise MediaError("unreadable", f"{len(sound)} samples of sound are too few for segments")
-        pieces = [sound[a:b] for count in self.settings.segments for a, b in segment_bounds(len(sound), count)]
-        rows = np.stack([fit(piece, self.config["clip_samples"]) for piece in pieces])
-        seconds = round(len(sound) / self.config["sample_rate"], 6)
+        bounds = [pair for count in self.settings.segments for pair in segment_bounds(len(sound), count)]
+        rows = np.stack([fit(sound, start, stop, self.config["clip_samples"]) for start, stop in bounds])
+        seconds = round(len(sound) / self.rate, 6)
         return Units(rows, np.arange(len(rows)), {"seconds": seconds})
 
     @torch.inference_mode()
@@ -94,11 +95,12 @@ class ClapEncoder(Encoder[ClapSettings]):
         return arrays
 
 
-def fit(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+def fit(sound: Sound, start: int, stop: int, length: int) -> NDArray[np.float32]:
     """Make a segment `length` samples long: its middle, or its repetitions and then silence."""
-    if len(samples) >= length:
-        start = (len(samples) - length) // 2
-        return samples[start : start + length]
+    if stop - start >= length:
+        start += (stop - start - length) // 2
+        return sound[start : start + length]
+    samples = sound[start:stop]
     repeated = np.tile(samples, length // len(samples))
     return np.pad(repeated, (0, length - len(repeated)))
 

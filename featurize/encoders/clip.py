@@ -60,7 +60,7 @@ class ClipEncoder(Encoder[ClipSettings]):
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Frames as uint8 rows [U, size, size, 3]."""
         frames = media.frames(self.size, self.settings.frames[-1])
-        return Units(frames.pixels[self.size], frames.index, {"times": frames.times})
+        return Units(frames.pixels[self.size], frames.index, {"times": [*frames.times]})
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
