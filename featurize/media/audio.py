@@ -1,5 +1,6 @@
 """The sound of a file, mono, at every rate that encoders take, from one decode."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import av
@@ -54,16 +55,17 @@ def check_length(seconds: float, max_seconds: float) -> None:
 def _blocks(
     container: av.container.InputContainer, stream: av.AudioStream, rates: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Mono blocks [n] with their rates. A stream may change its form on the way: resamplers are then made anew."""
-    resamplers: dict[int, av.AudioResampler] = {}
+    """Mono blocks [n] with their rates. A stream may change its form on the way: resampling then begins anew."""
     form: tuple[str, str, int] | None = None
+    mixer: _Mixer | None = None
     with blamed("FFmpeg"):
         for frame in container.decode(stream):
             if form != (form := _form(frame)):
-                yield from _resampled(resamplers, None)
-                resamplers = {r: av.AudioResampler(format="flt", layout="mono", rate=r) for r in rates}
-            yield from _resampled(resamplers, frame)
-        yield from _resampled(resamplers, None)
+                yield from mixer.push(None) if mixer else ()
+                mixer = _Mixer(frame, rates)
+            assert mixer
+            yield from mixer.push(frame)
+        yield from mixer.push(None) if mixer else ()
 
 
 def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
@@ -72,10 +74,31 @@ def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
-def _resampled(
-    resamplers: dict[int, av.AudioResampler], frame: av.AudioFrame | None
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    for rate, resampler in resamplers.items():
-        for block in resampler.resample(frame):
-            if block is not None:  # what a resampler with nothing to do gives at the end
-                yield rate, block.to_ndarray()[0]
+class _Mixer:
+    """Mixes frames of one form down to mono and resamples them to several rates, as `av.AudioResampler` does to one.
+
+    (Several of those cannot share frames: each may alter those it is given.)
+    """
+
+    def __init__(self, frame: av.AudioFrame, rates: Sequence[int]) -> None:
+        graph = av.filter.Graph()
+        base = {"time_base": str(frame.time_base)} if frame.time_base else {}
+        form = {"sample_rate": str(frame.sample_rate), "sample_fmt": frame.format.name}
+        self._source = graph.add("abuffer", channel_layout=frame.layout.name, **form, **base)
+        split = graph.add("asplit", outputs=str(len(rates)))
+        self._source.link_to(split)
+        self._sinks = {rate: graph.add("abuffersink") for rate in rates}
+        for place, (rate, sink) in enumerate(self._sinks.items()):
+            mono = graph.add("aformat", sample_rates=str(rate), sample_fmts="flt", channel_layouts="mono")
+            split.link_to(mono, place, 0)
+            mono.link_to(sink)
+        graph.configure()
+        self._graph = graph  # which holds what it is made of
+
+    def push(self, frame: av.AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Take a frame, or None at the end; what is now ready of each rate."""
+        self._source.push(frame)
+        for rate, sink in self._sinks.items():
+            with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):  # no more for now, no more at all
+                while True:
+                    yield rate, sink.pull().to_ndarray()[0]  # type: ignore[attr-defined]

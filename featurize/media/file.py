@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import fsspec
@@ -50,8 +51,15 @@ def open_container(uri: str) -> Iterator[av.container.InputContainer]:
     with contextlib.ExitStack() as stack:
         with blamed("FFmpeg"):
             source = stack.enter_context(fsspec.open(uri, "rb")) if "://" in uri else uri
-            container = stack.enter_context(av.open(source, metadata_errors="replace", options=dict(OPTIONS)))
+            container = stack.enter_context(_opened(source))
         yield container
+
+
+def _opened(source: Any) -> av.container.InputContainer:
+    try:
+        return av.open(source, metadata_errors="replace", options=dict(OPTIONS))  # type: ignore[no-any-return]
+    except av.error.ArgumentError:
+        raise MediaError("unreadable", "FFmpeg: none of the formats that are taken for video or sound") from None
 
 
 def bounded(stream: av.stream.Stream) -> None:

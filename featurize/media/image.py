@@ -14,7 +14,7 @@ from featurize.media.file import check_file
 from featurize.media.frames import Frames
 
 # Not all that Pillow can open: it starts Ghostscript for EPS.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 UNBOUNDED = ("I", "F")  # modes whose white is any number
 
@@ -30,15 +30,14 @@ def read_image(uri: str, sizes: Sequence[int]) -> Frames:
         with blamed("Pillow"):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            upright = _eight_bits(image)
+            upright = _rgb(image)
         pixels = {size: scale(upright, size)[None] for size in sizes}
     return Frames(pixels, np.zeros(1, np.int64), [0.0])
 
 
 def scale(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Stretch to `size` x `size`, bicubic, as the paper resizes frames (no crop): uint8 [size, size, 3], RGB."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    """An RGB image stretched to uint8 [size, size, 3], bicubic, as the paper resizes frames (no crop)."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 @contextlib.contextmanager
@@ -55,10 +54,10 @@ def _opened(uri: str) -> Iterator[Image.Image]:
         yield image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Three or fewer channels of 8 bits; Pillow alone would cut 16 bits off at 255, which turns most pixels white."""
+def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits; Pillow alone would cut 16 bits off at 255, which turns most pixels white."""
     if image.mode in UNBOUNDED:
         raise MediaError("unreadable", f"pixels of mode {image.mode}, whose white is unknown")
     if image.mode in SIXTEEN_BITS:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
