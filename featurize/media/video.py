@@ -23,6 +23,7 @@ from featurize.media.image import scale
 from featurize.media.packets import Packets, Run, read_packets
 
 TRUNCATED = 0.98  # a file that holds less than this share of the frames its header promises is truncated
+SLACK_FRAMES = 1  # ... unless it is only this much short: AVI counts an empty packet, VP8 has frames that are not shown
 
 
 @dataclass
@@ -85,7 +86,7 @@ def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.Video
 
 
 def _whole(packets: Packets, promised: int) -> Packets:
-    if promised and packets.count < TRUNCATED * promised:
+    if promised and packets.count < TRUNCATED * promised - SLACK_FRAMES:
         raise MediaError("truncated", f"{packets.count} of the {promised} frames that the header promises")
     if not packets.count:
         raise MediaError("unreadable", "the video stream holds no frames")
@@ -99,7 +100,7 @@ def _read_through(uri: str, sizes: Sequence[int], count: int, total: int) -> Fra
         decoded = _decode_through(uri, set(places.tolist()), found)
         if decoded > places[-1]:
             return found.frames(places)
-        if decoded < TRUNCATED * total:
+        if decoded < TRUNCATED * total - SLACK_FRAMES:
             raise MediaError("truncated", f"only {decoded} of {total} frames can be decoded")
         total = decoded  # some codecs hold packets that show nothing: ask again on what is really there
     raise MediaError("unreadable", "the video does not decode twice to the same frames")
@@ -143,7 +144,10 @@ def _decode_run(
 
 def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     with blamed("FFmpeg"):
-        yield from container.decode(stream)
+        try:
+            yield from container.decode(stream)
+        except av.error.ArgumentError:  # what `max_pixels` gives
+            raise MediaError("too_large", f"frames of no valid size, or of more than {MAX_PIXELS} pixels") from None
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:
