@@ -34,17 +34,14 @@ VIDEOS = {
     "hevc.mp4": ("libx265", "yuv420p", None),
     "vp9.webm": ("libvpx-vp9", "yuv420p", None),
     "vp8.webm": ("libvpx", "yuv420p", None),
-    "mpeg4.avi": ("mpeg4", "yuv420p", "libmp3lame"),
+    "mpeg4.avi": ("mpeg4", "yuv420p", None),
     "mpeg2.mpg": ("mpeg2video", "yuv420p", None),
     "mjpeg.mov": ("mjpeg", "yuvj420p", None),
     "flash.flv": ("flv", "yuv420p", None),
     "windows.wmv": ("wmv2", "yuv420p", None),
     "moving.gif": ("gif", "rgb8", None),
 }
-SOUNDS = {
-    "plain.wav": "pcm_s16le", "float.wav": "pcm_f32le", "short.mp3": "libmp3lame", "short.m4a": "aac",
-    "short.flac": "flac", "short.opus": "libopus", "short.aiff": "pcm_s16be",
-}  # fmt: skip
+SOUNDS = {"float.wav": "pcm_f32le", "short.mp3": "libmp3lame", "short.flac": "flac", "short.opus": "libopus"}
 STILLS = {
     "rgb.png": ("RGB", {}), "palette.png": ("P", {}), "alpha.png": ("RGBA", {}), "grey16.png": ("I;16", {}),
     "rgb.jpg": ("RGB", {}), "cmyk.jpg": ("CMYK", {}), "rgb.webp": ("RGB", {}), "rgb.bmp": ("RGB", {}),
