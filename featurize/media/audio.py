@@ -13,6 +13,7 @@ from featurize.media.sound import Sound
 
 TRUNCATED = 0.95  # a stream that holds less than this share of its promised duration is truncated
 SLACK_SECONDS = 0.5  # ... unless it is only this much short: codecs pad and headers round
+GUESSING = ("aac",)  # formats without a header, whose duration FFmpeg guesses from the first bit rate
 LOUDEST = 2.0**31  # in float files too: full scale is 1, but some hold the whole numbers of 16, 24 or 32 bits
 RATES = range(1_000, 1_000_001)  # Hz that a stream may have: resampling a second of 1 Hz makes 48,000 samples of one
 
@@ -30,7 +31,7 @@ def read_audio(uri: str, rates: Sequence[int], max_seconds: float) -> dict[int, 
             raise MediaError("absent", "no audio stream")
         stream = container.streams.audio[0]
         bounded(stream)
-        promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        promised = 0.0 if container.format.name in GUESSING else float((stream.duration or 0) * (stream.time_base or 0))
         check_length(promised, max_seconds)
         for rate, block in _blocks(container, stream, rates):
             if not (np.abs(block) <= LOUDEST).all():

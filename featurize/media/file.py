@@ -34,7 +34,7 @@ def check_file(uri: str) -> int:
     except OSError as error:
         raise MediaError("unreadable", f"{error.strerror or type(error).__name__}: {uri}") from None
     if facts["type"] != "file":
-        raise MediaError("unreadable", f"a {facts['type']}, not a media file: {uri}")
+        raise MediaError("unreadable", f"not a plain file ({facts['type']}): {uri}")
     if not facts["size"]:
         raise MediaError("empty", "the file has 0 bytes")
     return int(facts["size"])

@@ -130,6 +130,22 @@ def test_a_long_segment_gives_its_middle_whatever_the_time():
     assert fit(samples, 0, 3, 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
 
 
+def test_of_a_long_sound_only_what_is_encoded_is_read():
+    """Sounds are hours long and lie on disk; a segment's middle is all that the tower hears."""
+    read = []
+
+    class Hours:
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, part):
+            read.append((part.start, part.stop))
+            return np.zeros(part.stop - part.start, np.float32)
+
+    assert len(fit(Hours(), 10**8, 2 * 10**8, 480_000)) == 480_000
+    assert read == [(149_760_000, 150_240_000)]
+
+
 def test_the_digest_follows_all_that_shapes_the_numbers():
     """Two columns of one name and other numbers would be mixed in silence."""
     base = {"encoder": "clip:ViT-S-32/random", "layer": 2, "frames": (2,)}
