@@ -7,23 +7,36 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurize.encoders import Encoder, MediaCache, Units
-from featurize.media import Frames, MediaError, read_audio, read_image, read_video
+from featurize.media import Frames, Isolated, MediaError, Sound, check_length, read_audio, read_image, read_video
 from store import MediaItem
 
 A = TypeVar("A")
 B = TypeVar("B")
+Prepared = tuple[MediaItem, list[Units | MediaError]]
+
+
+def call(function: Callable[..., A], *words: Any) -> A:
+    """Call it here; `Isolated` calls it in a child process."""
+    return function(*words)
 
 
 class ItemMedia(MediaCache):
-    """Decodes an item's frames at the first request, for all the sizes and the finest grid that any encoder takes."""
+    """Decodes an item's frames and its sound at the first request, for all that any of the encoders takes of them.
 
-    def __init__(self, item: MediaItem, sizes: Sequence[int], count: int) -> None:
-        self._item, self._sizes, self._count = item, sizes, count
+    Args:
+        item: the media file.
+        encoders: all that will ask; their sizes, finest grid and rates are served by one decode.
+        call: where to decode: here, or in a child process.
+    """
+
+    def __init__(self, item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any] = call) -> None:
+        self._item, self._call = item, call
+        self._watching = [encoder for encoder in encoders if encoder.size]
+        self._listening = [encoder for encoder in encoders if encoder.rate]
         self._frames: Frames | MediaError | None = None
-        self._sounds: dict[int, NDArray[np.float32] | MediaError] = {}
+        self._sounds: dict[int, Sound] | MediaError | None = None
 
     def frames(self, size: int, count: int) -> Frames:
         """The item's frames on the grid of `count`, taken from the finest grid's."""
@@ -36,26 +49,31 @@ class ItemMedia(MediaCache):
         distinct, places = np.unique(index, return_inverse=True)
         return Frames({size: self._frames.pixels[size][distinct]}, places.astype(np.int64), times)
 
-    def sound(self, rate: int, max_seconds: float) -> NDArray[np.float32]:
-        """The item's samples at `rate` Hz."""
-        if rate not in self._sounds:
-            self._sounds[rate] = _kept(lambda: self._read_sound(rate, max_seconds))
+    def sound(self, rate: int, max_seconds: float) -> Sound:
+        """The item's sound at `rate` Hz."""
+        if self._sounds is None:
+            self._sounds = _kept(self._read_sounds)
+        if isinstance(self._sounds, MediaError):
+            raise self._sounds
         sound = self._sounds[rate]
-        if isinstance(sound, MediaError):
-            raise sound
+        check_length(len(sound) / rate, max_seconds)
         return sound
 
     def _read_frames(self) -> Frames:
         if self._item.kind == "audio":
             raise MediaError("absent", "a sound file has no frames")
+        sizes = sorted({encoder.size for encoder in self._watching})
         if self._item.kind == "image":
-            return read_image(self._item.uri, self._sizes)
-        return read_video(self._item.uri, self._sizes, self._count)
+            return self._call(read_image, self._item.uri, sizes)  # type: ignore[no-any-return]
+        finest = math.lcm(*(encoder.places for encoder in self._watching))  # all their grids nest in this one
+        return self._call(read_video, self._item.uri, sizes, finest)  # type: ignore[no-any-return]
 
-    def _read_sound(self, rate: int, max_seconds: float) -> NDArray[np.float32]:
+    def _read_sounds(self) -> dict[int, Sound]:
         if self._item.kind == "image":
             raise MediaError("absent", "a still has no sound")
-        return read_audio(self._item.uri, rate, max_seconds)
+        rates = sorted({encoder.rate for encoder in self._listening})
+        longest = max(encoder.settings.max_seconds for encoder in self._listening)
+        return self._call(read_audio, self._item.uri, rates, longest)  # type: ignore[no-any-return]
 
 
 def _kept(read: Callable[[], A]) -> A | MediaError:
@@ -66,17 +84,24 @@ def _kept(read: Callable[[], A]) -> A | MediaError:
 
 
 def decoded(
-    items: Iterable[MediaItem], encoders: Sequence[Encoder[Any]], threads: int
-) -> Iterator[tuple[MediaItem, list[Units | MediaError]]]:
-    """Each item, in order, with what each encoder takes of it; at most `2 * threads` items are held in memory."""
-    sizes = sorted({encoder.size for encoder in encoders if encoder.size})
-    count = math.lcm(*(encoder.places for encoder in encoders))  # all their grids nest in this one
+    items: Iterable[MediaItem], encoders: Sequence[Encoder[Any]], threads: int, careful: bool = False
+) -> Iterator[Prepared]:
+    """Each item, in order, with what each encoder takes of it; at most `2 * threads` items are held in memory.
 
-    def prepare(item: MediaItem) -> tuple[MediaItem, list[Units | MediaError]]:
-        media = ItemMedia(item, sizes, count)
-        return item, [_kept(lambda e=encoder: e.prepare(item, media)) for encoder in encoders]  # type: ignore[misc]
+    With `careful`, items are decoded one at a time in a child process, so that one which crashes the decoder is a
+    record and not the end of this process; what comes out is the same.
+    """
+    if not careful:
+        yield from _ahead(lambda item: _prepared(item, encoders, call), items, threads)
+        return
+    with Isolated() as isolated:
+        for item in items:
+            yield _prepared(item, encoders, isolated)
 
-    yield from _ahead(prepare, items, threads)
+
+def _prepared(item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any]) -> Prepared:
+    media = ItemMedia(item, encoders, call)
+    return item, [_kept(lambda e=encoder: e.prepare(item, media)) for encoder in encoders]  # type: ignore[misc]
 
 
 def _ahead(work: Callable[[A], B], inputs: Iterable[A], threads: int) -> Iterator[B]:

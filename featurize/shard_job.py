@@ -72,13 +72,16 @@ def encode_shard(
     decoders: int,
     careful: bool = False,
 ) -> ShardReport:
-    """Encode the items of one shard and publish the shard in each column."""
+    """Encode the items of one shard and publish the shard in each column.
+
+    With `careful`, an item that crashes the decoder becomes a record: for shards that lost their worker.
+    """
     shard = items[0].shard
     failures: dict[str, list[Failure]] = {column.name: [] for column in columns}
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(column.write_shard(shard)) for column in columns]
         batchers = [Batcher(encoder, writer) for encoder, writer in zip(encoders, writers, strict=True)]
-        for item, prepared in decoded(items, encoders, decoders):
+        for item, prepared in decoded(items, encoders, decoders, careful):
             for column, writer, batcher, units in zip(columns, writers, batchers, prepared, strict=True):
                 if isinstance(units, MediaError):
                     failure = Failure(key=item.key, code=units.code, reason=units.reason)

@@ -67,8 +67,7 @@ class Assistant:
         arrays: Arrays = {}
         for sense in senses:
             encoder = self._encoder(sense)
-            media = ItemMedia(item, [encoder.size] if encoder.size else [], encoder.places)
-            units = encoder.prepare(item, media)
+            units = encoder.prepare(item, ItemMedia(item, [encoder]))
             size = encoder.settings.batch
             encoded = [encoder.encode(units.rows[i : i + size]) for i in range(0, len(units.rows), size)]
             arrays |= self.info.grid.select(encoder.collect(np.concatenate(encoded), units.index))

@@ -35,6 +35,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         self.model = load_model(WhisperForConditionalGeneration, source)
         self.extractor = load(WhisperFeatureExtractor, source)
         self.tokenizer = load(AutoTokenizer, source)
+        self.rate = self.extractor.sampling_rate
         self.prompt = self._prompt()
         digest = weights_digest(self.model.state_dict())
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
@@ -60,11 +61,10 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Segments as log-mel rows float32 [sum of K, mels, frames], those of the first K first."""
-        rate = self.extractor.sampling_rate
-        sound, bounds = segments_of(media, rate, self.settings.max_seconds, self.settings.segments)
+        sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
         rows = np.stack([log_mel(self.extractor, sound[start:end]) for start, end in cut])
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / rate, 6)})
+        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> NDArray[np.str_]:

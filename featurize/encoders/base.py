@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from featurize.media import Frames, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
 
@@ -40,13 +41,15 @@ class Encoder(ABC, Generic[S]):
 
     Attributes:
         spec: names all that shapes its numbers.
-        size: the side in pixels of the frames that it takes; None if it takes none.
+        size: side of the square frames that it takes, in pixels; 0 if it takes none.
         places: of the finest time grid of those frames.
+        rate: of the sound that it takes, in Hz, at most `settings.max_seconds` of it; 0 if it takes none.
     """
 
     spec: ColumnSpec
-    size: int | None = None
+    size: int = 0
     places: int = 1
+    rate: int = 0
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
@@ -94,12 +97,12 @@ class MediaCache(ABC):
     """One item's decoded media, shared by all encoders that need it."""
 
     @abstractmethod
-    def frames(self, size: int, count: int) -> Any:
-        """`featurize.media.Frames` of the item, with pixels of `size`."""
+    def frames(self, size: int, count: int) -> Frames:
+        """Frames of the item on the grid of `count`, with pixels of `size`."""
 
     @abstractmethod
-    def sound(self, rate: int, max_seconds: float) -> Any:
-        """Mono samples at `rate` Hz: something with a length, whose slices are float32 [samples]."""
+    def sound(self, rate: int, max_seconds: float) -> Sound:
+        """Mono samples at `rate` Hz: take slices of what is needed, since it may be hours long."""
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

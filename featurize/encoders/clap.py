@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, load_state, load_strict, weights_digest
 from featurize.encoders.fusion import fuse_each, fusion_mels
 from featurize.encoders.segments import by_count, middle, segments_of
+from featurize.media import Sound
 from featurize.settings import ClapSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
@@ -49,6 +50,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         self.tower.eval().requires_grad_(False).to(self.device)
         if self.fusion:
             fuse_each(self.tower.patch_embed)
+        self.rate = self.config["sample_rate"]
         width = self.tower.num_features
         self.spec = ColumnSpec(
             name=f"clap-{settings.architecture.lower()}{'-fusion' if self.fusion else ''}",
@@ -59,7 +61,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
                 "weights": digest,
                 "layer": "embedding",
                 "preprocessing": {
-                    "rate": self.config["sample_rate"],
+                    "rate": self.rate,
                     "short": "repeat-pad",
                     "long": "whole-and-middles-of-thirds" if self.fusion else "middle",
                 },
@@ -75,22 +77,21 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
 
         Rows are float32 [clip_samples]; with fusion weights `mel` float32 [4, frames, mels] and `longer` bool.
         """
-        rate = self.config["sample_rate"]
-        sound, bounds = segments_of(media, rate, self.settings.max_seconds, self.settings.segments)
+        sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         rows = self._fused(sound, bounds) if self.fusion else self._plain(sound, bounds)
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / rate, 6)})
+        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
 
-    def _plain(self, sound: Any, bounds: list[tuple[int, int]]) -> NDArray[Any]:
+    def _plain(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
         length = self.config["clip_samples"]
         return np.stack([fit(sound[a:b], length) for a, b in (middle(*segment, length) for segment in bounds)])
 
-    def _fused(self, sound: Any, bounds: list[tuple[int, int]]) -> NDArray[Any]:
+    def _fused(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
         found = [self._mels(sound, start, end) for start, end in bounds]
         rows = np.empty(len(found), [("mel", np.float32, found[0][0].shape), ("longer", np.bool_)])
         rows["mel"], rows["longer"] = [mel for mel, _ in found], [longer for _, longer in found]
         return rows
 
-    def _mels(self, sound: Any, start: int, end: int) -> tuple[NDArray[np.float32], bool]:
+    def _mels(self, sound: Sound, start: int, end: int) -> tuple[NDArray[np.float32], bool]:
         length = self.config["clip_samples"]
         if end - start > length:
             return fusion_mels(sound, start, end, self.config)

@@ -14,10 +14,14 @@ import torch
 from numpy.typing import NDArray
 from transformers.audio_utils import mel_filter_bank
 
+from featurize.media import Sound
+
 BLOCK_FRAMES = 6000  # of a spectrogram, computed at once: a minute of sound
 
 
-def fusion_mels(sound: Any, start: int, end: int, config: Mapping[str, Any]) -> tuple[NDArray[np.float32], bool]:
+def fusion_mels(
+    sound: Sound | NDArray[np.float32], start: int, end: int, config: Mapping[str, Any]
+) -> tuple[NDArray[np.float32], bool]:
     """The spectrograms of a segment, in decibels, float32 [4, frames, mels], and whether it is a longer one.
 
     A longer segment gives itself shrunk to 10 s, then a stretch of 10 s out of each third; one of 10 s itself four
@@ -56,7 +60,7 @@ def stretches(places: int) -> list[int]:
     return [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
 
 
-def log_mel(sound: Any, start: int, end: int, config: Mapping[str, Any]) -> NDArray[np.float32]:
+def log_mel(sound: Sound | NDArray[np.float32], start: int, end: int, config: Mapping[str, Any]) -> NDArray[np.float32]:
     """HTK mel spectrogram of samples `start` to `end`, in decibels, float32 [1 + samples // hop, mels].
 
     It is computed in blocks, so that a long sound is never whole in memory.
@@ -66,7 +70,9 @@ def log_mel(sound: Any, start: int, end: int, config: Mapping[str, Any]) -> NDAr
     return np.concatenate([_block(sound, start, end, block[0], block[-1], config) for block in blocks])
 
 
-def _block(sound: Any, start: int, end: int, first: int, last: int, config: Mapping[str, Any]) -> NDArray[np.float32]:
+def _block(
+    sound: Sound | NDArray[np.float32], start: int, end: int, first: int, last: int, config: Mapping[str, Any]
+) -> NDArray[np.float32]:
     """Frames `first` to `last`; a frame's window is centred on its place, and the segment is mirrored at its ends."""
     window, hop = config["window_size"], config["hop_size"]
     left, right = start + first * hop - window // 2, start + last * hop + window // 2

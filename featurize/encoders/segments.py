@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from featurize.encoders.base import MediaCache
 from featurize.grid import segment_bounds
-from featurize.media import MediaError
+from featurize.media import MediaError, Sound
 from store import Arrays
 
 
 def segments_of(
     media: MediaCache, rate: int, max_seconds: float, counts: Sequence[int]
-) -> tuple[Any, list[tuple[int, int]]]:
+) -> tuple[Sound, list[tuple[int, int]]]:
     """The item's sound at `rate` Hz, and the bounds in samples of its segments, those of the first count first.
 
     Raises:

@@ -36,6 +36,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         self.tower, self.extractor = load_tower(settings)
         digest = weights_digest(self.tower.state_dict())
         self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.rate = self.extractor.sampling_rate
         self.layer = self._layer(settings.layer)
         width = self.tower.config.d_model
         self.spec = ColumnSpec(
@@ -58,15 +59,14 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Segments as rows of `mel` float32 [mels, 3000] and `states` int64, those of the first K first."""
-        rate = self.extractor.sampling_rate
-        sound, bounds = segments_of(media, rate, self.settings.max_seconds, self.settings.segments)
+        sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
         mels = [log_mel(self.extractor, sound[start:end]) for start, end in cut]
         rows = np.empty(len(mels), [("mel", np.float32, mels[0].shape), ("states", np.int64)])
         rows["mel"] = mels
         samples = self.extractor.n_samples // self.tower.config.max_source_positions  # that one state hears
         rows["states"] = [math.ceil((end - start) / samples) for start, end in cut]
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / rate, 6)})
+        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:

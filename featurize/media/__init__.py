@@ -1,7 +1,21 @@
 """Decode video, image and sound files (PyAV, Pillow)."""
 
-from featurize.media.audio import read_audio
+from featurize.media.audio import check_length, read_audio
 from featurize.media.errors import MediaError
-from featurize.media.video import Frames, read_image, read_video, scale
+from featurize.media.frames import Frames
+from featurize.media.image import read_image, scale
+from featurize.media.isolated import Isolated
+from featurize.media.sound import Sound
+from featurize.media.video import read_video
 
-__all__ = ["Frames", "MediaError", "read_audio", "read_image", "read_video", "scale"]
+__all__ = [
+    "Frames",
+    "Isolated",
+    "MediaError",
+    "Sound",
+    "check_length",
+    "read_audio",
+    "read_image",
+    "read_video",
+    "scale",
+]

@@ -2,27 +2,39 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import fsspec
 
-from featurize.media.errors import MediaError
-from store import FailureCode
+from featurize.media.bounds import MAX_PIXELS
+from featurize.media.errors import MediaError, blamed
+
+# Demuxers of files that hold their media themselves. Playlists (hls, dash, concat, sdp) would have FFmpeg open others.
+FORMATS = (
+    "mov,matroska,avi,flv,asf,mpeg,mpegts,mpegvideo,ogg,rm,mxf,nut,ivf,dv,wtv,h264,hevc,m4v,obu,mjpeg,gif,apng,webp,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,"
+    "wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,tak,mpc,mpc8,dsf,truehd,voc"
+)
+OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 
 
 def check_file(uri: str) -> int:
     """The size of the file in bytes.
 
     Raises:
-        MediaError: there is no such file (`missing`), or it holds nothing (`empty`).
+        MediaError: there is no such file (`missing`), it holds nothing (`empty`), or it is no plain file or may not be
+            read (`unreadable`).
     """
     fs, path = fsspec.core.url_to_fs(uri)
     try:
         facts = fs.info(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise MediaError("missing", f"no such file: {uri}") from None
-    if facts["type"] == "directory":
-        raise MediaError("unreadable", f"a folder, not a media file: {uri}")
+    except OSError as error:
+        raise MediaError("unreadable", f"{error.strerror or type(error).__name__}: {uri}") from None
+    if facts["type"] != "file":
+        raise MediaError("unreadable", f"not a plain file ({facts['type']}): {uri}")
     if not facts["size"]:
         raise MediaError("empty", "the file has 0 bytes")
     return int(facts["size"])
@@ -30,15 +42,32 @@ def check_file(uri: str) -> int:
 
 @contextlib.contextmanager
 def open_container(uri: str) -> Iterator[av.container.InputContainer]:
-    """Open a video or sound file for reading; what goes wrong in FFmpeg while it is open becomes a `MediaError`."""
+    """Open a video or sound file for reading.
+
+    Raises:
+        MediaError: the file is missing, empty or unreadable.
+    """
     check_file(uri)
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        with blamed("FFmpeg"):
             source = stack.enter_context(fsspec.open(uri, "rb")) if "://" in uri else uri
-            yield stack.enter_context(av.open(source, metadata_errors="replace"))
-    except av.error.FFmpegError as error:
-        raise MediaError(_code(error), f"FFmpeg: {error.strerror}") from None
+            container = stack.enter_context(_opened(source))
+        yield container
 
 
-def _code(error: av.error.FFmpegError) -> FailureCode:
-    return "truncated" if isinstance(error, av.error.EOFError) else "unreadable"
+def _opened(source: Any) -> av.container.InputContainer:
+    try:
+        return av.open(source, metadata_errors="replace", options=dict(OPTIONS))  # type: ignore[no-any-return]
+    except av.error.ArgumentError:
+        raise MediaError("unreadable", "FFmpeg: none of the formats that are taken for video or sound") from None
+
+
+def bounded(stream: av.stream.Stream) -> None:
+    """Have the stream's decoder refuse frames beyond the bounds, whatever comes in mid-stream.
+
+    Raises:
+        MediaError: FFmpeg has no decoder for it.
+    """
+    if stream.codec_context is None:
+        raise MediaError("unreadable", f"FFmpeg: no decoder for its {stream.type} stream")
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

@@ -1,57 +1,53 @@
-"""Frames of a video or an image, scaled to the sizes that encoders take."""
+"""Frames of a video on a uniform grid, scaled to the sizes that encoders take.
 
+A frame's place is its number among all frames that decoding from the start gives. Where packets tell the place of each
+frame, and the grid is sparse, decoding begins at the keyframes before the wanted frames; it must then give exactly the
+frames that the packets promise there, or the whole file is decoded from the start after all.
+"""
+
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import av
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from featurize.grid import frame_indices
-from featurize.media.errors import MediaError
-from featurize.media.file import check_file, open_container
+from featurize.media.bounds import MAX_PIXELS, room
+from featurize.media.errors import MediaError, blamed
+from featurize.media.file import bounded, open_container
+from featurize.media.frames import Frames
+from featurize.media.image import scale
+from featurize.media.packets import Packets, Run, read_packets
 
-MAX_PIXELS = 100_000_000  # of one frame; a larger one is recorded as too large
 TRUNCATED = 0.98  # a file that holds less than this share of the frames its header promises is truncated
+SLACK_FRAMES = 1  # ... unless it is only this much short: AVI counts an empty packet, VP8 has frames that are not shown
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Frames of one item.
+@dataclass
+class Found:
+    """Wanted frames by their place: scaled pixels uint8 [size, size, 3] by size, and time in seconds."""
 
-    Attributes:
-        pixels: for each size, the distinct frames, uint8 [U, size, size, 3], RGB.
-        index: the distinct frame that stands at each place of the grid, int64 [T].
-        times: of each place of the grid, in seconds from the first frame.
-    """
+    sizes: Sequence[int]
+    pixels: dict[int, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
+    times: dict[int, float] = field(default_factory=dict)
 
-    pixels: dict[int, NDArray[np.uint8]]
-    index: NDArray[np.int64]
-    times: list[float]
+    def add(self, place: int, frame: av.VideoFrame) -> None:
+        """Scale and keep a frame."""
+        image = _image(frame)
+        self.pixels[place] = {size: scale(image, size) for size in self.sizes}
+        self.times[place] = frame.time or 0.0
 
-
-def scale(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Stretch to `size` x `size`, bicubic, as the paper resizes frames (no crop)."""
-    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-
-
-def read_image(uri: str, sizes: Sequence[int]) -> Frames:
-    """A still as a 1-frame video, upright by its EXIF orientation.
-
-    Raises:
-        MediaError: the file is missing, empty, unreadable or too large.
-    """
-    check_file(uri)
-    try:
-        with fsspec.open(uri, "rb") as file, Image.open(file) as image:
-            _check_pixels(image.width, image.height)
-            upright = ImageOps.exif_transpose(image)
-            pixels = {size: scale(upright, size)[None] for size in sizes}
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError("unreadable", f"Pillow: {error}") from None
-    return Frames(pixels, np.zeros(1, np.int64), [0.0])
+    def frames(self, places: NDArray[np.int64]) -> Frames:
+        """The frames of a grid, each distinct one once."""
+        distinct, index = np.unique(places, return_inverse=True)
+        pixels = {size: np.stack([self.pixels[place][size] for place in distinct.tolist()]) for size in self.sizes}
+        start = self.times[0]
+        return Frames(
+            pixels, index.astype(np.int64), [round(self.times[place] - start, 6) for place in places.tolist()]
+        )
 
 
 def read_video(uri: str, sizes: Sequence[int], count: int) -> Frames:
@@ -60,69 +56,103 @@ def read_video(uri: str, sizes: Sequence[int], count: int) -> Frames:
     Raises:
         MediaError: the file is missing, empty, unreadable, truncated or too large, or has no video stream (`absent`).
     """
-    total = _count_frames(uri)
-    for _ in range(2):
-        found, decoded, times = _decode(uri, sizes, frame_indices(total, count))
-        if decoded is None:
-            break
-        if decoded < TRUNCATED * total:
-            raise MediaError("truncated", f"only {decoded} of {total} frames can be decoded")
-        total = decoded  # some codecs hold packets that show nothing: ask again on what is really there
-    places, index = np.unique(frame_indices(total, count), return_inverse=True)
-    pixels = {size: np.stack([found[place][size] for place in places.tolist()]) for size in sizes}
-    return Frames(pixels, index.astype(np.int64), [times[place] for place in places[index].tolist()])
+    with open_video(uri) as (container, stream):
+        packets = _whole(read_packets(container, stream), stream.frames)
+        places = frame_indices(packets.count, count)
+        wanted = sorted(set(places.tolist()))
+        found = Found(sizes)
+        runs = packets.runs(wanted)
+        if len(runs) > 1 and all(_decode_run(container, stream, packets, run, found) for run in runs):
+            return found.frames(places)
+    return _read_through(uri, sizes, count, packets.count)
 
 
-def _count_frames(uri: str) -> int:
+@contextlib.contextmanager
+def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file at its first video stream that is not a cover picture.
+
+    Raises:
+        MediaError: the file is missing, empty, unreadable or too large, or has no such stream (`absent`).
+    """
     with open_container(uri) as container:
-        stream = _video_stream(container)
-        promised = stream.frames
-        packets = sum(1 for packet in container.demux(stream) if packet.size)
-    if promised and packets < TRUNCATED * promised:
-        raise MediaError("truncated", f"{packets} of the {promised} frames that the header promises")
-    if not packets:
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise MediaError("absent", "no video stream")
+        stream = streams[0]
+        bounded(stream)
+        stream.thread_type = "SLICE"  # frame threads would hold many frames of a large video in memory at once
+        with room(stream.width or 0, stream.height or 0, MAX_PIXELS):
+            yield container, stream
+
+
+def _whole(packets: Packets, promised: int) -> Packets:
+    if promised and packets.count < TRUNCATED * promised - SLACK_FRAMES:
+        raise MediaError("truncated", f"{packets.count} of the {promised} frames that the header promises")
+    if not packets.count:
         raise MediaError("unreadable", "the video stream holds no frames")
     return packets
 
 
-def _decode(
-    uri: str, sizes: Sequence[int], places: NDArray[np.int64]
-) -> tuple[dict[int, dict[int, NDArray[np.uint8]]], int | None, dict[int, float]]:
-    """Scaled frames and times by place; and how many frames there are if that was too few for the last place."""
-    wanted, last = set(places.tolist()), int(places[-1])
-    found: dict[int, dict[int, NDArray[np.uint8]]] = {}
-    times: dict[int, float] = {}
-    with open_container(uri) as container:
-        number, start = 0, None
-        for number, frame in enumerate(_frames(container), 1):
-            start = frame.time if start is None else start
+def _read_through(uri: str, sizes: Sequence[int], count: int, total: int) -> Frames:
+    """Frames of the grid by decoding from the start; `total` is what the packets promise."""
+    for _ in range(2):
+        found, places = Found(sizes), frame_indices(total, count)
+        decoded = _decode_through(uri, set(places.tolist()), found)
+        if decoded > places[-1]:
+            return found.frames(places)
+        if decoded < TRUNCATED * total - SLACK_FRAMES:
+            raise MediaError("truncated", f"only {decoded} of {total} frames can be decoded")
+        total = decoded  # some codecs hold packets that show nothing: ask again on what is really there
+    raise MediaError("unreadable", "the video does not decode twice to the same frames")
+
+
+def _decode_through(uri: str, wanted: set[int], found: Found) -> int:
+    """Decode up to the last wanted place; the number of frames decoded."""
+    number, last = 0, max(wanted)
+    with open_video(uri) as (container, stream):
+        for number, frame in enumerate(_frames(container, stream), 1):
             if number - 1 in wanted:
-                image = frame.to_image().rotate(  # type: ignore[no-untyped-call]
-                    frame.rotation, expand=True
-                )
-                found[number - 1] = {size: scale(image, size) for size in sizes}
-                times[number - 1] = round((frame.time or 0.0) - (start or 0.0), 6)
+                found.add(number - 1, frame)
             if number > last:
-                return found, None, times
-    return found, number, times
+                break
+    return number
 
 
-def _frames(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    stream = _video_stream(container)
-    stream.thread_type = "SLICE"  # frame threads would hold many frames of a large video in memory at once
-    for frame in container.decode(stream):
-        _check_pixels(frame.width, frame.height)
-        yield frame
+def _decode_run(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, run: Run, found: Found
+) -> bool:
+    """Decode a run; whether it gave the very frames that the packets promise."""
+    promised = packets.shown[run.start : run.places[-1] + 1].tolist()
+    number = 0
+    try:
+        with blamed("FFmpeg"):
+            container.seek(run.seek, stream=stream)
+        for frame in _frames(container, stream):
+            if not number and (frame.pts is None or frame.pts < promised[0]):
+                continue  # before the keyframe, or leading it: shown earlier, and made from what was not decoded
+            if frame.pts != promised[number] or frame.is_corrupt or not (number or frame.key_frame):
+                return False
+            if run.start + number in run.places:
+                found.add(run.start + number, frame)
+            number += 1
+            if number == len(promised):
+                return True
+    except MediaError:
+        return False
+    return False
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            _check_pixels(stream.width or 0, stream.height or 0)
-            return stream
-    raise MediaError("absent", "no video stream")
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    with blamed("FFmpeg"):
+        try:
+            yield from container.decode(stream)
+        except av.error.ArgumentError:  # what `max_pixels` gives
+            raise MediaError("too_large", f"frames of no valid size, or of more than {MAX_PIXELS} pixels") from None
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise MediaError("too_large", f"a frame of {width} x {height} pixels; at most {MAX_PIXELS} are taken")
+def _image(frame: av.VideoFrame) -> Image.Image:
+    with blamed("FFmpeg"):
+        plane = frame.reformat(format="rgb24").planes[0]
+        image = Image.frombytes("RGB", (plane.width, plane.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
+        turn = frame.rotation
+    return image.rotate(turn, expand=True) if turn else image

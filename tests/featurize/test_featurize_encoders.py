@@ -23,8 +23,8 @@ def item(path, kind="video"):
     return MediaItem(key="k", uri=str(path), kind=kind, shard=0, position=0, bytes=None)
 
 
-def features(encoder, path, kind="video", sizes=(), count=1):
-    units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), sizes, count))
+def features(encoder, path, kind="video"):
+    units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), [encoder]))
     return encoder.collect(encoder.encode(units.rows), units.index)
 
 
@@ -50,7 +50,7 @@ def test_clip_tokens_equal_a_plain_reading(media, clip_checkpoint, layer, blocks
     encoder = build_encoder(
         ClipSettings(encoder=f"clip:ViT-S-32/{path}", layer=layer, frames=(2, 4), stored="float32", batch=64)
     )
-    ours = features(encoder, media / "red-loud.mp4", sizes=[224], count=4)
+    ours = features(encoder, media / "red-loud.mp4")
     pixels = torch.from_numpy(read_video(str(media / "red-loud.mp4"), [224], 4).pixels[224]).permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(x).view(1, 3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -95,7 +95,7 @@ def test_clap_tokens_equal_the_packages_own_forward(media, clap_checkpoint):
     path, tower = clap_checkpoint
     encoder = build_encoder(ClapSettings(encoder=f"clap:HTSAT-tiny/{path}", segments=(1, 2), stored="float32"))
     ours = features(encoder, media / "red-loud.mp4")
-    sound = read_audio(str(media / "red-loud.mp4"), 48_000, 60)
+    sound = read_audio(str(media / "red-loud.mp4"), [48_000], 60)[48_000][:]
     half = len(sound) // 2
     count = len(sound)
     for name, pieces in (("audio.k1", [sound[0:count]]), ("audio.k2", [sound[0:half], sound[half:count]])):

@@ -1,0 +1,21 @@
+"""What decoding gives for the eyes of encoders."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one item.
+
+    Attributes:
+        pixels: for each size, the distinct frames, uint8 [U, size, size, 3], RGB.
+        index: the distinct frame that stands at each place of the grid, int64 [T].
+        times: of each place of the grid, in seconds from the first frame.
+    """
+
+    pixels: dict[int, NDArray[np.uint8]]
+    index: NDArray[np.int64]
+    times: list[float]

@@ -1,0 +1,111 @@
+"""Decode in a child process: what crashes, hangs or outgrows memory there is an error of one file, not of a worker."""
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from featurize.media.errors import MediaError
+
+MEMORY = 2 << 30  # bytes of data that a child may allocate
+SECONDS = 3600.0  # that one call may take
+ATTEMPTS = 2  # a child that dies may have been unlucky; one that dies again of the same call was not
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+R = TypeVar("R")
+
+
+class Isolated:
+    """Calls functions in a child process that lives until it dies of one; then the next call gets a new child.
+
+    Functions, arguments and results are pickled, so functions are named by module. A context manager.
+    """
+
+    def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
+        self._memory, self._seconds = memory, seconds
+        self._child: Any = None
+        self._pipe: Connection[Any, Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, function: Callable[..., R], *words: Any) -> R:
+        """The result of `function(*words)`, or what it raises.
+
+        Raises:
+            MediaError: the child crashed twice or took too long (`unreadable`), or needed too much memory
+                (`too_large`).
+            RuntimeError: the child ended for another reason, such as a signal from outside.
+        """
+        for _ in range(ATTEMPTS):
+            if self._child is None:
+                self._start()
+            try:
+                result, error = self._ask(function, words)
+            except (EOFError, ConnectionError):
+                death = self._death()
+                continue
+            if error is not None:
+                raise error
+            return result  # type: ignore[no-any-return]
+        raise death
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            assert self._pipe
+            self._child.kill()
+            self._child.join()
+            self._pipe.close()
+            self._child = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, self._memory), daemon=True)
+        self._child.start()
+        theirs.close()
+
+    def _ask(self, function: Callable[..., Any], words: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+        assert self._pipe
+        self._pipe.send((function, words))
+        if not self._pipe.poll(self._seconds):
+            self.close()
+            return None, MediaError("unreadable", f"decoding took more than {self._seconds:.0f} s")
+        answer: tuple[Any, Exception | None] = self._pipe.recv()
+        return answer
+
+    def _death(self) -> MediaError:
+        self._child.join()
+        code = self._child.exitcode
+        self.close()
+        if -code in CRASHES:
+            return MediaError("unreadable", f"the decoder crashed ({signal.Signals(-code).name})")
+        if -code == signal.SIGKILL:
+            return MediaError("too_large", "the decoder was killed (SIGKILL), as the system does for want of memory")
+        raise RuntimeError(f"the decoding process ended with exit code {code}")
+
+
+def _serve(pipe: "Connection[Any, Any]", memory: int) -> None:
+    """What the child does: answer calls until the other end is closed."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while True:
+        try:
+            function, words = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, Exception | None] = function(*words), None
+        except MemoryError:
+            answer = None, MediaError("too_large", f"decoding takes more than {memory >> 20} MiB of memory")
+        except Exception as error:
+            answer = None, error
+        pipe.send(answer)

@@ -1,0 +1,55 @@
+"""Samples of a sound of any length, in bounded memory."""
+
+import os
+import tempfile
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 48 kHz); a longer one waits on disk
+
+
+class Sound:
+    """Mono samples, float32, at `rate` Hz; `len(sound)` of them, read by `sound[a:b]`, which copies.
+
+    A long sound lies in an unlinked temporary file (in `TMPDIR`), so two hours of it cost no memory.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._file: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        self._samples = 0
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        """Samples float32 [b - a]; bounds as those of a list's slice, without a step."""
+        start, stop, step = part.indices(len(self))
+        assert step == 1
+        samples = np.empty(max(0, stop - start), np.float32)
+        self._file.seek(start * samples.itemsize)
+        read = self._file.readinto(samples.view(np.uint8))
+        assert read == samples.nbytes
+        return samples
+
+    def append(self, samples: NDArray[np.float32]) -> None:
+        """Add float32 [n] at the end."""
+        self._file.seek(0, 2)
+        self._file.write(np.ascontiguousarray(samples, np.float32).data)
+        self._samples += len(samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes the file itself, not its bytes."""
+        if isinstance(self._file, tempfile.SpooledTemporaryFile):
+            self._file.rollover()
+        self._file.flush()
+        return _received, (self.rate, len(self), DupFd(self._file.fileno()))
+
+
+def _received(rate: int, samples: int, handle: Any) -> Sound:
+    sound = Sound(rate)
+    sound._file, sound._samples = os.fdopen(handle.detach(), "rb+"), samples
+    return sound
