@@ -1,13 +1,11 @@
 """Why a media file cannot be used: a code to count by, and a reason to read."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 from store import FailureCode
 
 LONGEST = 200  # characters of a reason
-_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>|0x[0-9a-f]{6,}")  # another one in each run
 
 
 class MediaError(Exception):
@@ -47,4 +45,4 @@ def _code(error: Exception) -> FailureCode:
 
 def _words(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return _ADDRESS.sub("...", " ".join(str(text).split()))[:LONGEST]
+    return " ".join(str(text).split())[:LONGEST]

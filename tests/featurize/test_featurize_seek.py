@@ -100,7 +100,8 @@ def test_real_footage_is_reached_by_seeking_too(monkeypatch):
         np.testing.assert_array_equal(found.pixels[32][found.index], np.stack([pixels[p] for p in places]))
 
 
-def test_a_keyframe_flag_that_lies_is_noticed(long_media, monkeypatch):
+@pytest.mark.parametrize("lie", ["keyframes", "seeks"])
+def test_packets_that_lie_are_noticed(long_media, monkeypatch, lie):
     """Packets promise; only decoding shows. Frames that are not the promised ones send us back to the start."""
     path = long_media / "closed.mp4"
     pixels, _ = plain(path)
@@ -108,7 +109,10 @@ def test_a_keyframe_flag_that_lies_is_noticed(long_media, monkeypatch):
 
     def lying(container, stream):
         packets = honest(container, stream)
-        packets.keys[1:] += 1
+        if lie == "keyframes":
+            packets.keys[1:] += 1
+        else:
+            packets.seeks[1:] = packets.seeks[-1]
         return packets
 
     monkeypatch.setattr(video, "read_packets", lying)
