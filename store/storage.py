@@ -133,7 +133,7 @@ class Storage:
             UserError: the disk is full or read-only, or the object store refuses it.
         """
         target = Path(self.path(name))
-        folder = target.parent if self.local else Path(tempfile.gettempdir())
+        folder = target.parent if self.local else _temporary_folder()
         temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}"
         try:
             with _written(temporary, self.where(name) if self.local else f"{folder} (TMPDIR)"):
@@ -211,6 +211,13 @@ def _written(path: Path, where: str) -> Iterator[None]:
         advice = "make room" if _is_full(error) else "make it writable or name another place"
         line = f"{where}: cannot be written: {error.strerror}; {advice}, then give the same command again"
         raise UserError(line) from None
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}; make room there, or set TMPDIR to a folder that has room") from None
 
 
 def _is_full(error: Exception) -> bool:

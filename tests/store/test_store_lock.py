@@ -181,6 +181,7 @@ def test_a_full_temporary_folder_is_one_line(s3, build_store, tmp_path):
     line = limited(toy.storage.url, 3000, "shard", TMPDIR=str(tmp_path / "tmp"))
     assert line.startswith(f"error: {tmp_path}/tmp (TMPDIR): cannot be written: File too large; make room")
     assert list((tmp_path / "tmp").iterdir()) == []
+    assert "No usable temporary directory found in" in limited(toy.storage.url, 0, "shard")
     assert toy.storage.read(toy.column.path("000000.json")) == before
     with toy.storage.lock():
         pass
