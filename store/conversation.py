@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from store.storage import Storage
-from store.table import load_table, save_table
+from store.table import collector_paused, load_table, save_table
 
 Modality = Literal["text", "visual", "audio", "audio_visual"]
 MODALITIES: tuple[Modality, ...] = ("text", "visual", "audio", "audio_visual")
@@ -79,8 +79,9 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
         UserError: the store has no conversations of that name, or they are damaged.
     """
     table = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
-    ids, keys, turns, meta = (table[name].to_pylist() for name in SCHEMA.names)
-    return [
-        Conversation(id_, key, tuple(Turn(**turn) for turn in said), json.loads(more))
-        for id_, key, said, more in zip(ids, keys, turns, meta, strict=True)
-    ]
+    with collector_paused():
+        ids, keys, turns, meta = (table[name].to_pylist() for name in SCHEMA.names)
+        return [
+            Conversation(id_, key, tuple(Turn(**turn) for turn in said), json.loads(more))
+            for id_, key, said, more in zip(ids, keys, turns, meta, strict=True)
+        ]

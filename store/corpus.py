@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from store.errors import UserError
 from store.storage import Storage
-from store.table import load_table, save_table
+from store.table import collector_paused, load_table, save_table
 
 Kind = Literal["video", "image", "audio"]
 NAME = "corpus.parquet"
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MediaItem:
     """One media file of a corpus.
 
@@ -123,7 +123,8 @@ class Corpus:
         if not storage.exists(NAME):
             raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
         table = load_table(storage, NAME, SCHEMA)
-        return cls(map(MediaItem, *(table[name].to_pylist() for name in SCHEMA.names)))
+        with collector_paused():
+            return cls(map(MediaItem, *(table[name].to_pylist() for name in SCHEMA.names)))
 
 
 def make_key(name: str, salt: str | None = None) -> str:

@@ -76,24 +76,25 @@ def hold_lease(storage: "Storage", folder: str) -> Iterator[None]:
         UserError: another process holds one; or this one was paused so long that another took its place.
     """
     name, since = f"{folder}/{uuid.uuid4().hex}.json", time.time()
-    _take(storage, folder, name)
     done = threading.Event()
     renewing = threading.Thread(target=_renew, args=(storage, name, since, done), daemon=True)
-    renewing.start()
     try:
+        _take(storage, folder, name)
+        renewing.start()
         yield
         if not storage.exists(name):
             raise UserError(f"{storage.url}: the lease on this store ran out; another process may have written to it")
     finally:
         done.set()
-        renewing.join()
+        if renewing.ident:
+            renewing.join()
         storage.remove(name)
 
 
 def _take(storage: "Storage", folder: str, name: str) -> None:
     for pause in PAUSES:
         storage.write(name, Holder.here().dump())
-        others = {o: Holder.parse(storage.read(o)) for o in _leases(storage, folder) if o != name}
+        others = _others(storage, folder, name)
         live = [holder for holder in others.values() if not holder.ended]
         if not live:
             for other in others:
@@ -105,9 +106,15 @@ def _take(storage: "Storage", folder: str, name: str) -> None:
     raise UserError(f"{storage.url}: another process is writing to this store: {live[0]}{wait}")
 
 
-def _leases(storage: "Storage", folder: str) -> list[str]:
-    names = (f"{folder}/{name}" for name in storage.names(folder))
-    return [name for name in names if storage.exists(name)]  # another may just have given up
+def _others(storage: "Storage", folder: str, name: str) -> dict[str, Holder]:
+    others = {}
+    for other in {f"{folder}/{found}" for found in storage.names(folder)} - {name}:
+        try:
+            others[other] = Holder.parse(storage.read(other))
+        except UserError:
+            if storage.exists(other):  # else it has just given up
+                raise
+    return others
 
 
 def _renew(storage: "Storage", name: str, since: float, done: threading.Event) -> None:

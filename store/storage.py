@@ -7,8 +7,9 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 
@@ -95,14 +96,13 @@ class Storage:
             self.fs.get_file(self.path(name), str(path))
 
     @contextlib.contextmanager
-    def _reached(self, name: str) -> Iterator[None]:
+    def _reached(self, name: str, *, is_read: bool = True) -> Iterator[None]:
         """What keeps a file system from answering (no rights, no network, no credentials) is the user's to mend."""
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError):
-            raise
         except Exception as error:  # object stores have exceptions of their own, of no common base
-            if _is_full(error) or (self.local and not isinstance(error, OSError)):
+            missing = is_read and isinstance(error, FileNotFoundError | NotADirectoryError)
+            if missing or _is_full(error) or (self.local and not isinstance(error, OSError)):
                 raise
             said = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.where(name)}: cannot be reached: {said}") from error
@@ -117,7 +117,7 @@ class Storage:
             with self.writing(name) as temporary:
                 temporary.write_bytes(data)
             return
-        with self._reached(name):
+        with self._reached(name, is_read=False):
             self.fs.pipe_file(self.path(name), bytes(data))
 
     def remove(self, name: str) -> None:
@@ -133,7 +133,7 @@ class Storage:
             UserError: the disk is full or read-only, or the object store refuses it.
         """
         target = Path(self.path(name))
-        folder = target.parent if self.local else Path(tempfile.gettempdir())
+        folder = target.parent if self.local else _temporary_folder()
         temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}"
         try:
             with _written(temporary, self.where(name) if self.local else f"{folder} (TMPDIR)"):
@@ -142,7 +142,7 @@ class Storage:
                 if self.local:
                     _publish(temporary, target)
             if not self.local:
-                with self._reached(name):
+                with self._reached(name, is_read=False):
                     self.fs.put_file(str(temporary), self.path(name))
         finally:
             with contextlib.suppress(OSError):
@@ -166,14 +166,14 @@ class Storage:
         with _written(path, str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        with open(path, "r+b") as handle:
+        with open(path, "r+b", buffering=0) as handle:
             self._take(handle)
             for pattern in (f"{TEMPORARY}*", f"*/{TEMPORARY}*", f"*/*/{TEMPORARY}*"):
                 for leftover in Path(self.root).glob(pattern):
                     leftover.unlink(missing_ok=True)
             yield
 
-    def _take(self, handle: BinaryIO) -> None:
+    def _take(self, handle: FileIO) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -186,7 +186,6 @@ class Storage:
         with _written(Path(self.path(LOCK)), self.where(LOCK)):
             handle.truncate()
             handle.write(Holder.here().dump())
-            handle.flush()
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -212,6 +211,13 @@ def _written(path: Path, where: str) -> Iterator[None]:
         advice = "make room" if _is_full(error) else "make it writable or name another place"
         line = f"{where}: cannot be written: {error.strerror}; {advice}, then give the same command again"
         raise UserError(line) from None
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(f"{error.strerror}; make room there, or set TMPDIR to a folder that has room") from None
 
 
 def _is_full(error: Exception) -> bool:

@@ -1,6 +1,8 @@
 """Tables of a store, as parquet files that tell when they are damaged."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,3 +31,15 @@ def load_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema):
         raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
     return table
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Build millions of objects, all of which stay, without looking for garbage among them: several times faster."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -54,7 +54,7 @@ def whole(python, work):
 
 
 def wait_until(true, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline
         assert process.poll() is None, "ended before it could be killed"

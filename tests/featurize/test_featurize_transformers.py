@@ -37,8 +37,7 @@ def item(path, kind="video", position=0):
 
 
 def features(encoder, path, kind="video"):
-    sizes = [encoder.size] if encoder.size else []
-    units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), sizes, encoder.places))
+    units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), [encoder]))
     size = encoder.settings.batch
     encoded = [encoder.encode_padded(units.rows[i : i + size]) for i in range(0, len(units.rows), size)]
     return encoder.collect(np.concatenate(encoded), units.index)
