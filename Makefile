@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.done
+BENCH := .venv-bench
 
 .PHONY: demo test lint bench clean
 
@@ -25,8 +26,15 @@ lint: $(SETUP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --config setup.cfg
 
-bench: $(SETUP)
-	$(PY) -m benchmarks.streaming
+$(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(PY) -m uv pip install --quiet --python $(BENCH)/bin/python -r benchmarks/requirements.txt \
+	    || $(BENCH)/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	touch $(BENCH)/.done
+
+bench: $(BENCH)/.done
+	$(BENCH)/bin/python -m benchmarks.streaming streaming
+	$(PY) -m benchmarks.growth growth
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info
+	rm -rf $(VENV) $(BENCH) build runs *.egg-info

@@ -189,8 +189,7 @@ def streaming(
         wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
         for name, count in wanted:
             children.append(Child(name, count, root))
-        for child in children:
-            child.wait()
+            children[-1].wait()
         rates = [[child.rate(items) for child in children] for _ in range(rounds)]
     finally:
         for child in children:

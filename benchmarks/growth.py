@@ -1,0 +1,195 @@
+"""How time and memory grow: from 100 to 10,000 items in shards of one size, from 1 to 10,000 shards of few items.
+
+    python -m benchmarks.growth
+
+Small arrays, so that what is measured is the work on each item and shard. Each step of each point is a process of its
+own, so that its peak of memory is its own. A straight line through the points says how linear the time is.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from store import (
+    Candidate,
+    ColumnReader,
+    ColumnSpec,
+    Corpus,
+    Feature,
+    Order,
+    Storage,
+    Stream,
+    create_column,
+    open_column,
+    verify_column,
+)
+from store.console import console, make_app, run
+
+SHAPE = (4, 16)
+PER_SHARD = 100  # items of a shard, where items grow
+FEW = 4  # items of a shard, where shards grow
+BATCH = 16
+NAME = "small"
+ITEMS = (100, 300, 1000, 3000, 10000)
+SHARDS = (1, 10, 100, 1000, 3000, 10000)
+app = make_app("How time and memory grow with items and shards.")
+
+
+def plan(folder: Path, items: int, per_shard: int) -> None:
+    """The corpus, and its file."""
+    corpus = Corpus()
+    corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video", i) for i in range(items)], per_shard)
+    corpus.save(Storage(folder))
+
+
+def write(folder: Path, items: int, per_shard: int) -> None:
+    """A tar and a sidecar for each shard."""
+    storage = Storage(folder)
+    spec = ColumnSpec(
+        name=NAME, modality="visual", numerics={}, features={"temporal": Feature(shape=SHAPE, dtype="float16")}
+    )
+    column = create_column(storage, spec, {})
+    for shard, members in Corpus.load(storage).shards.items():
+        with column.write_shard(shard) as writer:
+            for item in members:
+                writer.add(item.key, {"temporal": np.full(SHAPE, item.position, np.float16)}, {})
+
+
+def open_(folder: Path, items: int, per_shard: int) -> None:
+    """A reader, with the index of all shards."""
+    assert len(ColumnReader(open_column(Storage(folder), NAME))) == items
+
+
+def epoch(folder: Path, items: int, per_shard: int) -> None:
+    """Open, and stream an epoch in shuffled order."""
+    reader = ColumnReader(open_column(Storage(folder), NAME))
+    stream, order = Stream([reader], reader.keys()), Order(items, 0)
+    places = ([order[c] for c in range(i, min(i + BATCH, items))] for i in range(0, items, BATCH))
+    assert sum(len(batch) for batch in stream.batches(places)) == items
+
+
+def verify(folder: Path, items: int, per_shard: int) -> None:
+    """Every byte against its checksum."""
+    storage = Storage(folder)
+    faults = [fault for _, fault in verify_column(open_column(storage, NAME), Corpus.load(storage))]
+    assert faults == [None] * -(-items // per_shard)
+
+
+STEPS = {"plan": plan, "write": write, "open": open_, "epoch": epoch, "verify": verify}
+
+
+@app.command(hidden=True)
+def step(name: str, folder: Path, items: int, per_shard: int) -> None:
+    """One step of one point, in this process: prints its seconds and its peak of memory as JSON."""
+    with tempfile.TemporaryDirectory() as other:  # what the first use of parquet and of a tar costs is no growth
+        for each in STEPS.values():
+            each(Path(other), 1, 1)
+    began = time.perf_counter(), time.process_time()
+    STEPS[name](folder, items, per_shard)
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - began[0],
+                "cpu": time.process_time() - began[1],
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+def measure(items: int, per_shard: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Each step of a point: the least seconds of some rounds, the largest peak."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
+    for _ in range(rounds):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            for name, records in found.items():
+                words = [sys.executable, "-m", "benchmarks.growth", "step", name, folder, items, per_shard]
+                done = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, check=True)
+                records.append(json.loads(done.stdout))
+        finally:
+            shutil.rmtree(folder)
+    return {
+        name: {
+            "seconds": min(r["seconds"] for r in records),
+            "cpu": min(r["cpu"] for r in records),
+            "peak": max(r["peak"] for r in records),
+        }
+        for name, records in found.items()
+    }
+
+
+def line(sizes: tuple[int, ...], values: list[float]) -> tuple[float, float, list[float]]:
+    """Start, slope and each point's deviation from the line that fits best in proportion to the values."""
+    x, y = np.array(sizes, float), np.array(values)
+    slope, start = np.polyfit(x, y, 1, w=1 / y)
+    return float(start), float(slope), ((start + slope * x) / y - 1).tolist()
+
+
+def report(what: str, sizes: tuple[int, ...], points: list[dict[str, dict[str, float]]]) -> None:
+    """A table of seconds and peaks, and the line through them."""
+    for name in STEPS:
+        seconds = [point[name]["seconds"] for point in points]
+        start, slope, deviations = line(sizes, seconds)
+        table = Table(what, "seconds", "of the processor", f"us a {what[:-1]}", "from the line", "peak MiB")
+        for size, point, deviation in zip(sizes, points, deviations, strict=True):
+            mine = point[name]
+            table.add_row(
+                str(size),
+                f"{mine['seconds']:.3f}",
+                f"{mine['cpu']:.3f}",
+                f"{1e6 * mine['seconds'] / size:.0f}",
+                f"{deviation:+.1%}",
+                f"{mine['peak']:.0f}",
+            )
+        console.print(f"{name}: {start * 1e3:.1f} ms + {slope * 1e6:.1f} us a {what[:-1]}")
+        console.print(table)
+
+
+@app.command()
+def growth(
+    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="A folder for growth.json and growth.png.")] = None,
+) -> None:
+    """Print seconds and peak of memory of plan, write, open, an epoch and verify at each size."""
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
+    by_items = [measure(items, PER_SHARD, rounds) for items in ITEMS]
+    report("items", ITEMS, by_items)
+    by_shards = [measure(shards * FEW, FEW, rounds) for shards in SHARDS]
+    report("shards", SHARDS, by_shards)
+    if out:
+        save(out, {"items": (ITEMS, by_items), "shards": (SHARDS, by_shards)})
+
+
+def save(folder: Path, found: dict[str, Any]) -> None:
+    """The numbers, and a plot of them."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "growth.json").write_text(json.dumps(found, indent=1))
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for row, (what, (sizes, points)) in zip(axes, found.items(), strict=True):
+        for axis, field, label in zip(row, ("seconds", "peak"), ("seconds", "peak MiB"), strict=True):
+            for name in STEPS:
+                axis.plot(sizes, [point[name][field] for point in points], "o-", label=name)
+            axis.set(xlabel=what, ylabel=label, ylim=(0, None))
+            axis.legend()
+    figure.savefig(folder / "growth.png", dpi=150)
+
+
+if __name__ == "__main__":
+    run(app)

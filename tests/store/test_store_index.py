@@ -1,0 +1,100 @@
+"""The index of a column: what it says, and what it refuses of sidecars whose checksum is right."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from store import ColumnReader, DamagedError, canonical_json
+from store.index import build_index
+
+
+def reseal(toy, change):
+    """Change the sidecar of shard 0 and give it its checksum again."""
+    path = Path(toy.storage.path(toy.column.path("000000.json")))
+    content = json.loads(path.read_bytes())
+    del content["xxh3"]
+    change(content)
+    checksum = xxhash.xxh3_64_hexdigest(canonical_json(content))
+    path.write_bytes(canonical_json(content | {"xxh3": checksum}))
+
+
+def test_it_says_what_the_sidecars_say(toy):
+    """The index is read past pydantic; a slip there would read one item's numbers as another's."""
+    index, row = build_index(toy.column), 0
+    assert index.features == ("spatial.t4", "temporal")
+    for shard in toy.column.shards():
+        sidecar = toy.column.sidecar(shard)
+        assert index.tars[shard] == (sidecar.tar_bytes, sidecar.tar_xxh3)
+        for item in sidecar.items:
+            assert (index.row[item.key], index.key(row), index.shard[row]) == (row, item.key, shard)
+            for number, name in enumerate(index.features):
+                entry = item.arrays[name]
+                assert index.offset[row, number] == entry.offset
+                assert tuple(index.shape[row, number, : len(entry.shape)]) == entry.shape
+                assert index.nbytes[row, number] == np.prod(entry.shape) * np.dtype(entry.dtype).itemsize
+                assert f"{index.xxh3[row, number]:016x}" == entry.xxh3
+            row += 1
+    assert len(index.row) == row == 5
+
+
+def test_a_shard_or_column_without_items_opens(build_store, tmp_path):
+    """All files of a shard may be unusable."""
+    toy = build_store(tmp_path / "store", items=0)
+    assert ColumnReader(toy.column).keys() == []
+    with toy.column.write_shard(0) as writer:
+        writer.fail(toy.lost)
+    reader = ColumnReader(toy.column)
+    assert (reader.keys(), reader.failed) == ([], {"clip-3": toy.lost})
+
+
+def test_a_reason_that_looks_like_json_is_only_a_reason(toy):
+    """The items are cut out of the text; what a decoder said must not be taken for where they begin or end."""
+    reason = '],"shard":7,"items":[{"arrays":{},"key":"x"}'
+
+    def change(content):
+        content["failed"][0]["reason"] = reason
+
+    reseal(toy, change)
+    reader = ColumnReader(toy.column)
+    assert reader.failed["clip-3"].reason == reason
+    assert len(reader) == 5
+
+
+def arrays_of(content):
+    return content["items"][1]["arrays"]["temporal"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: arrays_of(c).update(offset=c["tar_bytes"]),
+        lambda c: arrays_of(c).update(offset=-64),
+        lambda c: arrays_of(c).update(offset=1.5),
+        lambda c: arrays_of(c).update(shape=[10**6, 4]),
+        lambda c: arrays_of(c).update(shape=[1, 5]),
+        lambda c: arrays_of(c).update(shape=[4]),
+        lambda c: arrays_of(c).update(dtype="float32"),
+        lambda c: arrays_of(c).update(xxh3="12"),
+        lambda c: c["items"][1]["arrays"].pop("temporal"),
+        lambda c: c["items"][1]["arrays"].update(audio=arrays_of(c)),
+        lambda c: c["items"][1].update(key="clip-0"),
+        lambda c: c["items"][1].update(key="clip-5"),
+        lambda c: c.update(shard=1),
+        lambda c: c.update(column="0" * 64),
+    ],
+)
+def test_a_sidecar_that_cannot_be_right_is_refused(toy, change):
+    """Wrong offsets, shapes, dtypes or keys never reach a batch, even under a right checksum."""
+    reseal(toy, change)
+    with pytest.raises(DamagedError, match=r"000000\.json|000001\.json"):
+        ColumnReader(toy.column)
+
+
+def test_a_column_of_many_shards_is_in_the_order_of_their_numbers(toy):
+    """Names of six digits sort as text; a seventh digit must not put a shard in front."""
+    with toy.column.write_shard(1000000) as writer:
+        writer.add("last", toy.arrays(0), {})
+    assert ColumnReader(toy.column).keys()[-1] == "last"
