@@ -84,3 +84,34 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
         Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"]), json.loads(row["meta"]))
         for row in load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
     ]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What conversations are about, without their turns.
+
+    Attributes:
+        keys: the media items.
+        splits: the values of `split` in their meta data.
+    """
+
+    keys: frozenset[str]
+    splits: frozenset[str]
+
+
+def load_outline(storage: Storage, name: str) -> Outline:
+    """Read what `conversations/<name>.parquet` is about.
+
+    Raises:
+        UserError: the store has no conversations of that name, or they are damaged.
+    """
+    rows = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA, ["key", "meta"])
+    splits = (json.loads(row["meta"]).get("split") for row in rows)
+    return Outline(
+        frozenset(row["key"] for row in rows if row["key"]), frozenset(s for s in splits if isinstance(s, str))
+    )
+
+
+def list_conversations(storage: Storage) -> list[str]:
+    """The names of a store's conversations, sorted."""
+    return [name.removesuffix(".parquet") for name in storage.names(FOLDER) if name.endswith(".parquet")]
