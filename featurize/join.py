@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import fsspec
 import xxhash
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from featurize.sources import Record, Source
@@ -90,17 +92,24 @@ def join(source: Source, probe: bool = False) -> JoinReport:
 
 def show(reports: Sequence[JoinReport]) -> None:
     """Print reports: a table of counts, then the first names of what is not as it should be."""
-    table = Table(
-        "source", "format", "conversations", "media", "found", "missing", "unreadable", "repeated", "left out"
-    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    table.add_column("source", overflow="fold")
+    for head in (
+        "format",
+        "conver-\nsations",
+        "media",
+        "found",
+        "missing",
+        "un-\nreadable",
+        "re-\npeated",
+        "left\nout",
+    ):
+        table.add_column(head, justify="left" if head == "format" else "right", no_wrap=True)
     for report in reports:
         repeated = len(report.repeated_ids) + len(report.repeated_records)
         counts = [report.conversations, report.media, report.found, len(report.missing), len(report.unreadable)]
-        table.add_row(
-            report.source.rstrip("/").rpartition("/")[2],
-            report.format,
-            *map(str, [*counts, repeated, len(report.left_out)]),
-        )
+        name = report.source.rstrip("/").rpartition("/")[2]
+        table.add_row(escape(name), report.format, *map(str, [*counts, repeated, len(report.left_out)]))
     console.print(table)
     for report in reports:
         for line in _lines(report):

@@ -107,7 +107,7 @@ class Corpus:
             shard, position = divmod(new, shard_size)
             self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
             new += 1
-        self.items = [replace(item, bytes=seen.get(item.uri, item.bytes)) for item in self.items]
+        self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
         return new
 
     def save(self, storage: Storage) -> None:

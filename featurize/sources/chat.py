@@ -15,7 +15,7 @@ TOKENS: dict[str, frozenset[str]] = {
     "<AUD_VIS>": frozenset({"visual", "audio"}),
 }
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
-_TOKEN = re.compile("|".join(re.escape(token) for token in TOKENS), re.IGNORECASE)
+_TOKEN = re.compile(f"<(?:{'|'.join(re.escape(token[1:-1]) for token in TOKENS)})>", re.IGNORECASE)
 _PERCEIVES = {token.lower(): senses for token, senses in TOKENS.items()}
 
 

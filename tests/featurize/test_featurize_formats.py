@@ -1,4 +1,4 @@
-"""Each reader reads a small file of the original format, quirks included, and joins it with files as users have them."""
+"""Each reader reads a small file of the original format, quirks included, and joins it with the files users have."""
 
 import csv
 import json
