@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from featurize.sources import Record, Source
+from featurize.sources import LeftOut, Record, Source
 from featurize.sources.kinds import guess_kind
 from store import Candidate
 from store.console import Meter, console
@@ -39,7 +39,7 @@ class JoinReport:
         repeated_records: ids of records that equal an earlier one in file and turns.
         copies: groups of URIs whose files are equal (looked for by `--probe` only).
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
-        left_out: the reason by id for records that cannot become a conversation.
+        left_out: records that cannot become a conversation.
         whole: how many records mean a part of a file that will be read whole.
     """
 
@@ -54,7 +54,7 @@ class JoinReport:
     repeated_records: list[str]
     copies: list[list[str]]
     ambiguous: dict[str, list[str]]
-    left_out: dict[str, str]
+    left_out: list[LeftOut]
     whole: int
 
 
@@ -118,7 +118,7 @@ def show(reports: Sequence[JoinReport]) -> None:
 
 def _lines(report: JoinReport) -> Iterable[str]:
     reasons = [f"{uri} ({reason})" for uri, reason in report.unreadable.items()]
-    left_out = [f"{id} ({reason})" for id, reason in report.left_out.items()]
+    left_out = [f"{each.id} ({each.reason})" for each in report.left_out]
     for what, names in (
         ("not found now", report.missing),
         ("unreadable", reasons),

@@ -5,6 +5,8 @@ VATEX: `videoID` (`<youtube id>_<start>_<end>`), `enCap`, `chCap`. VALOR-32K: `v
 `{data: [{id, caption or caption_1 ..., duration, audio}]}`, or the bare list.
 """
 
+import re
+
 from featurize.sources.clips import clip_names, parts_of
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
@@ -18,6 +20,7 @@ DESCRIBE: dict[str, str] = {
     "audio_visual": "Describe what is seen and heard in this video.",
 }
 SOUND: tuple[Kind, ...] = ("audio", "video")
+NUMBERED = re.compile(r"caption_\d+")
 SECONDS = 10  # of a clip of AudioSet, which AudioCaps is taken from
 
 
@@ -81,8 +84,8 @@ def read_wavcaps(document: Document, files: MediaFiles) -> Records:
     for row in document.rows():
         id, audio = row.name("id"), row.value.get("audio")
         named = [audio] if isinstance(audio, str) and guess_kind(audio) else []
-        numbered = [name for name in row.value if name.removeprefix("caption_").isdigit()]
-        captions = row.texts("caption") if "caption" in row.value else [row.text(name) for name in numbered]
+        numbered = [name for name in row.value if NUMBERED.fullmatch(name)]
+        captions = [row.text(name) for name in numbered] or row.texts("caption")
         meta = {**row.rest("id", "caption", *numbered), **document.split}
         yield _record(id, files.named([*named, id], SOUND), "audio", captions, meta, whole=False)
 

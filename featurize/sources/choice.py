@@ -8,7 +8,6 @@ stand in several of its folders, so each task has its own; one task has folders 
 """
 
 import json
-from typing import Any
 
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
@@ -90,9 +89,9 @@ def choose(id: str, media: Candidate, row: Row, options: list[str], right: int, 
     return Record(id, media, (turn,), {**meta, **apart, "answer": options[right]}, whole="start" in meta)
 
 
-def _paths(document: Document) -> dict[str, Any]:
+def _paths(document: Document) -> dict[str, str]:
     text = document.beside(NEXTQA_NAMES)
     try:
-        return dict(json.loads(text)) if text else {}
-    except ValueError as error:
-        raise UserError(f"{document.folder}/{NEXTQA_NAMES}: not a JSON object: {error}") from None
+        return {name: str(path) for name, path in json.loads(text).items()} if text else {}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{document.sibling(NEXTQA_NAMES)}: not a JSON object: {error}") from None

@@ -33,13 +33,13 @@ def parts_of(name: str) -> tuple[str, float, float] | None:
 
 def is_vggsound(document: Document) -> bool:
     """Whether this is a CSV file without a header: an id, a second, a label, and `train` or `test`."""
-    line = document.value[0] if document.is_csv and document.value else []
+    line = document.lines[0] if document.is_csv and document.lines else []
     return len(line) == 4 and line[1].strip().isdigit() and line[3].strip() in ("train", "test")
 
 
 def read_vggsound(document: Document, files: MediaFiles) -> Records:
     """One clip a row, asked for its label by sight and sound."""
-    for number, line in enumerate(document.value, 1):
+    for number, line in enumerate(document.lines, 1):
         where = f"{document.url}, row {number}"
         if len(line) != 4:
             raise UserError(f"{where}: expected id, start second, label, split; found {len(line)} values")

@@ -53,6 +53,18 @@ class Document:
         return self.url.lower().endswith(".csv")
 
     @property
+    def lines(self) -> list[list[str]]:
+        """The lines of a CSV file.
+
+        Raises:
+            UserError: this is no CSV file.
+        """
+        if not self.is_csv:
+            raise UserError(f"{self.url}: expected a .csv file")
+        lines: list[list[str]] = self.value
+        return lines
+
+    @property
     def split(self) -> dict[str, object]:
         """The split that the file's name tells, as meta data; nothing if it tells none."""
         words = re.split(r"[^a-z]+", self.stem.lower())
@@ -83,11 +95,15 @@ class Document:
         for number, value in enumerate(self.records, first):
             yield Row(value, number, f"{self.url}, {word} {number}")
 
+    def sibling(self, name: str) -> str:
+        """The path or URL of the file `name` in the same folder."""
+        folder, slash, _ = self.url.rpartition("/")
+        return f"{folder}{slash}{name}"
+
     def beside(self, name: str) -> str | None:
         """The text of the file `name` in the same folder, or None if there is no such file."""
-        url = f"{self.folder}/{name}"
-        fs, path = fsspec.core.url_to_fs(url)
-        return read_text(url) if fs.isfile(path) else None
+        fs, path = fsspec.core.url_to_fs(self.sibling(name))
+        return read_text(self.sibling(name)) if fs.isfile(path) else None
 
 
 def read_text(url: str) -> str:

@@ -100,11 +100,11 @@ def _answers(document: Document) -> dict[str, Row]:
     """The answers by question id: of the file given whose name fits, of the only one given, or of the one beside."""
     name = re.sub(r"_q(?=\.jsonl?$)", "_a", document.url.rpartition("/")[2])
     given = [other for other in document.given if _is_answers(other)]
-    fitting = [other for other in given if other.url == f"{document.folder}/{name}"] or given
+    fitting = [other for other in given if other.url == document.sibling(name)] or given
     if len(fitting) > 1:
         raise UserError(f"{document.url}: no file of answers given is called {name}; give one pair at a time")
-    text = None if fitting or document.url.endswith(f"/{name}") else document.beside(name)
+    text = None if fitting or document.sibling(name) == document.url else document.beside(name)
     if not fitting and text is None:
         raise UserError(f"{document.url}: questions without answers; give their file too, or call it {name} beside it")
-    answers = fitting[0] if fitting else parse(text or "", f"{document.folder}/{name}")
+    answers = fitting[0] if fitting else parse(text or "", document.sibling(name))
     return {row.name("question_id"): row for row in answers.rows()}

@@ -47,7 +47,7 @@ def is_avsd(document: Document) -> bool:
 def read_avsd(document: Document, files: MediaFiles) -> Records:
     """One conversation a dialog, by sight and sound; a question whose answer is not disclosed stands in `meta` only."""
     for row in document.rows():
-        id, dialog = row.name("image_id"), row.value["dialog"]
+        id, dialog = row.name("image_id"), row.value.get("dialog")
         if not isinstance(dialog, list):
             raise row.error("dialog", "a list of {question, answer}")
         pairs = [Row(pair, i, f"{row.where}, dialog {i}") for i, pair in enumerate(dialog)]

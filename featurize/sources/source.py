@@ -22,14 +22,14 @@ class Source:
         url: path or fsspec URL.
         format: the format that it was read as.
         records: its media files and conversations, in its order.
-        left_out: the reason for each record that cannot become a conversation, by id.
+        left_out: the records that cannot become a conversation.
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
     """
 
     url: str
     format: str
     records: list[Record]
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -76,11 +76,11 @@ def read_sources(urls: Iterable[str], media_root: str | None, format: str | None
 
 def _read(document: Document, files: MediaFiles, format: str | None) -> Source:
     chosen = choose_format(document, format)
-    source = Source(document.url, chosen.name, [], {}, {})
+    source = Source(document.url, chosen.name, [])
     files.ambiguous = source.ambiguous
     for item in chosen.read(document, files):
         if isinstance(item, LeftOut):
-            source.left_out[item.id] = item.reason
+            source.left_out.append(item)
         else:
             _check_text(item, document.url)
             source.records.append(item)

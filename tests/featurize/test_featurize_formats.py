@@ -492,7 +492,7 @@ def test_a_file_of_the_original_format(tmp_path, case):
     assert sum(report.media for report in reports) == len(named)
     assert sum(report.found for report in reports) == len(named) - len(case.missing) - len(folders)
     assert sum(report.conversations for report in reports) == sum(bool(turns) for turns in case.turns)
-    assert [id for report in reports for id in report.left_out] == case.left_out
+    assert [each.id for report in reports for each in report.left_out] == case.left_out
     assert sum(report.whole for report in reports) == case.whole
     assert not any(report.repeated_ids or report.repeated_records or report.ambiguous for report in reports)
 
@@ -513,7 +513,23 @@ def test_a_format_can_be_forced_and_no_other_claims_it(tmp_path, case):
         choose_format(document, "cvs")
 
 
-def test_answers_are_found_beside_or_given(tmp_path):
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_another_format_is_refused_in_one_line(tmp_path, format):
+    """`--format` may be wrong for a file; that is the user's error, never a traceback."""
+    contents = [content for case in CASES for content in case.files.values() if not isinstance(content, str)]
+    odd = [None, 1, {}, [], [1], [{}], [[]], {"data": [{"id": 1}]}, {"dialogs": [None]}, [{"conversations": [1]}]]
+    said = []
+    for content in [*contents, *odd]:
+        table = content in contents and isinstance(content, list) and isinstance(content[0], list)
+        try:
+            read_sources([write(tmp_path, "a.csv" if table else "a.json", content)], None, format)
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 5
+    assert not [text for text in said if "\n" in text]
+
+
+def test_answers_are_found_beside_or_given(tmp_path, monkeypatch):
     """Two files joined by id, whichever way the user brings them; questions are never left without their answers."""
     questions = [{"video_name": "a", "question": "who", "question_id": "1"}]
     for name, answer in (("val", "dog"), ("test", "cat")):
@@ -529,6 +545,9 @@ def test_answers_are_found_beside_or_given(tmp_path):
 
     assert answers(pair[0]) == ["dog"]
     assert answers(*pair) == ["dog", "cat"]
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path)
+        assert answers(*(Path(url).name for url in pair)) == ["dog", "cat"]
     assert answers(other, pair[2]) == ["cat"]
     with pytest.raises(UserError, match=r"questions\.json: questions without answers"):
         answers(other)

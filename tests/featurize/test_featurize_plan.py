@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 
 from featurize.join import JoinReport, join
 from featurize.leaks import find_leaks
-from featurize.sources import read_sources
+from featurize.sources import LeftOut, read_sources
 from featurize.sources.files import MediaFiles
 from store import Corpus, MediaItem, Storage, load_conversations
 
@@ -61,14 +61,14 @@ def test_the_report_of_a_source_with_every_defect(tmp_path, media, bad_media):
         repeated_records=["2"],
         copies=[],
         ambiguous={},
-        left_out={"10": "several media files; a conversation has one"},
+        left_out=[LeftOut("10", "several media files; a conversation has one")],
         whole=0,
     )
     assert join(source) == expected
     probed = join(source, probe=True)
     assert probed.unreadable.pop(path("text.mp4")).startswith("FFmpeg: ")
     assert probed.unreadable.pop(path("broken.png")).startswith("Pillow: ")
-    assert probed == JoinReport(**{**asdict(expected), "found": 3, "copies": [[path("good.mp4"), path("copy.mp4")]]})
+    assert probed == replace(expected, found=3, copies=[[path("good.mp4"), path("copy.mp4")]])
 
 
 def test_the_report_is_printed_and_written(python, tmp_path, media):
