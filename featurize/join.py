@@ -190,7 +190,9 @@ def _digest(candidate: Candidate) -> str:
 
 
 def _in_threads(work: Callable[[Candidate], T], candidates: Sequence[Candidate], what: str) -> list[T]:
-    results = []
+    results: list[T] = []
+    if not candidates:
+        return results
     with ThreadPoolExecutor(THREADS) as pool, Meter(what, len(candidates), "files") as meter:
         for result in pool.map(work, candidates):
             results.append(result)

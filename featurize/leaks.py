@@ -85,10 +85,10 @@ def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline]) -> None:
 def _warn(corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
     found = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]))
     if found:
-        names = " ".join(training)
         console.print(
             f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
-            f"{found[0].evaluation.uri} (same {found[0].by}); see: python -m featurize leaks {names} --against {name}",
+            f"{found[0].evaluation.uri} (same {found[0].by}); "
+            f"see: python -m featurize leaks {' '.join(training)} --against {name} --store ...",
             markup=False,
         )
 

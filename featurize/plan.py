@@ -61,12 +61,13 @@ def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     for source in sources:
         new = corpus.append(source.media, shard_size)
-        console.print(f"{source.url}: {new} new media files")
+        console.print(f"{source.url}: {new} new media files", markup=False)
     kinds = Counter(item.kind for item in corpus.items)
     unseen = sum(item.bytes is None for item in corpus.items)
     console.print(
         f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
-        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)"
+        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
+        markup=False,
     )
     found, keys = by_split(sources, name), corpus.key_of_uri
     warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
