@@ -105,7 +105,7 @@ def load_outline(storage: Storage, name: str) -> Outline:
     Raises:
         UserError: the store has no conversations of that name, or they are damaged.
     """
-    rows = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA, ["key", "meta"])
+    rows = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
     splits = (json.loads(row["meta"]).get("split") for row in rows)
     return Outline(
         frozenset(row["key"] for row in rows if row["key"]), frozenset(s for s in splits if isinstance(s, str))

@@ -18,10 +18,8 @@ def save_table(storage: Storage, name: str, rows: Iterable[Mapping[str, Any]], s
     storage.write(name, sink.getvalue())
 
 
-def load_table(
-    storage: Storage, name: str, schema: pa.Schema, columns: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """The rows of the parquet file `name`, or only these columns of them.
+def load_table(storage: Storage, name: str, schema: pa.Schema) -> list[dict[str, Any]]:
+    """The rows of the parquet file `name`.
 
     Raises:
         UserError: there is no such file.
@@ -29,12 +27,10 @@ def load_table(
     """
     data = io.BytesIO(storage.read(name))
     try:
-        table = pq.read_table(
-            data, columns=columns, page_checksum_verification=True, use_threads=False, pre_buffer=False
-        )
+        table = pq.read_table(data, page_checksum_verification=True, use_threads=False, pre_buffer=False)
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"{storage.where(name)}: {' '.join(str(error).split())}") from None
-    if not table.schema.equals(pa.schema([schema.field(column) for column in columns or schema.names])):
+    if not table.schema.equals(schema):
         raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
     return rows
