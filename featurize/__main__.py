@@ -1,20 +1,17 @@
-"""`python -m featurize plan | run`: media files to columns of a store."""
+"""`python -m featurize plan | leaks | run`: media files to columns of a store."""
 
-import contextlib
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from featurize.leaks import leaks
+from featurize.plan import Store, plan
 from featurize.report import missing_shards
 from featurize.settings import FeaturizeConfig
-from featurize.sources import Record, read_source
 from store import (
-    Candidate,
     Column,
-    Conversation,
     Corpus,
     MediaItem,
     Storage,
@@ -23,7 +20,6 @@ from store import (
     list_columns,
     load_settings,
     open_column,
-    save_conversations,
 )
 from store.console import Meter, console, make_app, run
 
@@ -32,75 +28,10 @@ if TYPE_CHECKING:
 
 app = make_app("Run frozen encoders once over media files; keep what they say as columns of a store.")
 FAILURES_SHOWN = 20
-Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
 
 
-@app.command()
-def plan(
-    sources: Annotated[list[str], typer.Argument(help="Folders, .csv / .jsonl lists, LLaVA-style .json.")],
-    store: Store,
-    name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
-    media_root: Annotated[str | None, typer.Option(help="Where relative media paths begin.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Items in a shard, for items planned now.")] = 256,
-    unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
-) -> None:
-    """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
-    storage = Storage(store)
-    read = [(source, *read_source(source, media_root)) for source in sources]
-    for source, candidates, _ in read:
-        _check_seen(source, candidates, unseen)
-    if not any(candidates or records for _, candidates, records in read):
-        raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
-    with contextlib.nullcontext() if dry_run else storage.lock():
-        _plan(storage, read, name, shard_size, write=not dry_run)
-
-
-def _check_seen(source: str, candidates: list[Candidate], unseen: bool) -> None:
-    lost = [candidate.uri for candidate in candidates if candidate.bytes is None]
-    if lost and len(lost) == len(candidates) and not unseen:
-        raise UserError(
-            f"{source}: none of its files is there, first {lost[0]}; set --media-root, or --unseen to go on"
-        )
-    if lost:
-        console.print(f"{source}: not found now: {', '.join(dict.fromkeys(lost[:3]))}{' ...' if lost[3:] else ''}")
-
-
-def _plan(
-    storage: Storage,
-    read: list[tuple[str, list[Candidate], list[Record]]],
-    name: str | None,
-    shard_size: int,
-    *,
-    write: bool,
-) -> None:
-    corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
-    found: dict[str, list[Record]] = {}
-    for source, candidates, records in read:
-        new = corpus.append(candidates, shard_size)
-        console.print(
-            f"{source}: {len({c.uri for c in candidates})} media files, {new} new; {len(records)} conversations"
-        )
-        if records:
-            stem = name or source.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-            found.setdefault(stem, []).extend(records)
-    kinds = Counter(item.kind for item in corpus.items)
-    unseen = sum(item.bytes is None for item in corpus.items)
-    console.print(
-        f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
-        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)"
-    )
-    if not write:
-        return
-    corpus.save(storage)
-    keys = corpus.key_of_uri
-    for stem, records in found.items():
-        save_conversations(storage, stem, [_conversation(record, keys) for record in records])
-        console.print(f"conversations {stem}: {len(records)} written")
-
-
-def _conversation(record: Record, keys: dict[str, str]) -> Conversation:
-    return Conversation(record.id, keys[record.media.uri] if record.media else None, record.turns, record.meta)
+app.command()(plan)
+app.command()(leaks)
 
 
 @app.command("run")

@@ -1,5 +1,6 @@
 """How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
 
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def make_app(help_text: str) -> typer.Typer:
 
 def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     try:
         app()
     except UserError as error:

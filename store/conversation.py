@@ -85,3 +85,34 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
             Conversation(id_, key, tuple(Turn(**turn) for turn in said), json.loads(more))
             for id_, key, said, more in zip(ids, keys, turns, meta, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What conversations are about, without their turns.
+
+    Attributes:
+        keys: the media items.
+        splits: the values of `split` in their meta data.
+    """
+
+    keys: frozenset[str]
+    splits: frozenset[str]
+
+
+def load_outline(storage: Storage, name: str) -> Outline:
+    """Read what `conversations/<name>.parquet` is about.
+
+    Raises:
+        UserError: the store has no conversations of that name, or they are damaged.
+    """
+    table = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
+    splits = (json.loads(meta).get("split") for meta in table["meta"].to_pylist())
+    return Outline(
+        frozenset(filter(None, table["key"].to_pylist())), frozenset(s for s in splits if isinstance(s, str))
+    )
+
+
+def list_conversations(storage: Storage) -> list[str]:
+    """The names of a store's conversations, sorted."""
+    return [name.removesuffix(".parquet") for name in storage.names(FOLDER) if name.endswith(".parquet")]

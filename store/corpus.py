@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
+from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
 
@@ -14,6 +15,7 @@ from store.table import collector_paused, load_table, save_table
 
 Kind = Literal["video", "image", "audio"]
 NAME = "corpus.parquet"
+BYTES = "bytes:"  # begins the URI of a file whose name is not UTF-8: its bytes follow, percent-escaped
 KEY_LENGTH = 80  # characters; a tar member `<key>.spatial.t32.npy` then fits the 100 of a USTAR header
 SCHEMA = pa.schema(
     [
@@ -111,6 +113,7 @@ class Corpus:
     def save(self, storage: Storage) -> None:
         """Write the plan."""
         columns = {name: [getattr(item, name) for item in self.items] for name in SCHEMA.names}
+        columns["uri"] = list(map(_written, columns["uri"]))
         save_table(storage, NAME, columns, SCHEMA)
 
     @classmethod
@@ -124,7 +127,29 @@ class Corpus:
             raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
         table = load_table(storage, NAME, SCHEMA)
         with collector_paused():
-            return cls(map(MediaItem, *(table[name].to_pylist() for name in SCHEMA.names)))
+            columns = {name: table[name].to_pylist() for name in SCHEMA.names}
+            columns["uri"] = list(map(_read, columns["uri"]))
+            return cls(map(MediaItem, *columns.values()))
+
+
+def _written(uri: str) -> str:
+    """The URI as text: Python holds the bytes of a name that is not UTF-8 as surrogates, which no text file can."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return BYTES + quote(_bytes(uri))
+    return uri
+
+
+def _bytes(uri: str) -> bytes:
+    try:
+        return uri.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise UserError(f"{uri!a}: no file has this name: it holds half a character (a lone surrogate)") from None
+
+
+def _read(uri: str) -> str:
+    return unquote_to_bytes(uri.removeprefix(BYTES)).decode(errors="surrogateescape") if uri.startswith(BYTES) else uri
 
 
 def make_key(name: str, salt: str | None = None) -> str:
@@ -134,6 +159,6 @@ def make_key(name: str, salt: str | None = None) -> str:
     """
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
     if salt is not None or not slug or len(slug) > KEY_LENGTH:
-        tail = hashlib.sha256(f"{name}\n{salt or ''}".encode()).hexdigest()[:8]
+        tail = hashlib.sha256(f"{name}\n{salt or ''}".encode(errors="backslashreplace")).hexdigest()[:8]
         slug = f"{slug[: KEY_LENGTH - 9]}-{tail}".lstrip("-")
     return slug

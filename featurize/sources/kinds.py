@@ -1,6 +1,6 @@
 """What a file is taken for, by its extension."""
 
-from pathlib import PurePosixPath
+import posixpath
 
 from store import Kind, UserError
 
@@ -9,12 +9,17 @@ EXTENSIONS: dict[Kind, frozenset[str]] = {
     "image": frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"]),
     "audio": frozenset(["wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "wma", "aiff"]),
 }
+_KINDS = {f".{extension}": kind for kind, known in EXTENSIONS.items() for extension in known}
 
 
 def guess_kind(name: str) -> Kind | None:
     """The kind of a file by its extension, or None if it is no media file that we know."""
-    extension = PurePosixPath(name).suffix[1:].lower()
-    return next((kind for kind, known in EXTENSIONS.items() if extension in known), None)
+    return _KINDS.get(posixpath.splitext(name)[1].lower())
+
+
+def stem_of(name: str) -> str:
+    """The name without its media extension; any other ending, such as that of `id_30.000`, stays."""
+    return posixpath.splitext(name)[0] if guess_kind(name) else name
 
 
 def kind_of(name: str, where: str) -> Kind:

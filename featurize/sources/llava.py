@@ -1,99 +1,102 @@
-"""LLaVA-style JSON: media items, and conversations about them.
+"""LLaVA-style JSON and its descendants Valley and ShareGPT: conversations about one media file each.
 
-A record: `id`; `image`, `video` or `audio` (a path; what it is taken for follows from its extension); `conversations`,
-a list of `{from: human | gpt, value}`. Source: LLaVA `llava/train/train.py`; tokens of the paper's Figure 4.
+LLaVA: `id`; `image`, `video` or `audio` (a path; what it is taken for follows from its extension); `conversations`, a
+list of `{from: human | gpt, value}`. Source: LLaVA `llava/train/train.py`; tokens of the paper's Figure 4.
+Valley: the same, where a video lies in the folder `source`, by default `webvid`, and its name may lack `.mp4`. Source:
+Valley `valley/data/dataset.py`.
+ShareGPT: `messages`, a list of `{role: user | assistant, content}`, or `conversations`; `images`, `videos`, `audios`,
+lists of paths. Source: the data formats of LLaMA-Factory and ms-swift.
 """
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from featurize.sources.kinds import kind_of
-from featurize.sources.locate import candidate
-from store import Candidate, Modality, Turn, UserError
-
-TOKENS: dict[str, frozenset[str]] = {
-    "<image>": frozenset({"visual"}),
-    "<video>": frozenset({"visual"}),
-    "<audio>": frozenset({"audio"}),
-    "<VIS>": frozenset({"visual"}),
-    "<AUD>": frozenset({"audio"}),
-    "<AUD_VIS>": frozenset({"visual", "audio"}),
-}
-MEDIA_FIELDS = ("image", "video", "audio")
-SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-_TOKEN = re.compile("|".join(re.escape(token) for token in TOKENS), re.IGNORECASE)
-_PERCEIVES = {token.lower(): senses for token, senses in TOKENS.items()}
+from featurize.sources.chat import read_turns
+from featurize.sources.document import Document
+from featurize.sources.files import MediaFiles
+from featurize.sources.kinds import guess_kind, kind_of
+from featurize.sources.record import LeftOut, Record, Records, Row
+from store import Candidate
 
 
 @dataclass(frozen=True)
-class Record:
-    """One conversation of a source; `media` is None for text only."""
+class Form:
+    """Where a record keeps its parts: the list of messages, speaker and text in each, and the media."""
 
-    id: str
-    media: Candidate | None
-    turns: tuple[Turn, ...]
-    meta: dict[str, object]
-
-
-def is_llava(values: Any) -> bool:
-    """Whether parsed JSON looks like LLaVA records."""
-    return isinstance(values, list) and bool(values) and isinstance(values[0], dict) and "conversations" in values[0]
+    messages: str
+    speaker: str
+    text: str
+    media: tuple[str, ...]
 
 
-def read_llava(values: list[Any], where: str, root: str) -> list[Record]:
-    """Read records; media paths are taken from `root`.
-
-    Raises:
-        UserError: a record has no such form; names file, record and field.
-    """
-    return [_record(value, number, f"{where}, record {number}", root) for number, value in enumerate(values)]
+LLAVA = Form("conversations", "from", "value", ("image", "video", "audio"))
+SHAREGPT = Form("messages", "role", "content", ("images", "videos", "audios"))
+SHAREGPT_OLD = Form("conversations", "from", "value", SHAREGPT.media)
+Find = Callable[[Row, str, str], Candidate]  # the file of a path in a field of a row
 
 
-def _record(value: Any, number: int, where: str, root: str) -> Record:
-    if not isinstance(value, dict) or not isinstance(value.get("conversations"), list):
-        raise UserError(f"{where}: expected an object with a list 'conversations' of {{from, value}}")
-    named = [field for field in MEDIA_FIELDS if value.get(field)]
-    if len(named) > 1 or any(not isinstance(value[field], str) for field in named):
-        raise UserError(f"{where}: expected one media path in one of the fields {', '.join(MEDIA_FIELDS)}")
-    media = None
-    if named:
-        path = value[named[0]]
-        media = candidate(path, root, kind_of(path, f"{where}, field {named[0]!r}"))
-    meta = {k: v for k, v in value.items() if k not in (*MEDIA_FIELDS, "id", "conversations")}
-    return Record(str(value.get("id", number)), media, _turns(value["conversations"], media, where), meta)
+def is_llava(document: Document) -> bool:
+    """Whether the records hold `conversations`."""
+    return document.has("conversations")
 
 
-def _turns(messages: list[Any], media: Candidate | None, where: str) -> tuple[Turn, ...]:
-    texts = [_message(m, "gpt" if i % 2 else "human", f"{where}, message {i}") for i, m in enumerate(messages)]
-    if not texts or len(texts) % 2:
-        raise UserError(f"{where}: 'conversations' holds {len(texts)} messages; expected human and gpt in turn")
-    turns = [_turn(human, answer) for human, answer in zip(texts[::2], texts[1::2], strict=True)]
-    perceives = {turn.modality for turn in turns} - {"text"}
-    if perceives and media is None:
-        raise UserError(f"{where}: a modality token, but none of the fields {', '.join(MEDIA_FIELDS)}")
-    if media is not None and not perceives:  # the media stands before the first question, as where a token leads it
-        natural: Modality = "audio" if media.kind == "audio" else "visual"
-        turns[0] = Turn(turns[0].instruction, natural, turns[0].response)
-    return tuple(turns)
+def is_valley(document: Document) -> bool:
+    """Whether they do, and a video lies in a `source` folder or has no extension."""
+    rows = (row for row in document.records if isinstance(row, dict) and isinstance(row.get("video"), str))
+    return is_llava(document) and any("source" in row or not guess_kind(row["video"]) for row in rows)
 
 
-def _message(message: Any, speaker: str, where: str) -> str:
-    text = message.get("value") if isinstance(message, dict) else None
-    if not isinstance(text, str) or SPEAKERS.get(message.get("from")) != speaker:
-        raise UserError(f"{where}: expected {{'from': '{speaker}', 'value': text}}")
-    return text
+def is_sharegpt(document: Document) -> bool:
+    """Whether the records hold `messages`, or `conversations` with lists of media."""
+    return document.has("messages") or (is_llava(document) and any(document.has(name) for name in SHAREGPT.media))
 
 
-def _turn(human: str, answer: str) -> Turn:
-    instruction, modality = split_tokens(human)
-    return Turn(instruction, modality, answer.strip())
+def read_llava(document: Document, files: MediaFiles) -> Records:
+    """Conversations whose media paths begin at the root."""
+    for row in document.rows():
+        yield _record(row, LLAVA, _at(files))
 
 
-def split_tokens(text: str) -> tuple[str, Modality]:
-    """Take the modality tokens, in any case, out of an instruction: the clean text, and what they ask for together."""
-    perceives = frozenset().union(*(_PERCEIVES[token.lower()] for token in _TOKEN.findall(text)))
-    clean = "\n".join(" ".join(line.split()) for line in _TOKEN.sub(" ", text).splitlines()).strip()
-    if perceives == {"visual", "audio"}:
-        return clean, "audio_visual"
-    return clean, "visual" if "visual" in perceives else "audio" if perceives else "text"
+def read_valley(document: Document, files: MediaFiles) -> Records:
+    """Conversations whose videos lie in the folder `source` below the root, with or without `.mp4`."""
+
+    def find(row: Row, field: str, path: str) -> Candidate:
+        if field != "video":
+            return _at(files)(row, field, path)
+        return files.named([f"{row.value.get('source') or 'webvid'}/{path}", path], ("video", "image"))
+
+    for row in document.rows():
+        yield _record(row, LLAVA, find)
+
+
+def read_sharegpt(document: Document, files: MediaFiles) -> Records:
+    """Conversations of the ShareGPT form."""
+    for row in document.rows():
+        yield _record(row, SHAREGPT if "messages" in row.value else SHAREGPT_OLD, _at(files))
+
+
+def _at(files: MediaFiles) -> Find:
+    return lambda row, field, path: files.at(path, kind_of(path, f"{row.where}, field {field!r}"))
+
+
+def _record(row: Row, form: Form, find: Find) -> Record | LeftOut:
+    messages = row.value.get(form.messages)
+    if not isinstance(messages, list):
+        raise row.error(form.messages, f"a list of {{{form.speaker}, {form.text}}}")
+    id = str(row.value.get("id", row.number))
+    named = {path: field for field in form.media for path in _paths(row, field)}
+    if len(named) > 1:
+        return LeftOut(id, "several media files; a conversation has one")
+    meta = row.rest(*form.media, "id", form.messages)
+    if messages and isinstance(messages[0], dict) and messages[0].get(form.speaker) == "system":
+        meta["system"], messages = messages[0].get(form.text), messages[1:]
+    media = next((find(row, field, path) for path, field in named.items()), None)
+    return Record(id, media, read_turns(messages, (form.speaker, form.text), media, row.where), meta)
+
+
+def _paths(row: Row, field: str) -> list[str]:
+    value = row.value.get(field) or []
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise row.error(field, "a path, or a list of paths")
+    return paths

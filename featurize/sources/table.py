@@ -1,59 +1,31 @@
-"""Lists of media files: CSV with a header, or JSON lines. Columns: path (or uri), and optionally id and kind."""
+"""Lists of media files: CSV with a header, or JSON. Fields: `path` (or `uri`), and optionally `id` and `kind`."""
 
-import csv
-import io
-import json
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
+from featurize.sources.document import Document
+from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import kind_of
-from featurize.sources.locate import candidate
-from store import Candidate, Kind, UserError
+from featurize.sources.record import Record, Records, Row
+from store import Candidate, Kind
 
 
-def read_csv(text: str, where: str, root: str) -> list[Candidate]:
-    """The files of a CSV list.
-
-    Raises:
-        UserError: a row names no path; names file and row.
-    """
-    return _rows(csv.DictReader(io.StringIO(text)), where, root)
+def is_list(document: Document) -> bool:
+    """Whether the records hold `path` or `uri`."""
+    return document.has("path") or document.has("uri")
 
 
-def parse_json_lines(text: str, where: str) -> list[Any]:
-    """The values of a JSON lines file.
-
-    Raises:
-        UserError: a line is not JSON; names file and line.
-    """
-    values = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}, line {number}: not JSON: {error}") from None
-    return values
+def read_list(document: Document, files: MediaFiles) -> Records:
+    """The files of a list, without conversations."""
+    for row in document.rows():
+        media = _media(row, files)
+        yield Record(media.name, media)
 
 
-def read_rows(rows: list[Any], where: str, root: str) -> list[Candidate]:
-    """The files of a list of JSON objects."""
-    return _rows(rows, where, root)
-
-
-def _rows(rows: Iterable[Any], where: str, root: str) -> list[Candidate]:
-    return [_row(row, f"{where}, row {number}", root) for number, row in enumerate(rows, 1)]
-
-
-def _row(row: Any, where: str, root: str) -> Candidate:
-    path = (row.get("path") or row.get("uri")) if isinstance(row, dict) else None
-    if not path or not isinstance(path, str):
-        has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        wanted = "expected a field 'path' or 'uri' with a file's name, or 'conversations' for LLaVA's form"
-        raise UserError(f"{where}: {wanted}; found: {has}")
-    kind = row.get("kind") or kind_of(path, where)
+def _media(row: Row, files: MediaFiles) -> Candidate:
+    path = row.name("uri" if row.value.get("path") is None else "path")
+    kind = row.value.get("kind") or kind_of(path, row.where)
     if kind not in get_args(Kind):
-        raise UserError(f"{where}: field 'kind': {kind!r}; accepted: {', '.join(get_args(Kind))}")
-    found = candidate(path, root, kind)
-    return replace(found, name=str(row["id"])) if row.get("id") else found
+        raise row.error("kind", f"one of {', '.join(get_args(Kind))}")
+    found = files.at(path, kind)
+    return replace(found, name=str(row.value["id"])) if row.value.get("id") else found

@@ -2,12 +2,17 @@ import json
 
 import pytest
 
-from featurize.sources import read_source, split_tokens
+from featurize.sources import read_sources, split_tokens
 from store import Turn, UserError
 
 
+def read(path, root=None):
+    (source,) = read_sources([str(path)], root and str(root))
+    return source.media, source.conversations
+
+
 def test_a_folder_gives_its_media_files_by_name(media):
-    found, records = read_source(str(media), None)
+    found, records = read(media)
     assert [c.name for c in found] == sorted(p.name for p in media.iterdir())
     assert {c.kind for c in found} == {"video", "image", "audio"}
     assert records == []
@@ -16,12 +21,12 @@ def test_a_folder_gives_its_media_files_by_name(media):
 def test_lists_name_files_relative_to_themselves_or_to_a_root(media, tmp_path):
     (tmp_path / "list.csv").write_text("id,path\nfirst,red-loud.mp4\n,gone.mp4\n")
     (tmp_path / "list.jsonl").write_text(json.dumps({"uri": str(media / "low.wav"), "kind": "audio"}) + "\n\n")
-    found, _ = read_source(str(tmp_path / "list.csv"), str(media))
+    found, _ = read(tmp_path / "list.csv", media)
     assert [(c.name, c.uri, c.bytes is None) for c in found] == [
         ("first", str(media / "red-loud.mp4"), False),
         ("gone.mp4", str(media / "gone.mp4"), True),
     ]
-    found, _ = read_source(str(tmp_path / "list.jsonl"), None)
+    found, _ = read(tmp_path / "list.jsonl")
     assert [(c.uri, c.kind) for c in found] == [(str(media / "low.wav"), "audio")]
 
 
@@ -47,7 +52,7 @@ def test_llava_records_become_items_and_turns(tmp_path):
         {"id": "e", "video": "c.mp4", "conversations": [human("<video>\n<audio>\nBoth?"), gpt("yes")]},
     ]
     (tmp_path / "chat.json").write_text(json.dumps(records))
-    found, parsed = read_source(str(tmp_path / "chat.json"), None)
+    found, parsed = read(tmp_path / "chat.json")
     assert [c.kind for c in found] == ["image", "image", "video", "video"]
     assert [r.turns for r in parsed] == [
         (Turn("What is it?", "visual", "A cat."),),
@@ -68,20 +73,29 @@ def test_tokens_leave_the_text_clean():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "file\nx.mp4\n", r"a\.csv, row 1: expected a field 'path'"),
+        ("a.csv", "file\nx.mp4\n", r"a\.csv: no known format; its first record has file; known are list, sharegpt"),
+        ("a.csv", 'path\n""\n', r"a\.csv, row 1, field 'path': expected a name or id; found ''"),
         ("a.jsonl", '{"path": "x.mp4"}\n{oops\n', r"a\.jsonl, line 2: not JSON"),
         ("a.json", "{", r"a\.json: not JSON"),
-        ("a.json", "{}", r"expected a folder, a \.csv"),
-        ("a.txt", "x.mp4", r"expected a folder, a \.csv"),
-        ("a.jsonl", '{"path": "x.xyz"}', r"row 1: 'x\.xyz' has no media extension; known are"),
-        ("a.jsonl", '{"path": "x.mp4", "kind": "film"}', r"field 'kind': 'film'; accepted: video, image, audio"),
+        ("a.json", "{}", r"a\.json: no known format; its first record has dict without records"),
+        ("a.txt", "x.mp4", r"expected a folder, or a file that ends in \.json, \.jsonl, \.csv"),
+        ("a.jsonl", '{"path": "x.xyz"}', r"record 0: 'x\.xyz' has no media extension; known are"),
+        (
+            "a.jsonl",
+            '{"path": "x.mp4", "kind": "film"}',
+            r"record 0, field 'kind': expected one of video, image, audio; found 'film'",
+        ),
         (
             "a.json",
             '[{"conversations": [{"from": "gpt", "value": "x"}]}]',
-            r"record 0, message 0: expected \{'from': 'human'",
+            r"record 0, message 0: expected \{'from': 'human' or 'user', 'value': text\}",
         ),
-        ("a.json", '[{"conversations": [{"from": "human", "value": "x"}]}]', r"holds 1 messages"),
-        ("a.json", '[{"conversations": [], "video": "x"}]', r"record 0, field 'video': 'x' has no media extension"),
+        (
+            "a.json",
+            '[{"conversations": [{"from": "human", "value": "x"}]}]',
+            r"record 0: 1 messages; expected a question and an answer in turn",
+        ),
+        ("a.json", '[{"conversations": [], "image": "x"}]', r"record 0, field 'image': 'x' has no media extension"),
         (
             "a.json",
             '[{"conversations": [{"from":"human","value":"<VIS>"},{"from":"gpt","value":""}]}]',
@@ -92,10 +106,10 @@ def test_tokens_leave_the_text_clean():
 def test_bad_sources_are_one_line_that_names_the_place(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        read_source(str(tmp_path / name), None)
+        read(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        read_source(str(tmp_path / "none"), None)
+        read(tmp_path / "none")

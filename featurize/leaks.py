@@ -1,0 +1,121 @@
+"""The leakage check: media that stand both in training and in evaluation conversations."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from featurize.sources.clips import YOUTUBE
+from featurize.sources.kinds import stem_of
+from store import Corpus, MediaItem, Outline, Storage, list_conversations, load_outline
+from store.console import console
+
+SHOWN = 50
+EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|evaluation|heldout|benchmark)(?![a-z])")
+_NUMBER = r"_\d+(?:\.\d+)?"
+_YOUTUBE = re.compile(rf"(?:v_|Y)?({YOUTUBE})(?:{_NUMBER}){{0,2}}")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A medium of evaluation that is also one of training.
+
+    Attributes:
+        by: what shows it, the surest sign that the two share: `key`, `uri`, `stem` of the file or `youtube` id.
+        value: the shared key, URI, stem or id.
+        train: the item of training.
+        evaluation: the item of evaluation.
+    """
+
+    by: str
+    value: str
+    train: MediaItem
+    evaluation: MediaItem
+
+
+def signs(item: MediaItem) -> Iterator[tuple[str, str]]:
+    """What tells a medium, surest first: its key, its URI, its file's stem, the YouTube id in that stem."""
+    stem = stem_of(item.uri.rstrip("/").rpartition("/")[2])
+    yield from (("key", item.key), ("uri", item.uri), ("stem", stem))
+    if found := _YOUTUBE.fullmatch(stem):
+        yield "youtube", found[1]
+
+
+def find_leaks(train: Iterable[MediaItem], evaluation: Iterable[MediaItem]) -> list[Leak]:
+    """The media of `evaluation` that share a sign with one of `train`, each with its surest."""
+    known: dict[tuple[str, str], MediaItem] = {}
+    for item in train:
+        for sign in signs(item):
+            known.setdefault(sign, item)
+    found = ((item, next((sign for sign in signs(item) if sign in known), None)) for item in evaluation)
+    return [Leak(*sign, train=known[sign], evaluation=item) for item, sign in found if sign]
+
+
+def media_of(storage: Storage, names: Iterable[str]) -> list[MediaItem]:
+    """The media items of the conversations called `names`, in the order of the corpus.
+
+    Raises:
+        UserError: the store has no such conversations.
+    """
+    outlines = [load_outline(storage, name) for name in names]
+    return _items(Corpus.load(storage), outlines)
+
+
+def is_evaluation(name: str, outline: Outline) -> bool:
+    """Whether conversations are for evaluation: by their split where they tell it, else by their name."""
+    if outline.splits:
+        return outline.splits <= {"val", "test"}
+    return bool(EVALUATION.search(name.lower()))
+
+
+def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline]) -> None:
+    """Say which media of evaluation are also in training, where one side is planned now and not yet in the store."""
+    stored = {name: load_outline(storage, name) for name in list_conversations(storage) if name not in planned}
+    for train, evaluation in ((planned, {**planned, **stored}), (stored, planned)):
+        for name, outline in evaluation.items():
+            others = {other: each for other, each in train.items() if not is_evaluation(other, each)}
+            if others and is_evaluation(name, outline):
+                _warn(corpus, name, outline, others)
+
+
+def _warn(corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
+    found = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]))
+    if found:
+        console.print(
+            f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
+            f"{found[0].evaluation.uri} (same {found[0].by}); "
+            f"see: python -m featurize leaks {' '.join(training)} --against {name} --store ...",
+            markup=False,
+        )
+
+
+def _items(corpus: Corpus, outlines: Iterable[Outline]) -> list[MediaItem]:
+    keys = {key for outline in outlines for key in outline.keys}
+    return [item for item in corpus.items if item.key in keys]
+
+
+def leaks(
+    train: Annotated[list[str], typer.Argument(help="Names of the training conversations.")],
+    store: Annotated[str, typer.Option("--store", help="Their store: a folder or an fsspec URL.")],
+    against: Annotated[list[str], typer.Option("--against", help="Evaluation conversations; may stand several times.")],
+    against_store: Annotated[str | None, typer.Option(help="The store of these, if it is another.")] = None,
+) -> None:
+    """List media that are in training and in evaluation conversations; exit 1 if there are any."""
+    training = media_of(Storage(store), train)
+    evaluation = media_of(Storage(against_store or store), against)
+    found = find_leaks(training, evaluation)
+    table = Table("by", "shared", "training file", "evaluation file")
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut cannot be looked for
+    for leak in found[:SHOWN]:
+        table.add_row(leak.by, *map(escape, (leak.value, leak.train.uri, leak.evaluation.uri)))
+    if found:
+        console.print(table)
+    if found[SHOWN:]:
+        console.print(f"... and {len(found) - SHOWN} more")
+    console.print(f"{len(found)} of {len(evaluation)} evaluation media are among the {len(training)} of training")
+    raise typer.Exit(1 if found else 0)

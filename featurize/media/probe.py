@@ -1,0 +1,27 @@
+"""Look at a file's header only: can it be opened as what it is taken for?"""
+
+import fsspec
+from PIL import Image, UnidentifiedImageError
+
+from featurize.media.errors import MediaError
+from featurize.media.file import check_file, open_container
+from store import Kind
+
+
+def probe(uri: str, kind: Kind) -> None:
+    """Open a file and read its header.
+
+    Raises:
+        MediaError: the file is missing, empty or unreadable, or holds neither pictures nor sound.
+    """
+    check_file(uri)
+    if kind != "image":
+        with open_container(uri) as container:
+            if not container.streams.video and not container.streams.audio:
+                raise MediaError("unreadable", "neither a video nor an audio stream")
+        return
+    try:
+        with fsspec.open(uri, "rb") as file, Image.open(file):
+            pass
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError("unreadable", f"Pillow: {error}") from None

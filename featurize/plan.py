@@ -1,0 +1,110 @@
+"""`python -m featurize plan`: sources into the corpus plan and conversations of a store."""
+
+import contextlib
+import gc
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featurize.join import JoinReport, join, show
+from featurize.leaks import warn
+from featurize.sources import Record, Source, read_sources
+from store import Conversation, Corpus, Outline, Storage, UserError, save_conversations
+from store.console import console
+
+Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
+SPLITS = ("train", "val", "test")
+
+
+def plan(
+    sources: Annotated[list[str], typer.Argument(help="Folders of media, annotation files, or folders of these.")],
+    store: Store,
+    name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
+    media_root: Annotated[str | None, typer.Option(help="Where media paths begin and named files are found.")] = None,
+    format: Annotated[str | None, typer.Option(help="Format of the files; by default recognised.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Items in a shard, for items planned now.")] = 256,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Open every file's header, and look for copies.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the join report with all names here, as JSON.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
+) -> None:
+    """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
+    gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
+    storage = Storage(store)
+    read = read_sources(sources, media_root, format)
+    reports = [join(source, probe) for source in read]
+    show(reports)
+    if report:
+        report.write_text(json.dumps([asdict(each) for each in reports], indent=1))
+    for each in reports:
+        _check_seen(each, unseen)
+    if not any(source.records for source in read):
+        raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
+    with contextlib.nullcontext() if dry_run else storage.lock():
+        _plan(storage, read, name, shard_size, write=not dry_run)
+
+
+def _check_seen(report: JoinReport, unseen: bool) -> None:
+    if report.missing and len(report.missing) == report.media and not unseen:
+        raise UserError(
+            f"{report.source}: none of its files is there, first {report.missing[0]}; "
+            "set --media-root, or --unseen to go on"
+        )
+
+
+def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> None:
+    corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
+    for source in sources:
+        new = corpus.append(source.media, shard_size)
+        console.print(f"{source.url}: {new} new media files", markup=False)
+    kinds = Counter(item.kind for item in corpus.items)
+    unseen = sum(item.bytes is None for item in corpus.items)
+    console.print(
+        f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
+        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
+        markup=False,
+    )
+    found, keys = by_split(sources, name), corpus.key_of_uri
+    warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
+    if not write:
+        return
+    corpus.save(storage)
+    for each, records in found.items():
+        save_conversations(storage, each, [_conversation(record, keys) for record in records])
+        console.print(f"conversations {each}: {len(records)} written")
+
+
+def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:
+    """The conversations by the name they are kept under: `name` or the source's, and the split where there are several.
+
+    So training never reads a test split by accident: VGGSound's one file becomes `vggsound-train` and `vggsound-test`.
+    """
+    found: dict[str, dict[str | None, list[Record]]] = {}
+    for source in sources:
+        splits = found.setdefault(name or source.name, {})
+        for record in source.conversations:
+            splits.setdefault(_split(record), []).append(record)
+    return {
+        f"{stem}-{split}" if split and len(splits) > 1 else stem: records
+        for stem, splits in found.items()
+        for split, records in splits.items()
+    }
+
+
+def _split(record: Record) -> str | None:
+    split = record.meta.get("split")
+    return split if isinstance(split, str) and split in SPLITS else None
+
+
+def _outline(records: Iterable[Record], keys: Mapping[str, str]) -> Outline:
+    media = frozenset(keys[record.media.uri] for record in records if record.media)
+    return Outline(media, frozenset(split for record in records if (split := _split(record))))
+
+
+def _conversation(record: Record, keys: Mapping[str, str]) -> Conversation:
+    return Conversation(record.id, keys[record.media.uri] if record.media else None, record.turns, record.meta)

@@ -1,0 +1,109 @@
+"""Captions: one conversation for each clip, with all its captions as references.
+
+VATEX: `videoID` (`<youtube id>_<start>_<end>`), `enCap`, `chCap`. VALOR-32K: `video_id`, `desc`. AudioCaps: CSV
+`audiocap_id, youtube_id, start_time, caption`, several rows for a clip of its test and validation sets. WavCaps:
+`{data: [{id, caption or caption_1 ..., duration, audio}]}`, or the bare list.
+"""
+
+import re
+
+from featurize.sources.clips import clip_names, parts_of
+from featurize.sources.document import Document
+from featurize.sources.files import MediaFiles
+from featurize.sources.kinds import guess_kind, stem_of
+from featurize.sources.record import Record, Records, Row
+from store import Candidate, Kind, Modality, Turn
+
+DESCRIBE: dict[str, str] = {
+    "visual": "Describe this video in one sentence.",
+    "audio": "Describe this sound in one sentence.",
+    "audio_visual": "Describe what is seen and heard in this video.",
+}
+SOUND: tuple[Kind, ...] = ("audio", "video")
+NUMBERED = re.compile(r"caption_\d+")
+SECONDS = 10  # of a clip of AudioSet, which AudioCaps is taken from
+
+
+def is_vatex(document: Document) -> bool:
+    """Whether the records hold `videoID`, `enCap`."""
+    return document.has("videoID", "enCap")
+
+
+def read_vatex(document: Document, files: MediaFiles) -> Records:
+    """One clip a record, by sight; the whole video stands in where the clip was not cut."""
+    for row in document.rows():
+        id = row.name("videoID")
+        yield _clip(row, id, files, "visual", row.texts("enCap"), row.rest("enCap") | document.split)
+
+
+def is_valor(document: Document) -> bool:
+    """Whether the records hold `video_id`, `desc`."""
+    return document.has("video_id", "desc")
+
+
+def read_valor(document: Document, files: MediaFiles) -> Records:
+    """One clip a record, by sight and sound."""
+    for row in document.rows():
+        id = row.name("video_id")
+        yield _clip(row, id, files, "audio_visual", row.texts("desc"), row.rest("desc") | document.split)
+
+
+def is_audiocaps(document: Document) -> bool:
+    """Whether this is a CSV file with `audiocap_id`, `youtube_id`, `start_time`, `caption`."""
+    return document.is_csv and document.has("audiocap_id", "youtube_id", "start_time", "caption")
+
+
+def read_audiocaps(document: Document, files: MediaFiles) -> Records:
+    """One clip of 10 s for all the rows that caption it; its id is the first row's."""
+    clips: dict[tuple[str, float], list[Row]] = {}
+    for row in document.rows():
+        clips.setdefault((row.name("youtube_id"), row.seconds("start_time")), []).append(row)
+    for (video, start), rows in clips.items():
+        id, end = rows[0].name("audiocap_id"), start + SECONDS
+        cut = clip_names(video, start, end)
+        media = files.named([*cut, *(row.name("audiocap_id") for row in rows), f"Y{video}", video], SOUND)
+        meta = {**rows[0].rest("caption", "start_time"), "start": start, "end": end, **document.split}
+        yield _record(
+            id,
+            media,
+            "audio",
+            [row.text("caption") for row in rows],
+            meta,
+            stem_of(media.name).rpartition("/")[2] == video,
+        )
+
+
+def is_wavcaps(document: Document) -> bool:
+    """Whether the records hold `id` and `caption` or `caption_1`, with a `duration` or an `audio` file."""
+    captioned = document.has("caption") or document.has("caption_1")
+    return captioned and document.has("id") and (document.has("duration") or document.has("audio"))
+
+
+def read_wavcaps(document: Document, files: MediaFiles) -> Records:
+    """One sound a record; the file is the one in `audio`, or is called by the id."""
+    for row in document.rows():
+        id, audio = row.name("id"), row.value.get("audio")
+        named = [audio] if isinstance(audio, str) and guess_kind(audio) else []
+        numbered = [name for name in row.value if NUMBERED.fullmatch(name)]
+        captions = [row.text(name) for name in numbered] or row.texts("caption")
+        meta = {**row.rest("id", "caption", *numbered), **document.split}
+        yield _record(id, files.named([*named, id], SOUND), "audio", captions, meta, whole=False)
+
+
+def _clip(
+    row: Row, id: str, files: MediaFiles, modality: Modality, captions: list[str], meta: dict[str, object]
+) -> Record:
+    """A clip whose id says its part of a video: the cut file has that name, the whole video that of the YouTube id."""
+    parts = parts_of(id)
+    media = files.named([id, parts[0]] if parts else [id])
+    if parts:
+        meta = {"start": parts[1], "end": parts[2], **meta}
+    whole = bool(parts) and stem_of(media.name).rpartition("/")[2] != id
+    return _record(id, media, modality, captions, meta, whole)
+
+
+def _record(
+    id: str, media: Candidate, modality: Modality, captions: list[str], meta: dict[str, object], whole: bool
+) -> Record:
+    turn = Turn(DESCRIBE[modality], modality, captions[0])
+    return Record(id, media, (turn,), {**meta, "captions": captions}, whole)

@@ -1,0 +1,71 @@
+"""Parts of YouTube videos: how files of such clips are called, and the data sets that list them.
+
+VGGSound: CSV without a header: YouTube id, start second, label, split; clips of 10 s. ACAV100M: `videoID`, `start`,
+`end`; it has no text, so its clips are planned without conversations.
+"""
+
+import re
+
+from featurize.sources.document import Document
+from featurize.sources.files import MediaFiles
+from featurize.sources.kinds import stem_of
+from featurize.sources.record import Record, Records, Row
+from store import Candidate, Turn, UserError
+
+EVENT = "Identify the event in the video."  # VideoLLaMA2's question for AVSSD
+SECONDS = 10
+YOUTUBE = r"[A-Za-z0-9_-]{11}"
+_PART = re.compile(rf"({YOUTUBE})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
+
+
+def clip_names(id: str, start: float, end: float) -> list[str]:
+    """What the cut file of a clip may be called: bounds plain, in six digits, in milliseconds; or the start only."""
+    names = [f"{id}_{start:g}_{end:g}", f"{id}_{start:.0f}_{end:.0f}", f"{id}_{start:.3f}_{end:.3f}"]
+    names += [f"{id}_{start:06.0f}_{end:06.0f}", f"{id}_{start:06.0f}", f"{id}_{start:g}"]
+    return list(dict.fromkeys([*names, f"{id}_{start * 1000:.0f}_{end * 1000:.0f}"]))
+
+
+def parts_of(name: str) -> tuple[str, float, float] | None:
+    """YouTube id, start and end in seconds of a name `<id>_<start>_<end>`, or None if it has no such form."""
+    found = _PART.fullmatch(name)
+    return (found[1], float(found[2]), float(found[3])) if found else None
+
+
+def is_vggsound(document: Document) -> bool:
+    """Whether this is a CSV file without a header: an id, a second, a label, and `train` or `test`."""
+    line = document.lines[0] if document.is_csv and document.lines else []
+    return len(line) == 4 and line[1].strip().isdigit() and line[3].strip() in ("train", "test")
+
+
+def read_vggsound(document: Document, files: MediaFiles) -> Records:
+    """One clip a row, asked for its label by sight and sound."""
+    for number, line in enumerate(document.lines, 1):
+        where = f"{document.url}, row {number}"
+        if len(line) != 4:
+            raise UserError(f"{where}: expected id, start second, label, split; found {len(line)} values")
+        row = Row(dict(zip(("youtube_id", "start", "label", "split"), line, strict=True)), number, where)
+        start = row.seconds("start")
+        media, whole = _find(files, row.name("youtube_id"), start, start + SECONDS, f"_{start:06.0f}")
+        label = row.text("label")
+        meta = {**row.rest("label"), "start": start, "end": start + SECONDS, "answer": label}
+        id = f"{row.name('youtube_id')}_{start:06.0f}"
+        yield Record(id, media, (Turn(EVENT, "audio_visual", label),), meta, whole)
+
+
+def is_acav(document: Document) -> bool:
+    """Whether the records hold `videoID`, `start`, `end`."""
+    return document.has("videoID", "start", "end")
+
+
+def read_acav(document: Document, files: MediaFiles) -> Records:
+    """One clip a row, without a conversation."""
+    for row in document.rows():
+        start, end = row.seconds("start"), row.seconds("end")
+        media, whole = _find(files, row.name("videoID"), start, end, f"_{start:g}_{end:g}")
+        yield Record(f"{row.name('videoID')}_{start:g}_{end:g}", media, (), {"start": start, "end": end}, whole)
+
+
+def _find(files: MediaFiles, id: str, start: float, end: float, usual: str) -> tuple[Candidate, bool]:
+    """The clip's file, called first as is usual, else the whole video; and whether it is the whole video."""
+    media = files.named([f"{id}{usual}", *clip_names(id, start, end), id])
+    return media, stem_of(media.name).rpartition("/")[2] == id

@@ -1,0 +1,120 @@
+"""The media files below a root: by path, or by the id that an annotation gives instead of a path."""
+
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from featurize.sources.kinds import guess_kind, stem_of
+from featurize.sources.listing import file_size, is_web, list_folder, walk
+from store import Candidate, Kind
+
+USUAL: dict[Kind, str] = {"video": ".mp4", "image": ".jpg", "audio": ".wav"}  # of a file that is not there to tell
+
+
+class MediaFiles:
+    """The files below a media root. Folders are listed when first needed, and once.
+
+    Attributes:
+        root: an absolute path or a URL.
+        ambiguous: the files among which one had to be chosen, the chosen one first, by the name that was looked for.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/") if "://" in root else os.path.abspath(root)
+        self.ambiguous: dict[str, list[str]] = {}
+        self._folders: dict[str, str] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
+
+    def at(self, path: str, kind: Kind) -> Candidate:
+        """The file at `path`: absolute, a URL, or below the root. It need not exist: that shows in the report."""
+        uri = path if "://" in path else f"{self.root}/{path}" if "://" in self.root else os.path.join(self.root, path)
+        folder, _, name = uri.rpartition("/")
+        if "://" not in uri:
+            folder = self._absolute(folder)
+            uri = f"{folder.rstrip('/')}/{name}"
+        return Candidate(name=path, uri=uri, kind=kind, bytes=self._size(folder, name))
+
+    def named(self, names: Sequence[str], kinds: Sequence[Kind] = ("video",)) -> Candidate:
+        """The first of `names` that is there: the end of a path below the root, with or without an extension.
+
+        Where several files answer to a name, the very name goes before another extension, then the earlier kind, then
+        the shorter path; a folder of stills counts as a video of that name. If none is there, the first name stands.
+
+        Args:
+            names: what the file may be called, most exact first.
+            kinds: what it may be, most wanted first.
+        """
+        below = [name for name in names if not self._outside(name)]
+        for name in below:
+            if path := self._find(name, kinds):
+                return self._below(path, guess_kind(path) or "video")
+        first = names[0] if guess_kind(names[0]) else names[0] + USUAL[kinds[0]]
+        return self.at(first, guess_kind(first) or kinds[0])
+
+    def all(self) -> Iterator[Candidate]:
+        """All media files below the root, by name; other files are passed over."""
+        for path in sorted(self._tree):
+            if kind := guess_kind(path):
+                yield self._below(path, kind)
+
+    @cached_property
+    def frame_folders(self) -> dict[str, int]:
+        """The bytes in each folder that holds stills, by its path below the root."""
+        folders: dict[str, int] = {}
+        for path, size in self._tree.items():
+            folder = posixpath.dirname(path)
+            if folder and guess_kind(path) == "image":
+                folders[folder] = folders.get(folder, 0) + size
+        return folders
+
+    @cached_property
+    def _tree(self) -> dict[str, int]:
+        return {} if is_web(self.root) else dict(walk(self.root))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in self._tree:
+            if guess_kind(path):
+                found.setdefault(posixpath.basename(stem_of(path)), []).append(path)
+        for folder in self.frame_folders:
+            found.setdefault(posixpath.basename(folder), []).append(folder)
+        return found
+
+    def _find(self, name: str, kinds: Sequence[Kind]) -> str | None:
+        name = posixpath.normpath(name)
+        ranked = []
+        for path in self._by_stem.get(posixpath.basename(stem_of(name)), ()):
+            kind = guess_kind(path)
+            if _ends(stem_of(path), stem_of(name)) and (kind or "video") in kinds:
+                rank = (not _ends(path, name), kind is None, kinds.index(kind or "video"))
+                ranked.append((rank, path.count("/"), path))
+        ranked.sort()
+        equal = [path for rank, _, path in ranked if rank == ranked[0][0]]
+        if len(equal) > 1:
+            self.ambiguous[name] = equal
+        return equal[0] if equal else None
+
+    def _below(self, path: str, kind: Kind) -> Candidate:
+        size = self._tree[path] if path in self._tree else self.frame_folders[path]
+        return Candidate(name=path, uri=f"{self.root.rstrip('/')}/{path}", kind=kind, bytes=size)
+
+    def _outside(self, name: str) -> bool:
+        return "://" in name or name.startswith("/") or posixpath.normpath(name).startswith("..")
+
+    def _absolute(self, folder: str) -> str:
+        if folder not in self._folders:
+            self._folders[folder] = os.path.abspath(folder or "/")
+        return self._folders[folder]
+
+    def _size(self, folder: str, name: str) -> int | None:
+        if is_web(folder):
+            return file_size(f"{folder}/{name}")
+        if folder not in self._sizes:
+            self._sizes[folder] = list_folder(folder)
+        return self._sizes[folder].get(name)
+
+
+def _ends(path: str, tail: str) -> bool:
+    return path == tail or path.endswith(f"/{tail}")

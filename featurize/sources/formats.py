@@ -1,0 +1,70 @@
+"""The formats that are known, each with the sign by which it is recognised."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from featurize.sources import captions, choice, clips, llava, qa, scenes, table
+from featurize.sources.document import Document
+from featurize.sources.files import MediaFiles
+from featurize.sources.record import Records
+from store import UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of annotation files.
+
+    Attributes:
+        name: as `--format` takes it.
+        detects: whether a document has it.
+        read: its records.
+    """
+
+    name: str
+    detects: Callable[[Document], bool]
+    read: Callable[[Document, MediaFiles], Records]
+
+
+FORMATS = {
+    format.name: format
+    for format in (  # the first that fits is taken, so a special form stands before its general one
+        Format("list", table.is_list, table.read_list),
+        Format("sharegpt", llava.is_sharegpt, llava.read_sharegpt),
+        Format("valley", llava.is_valley, llava.read_valley),
+        Format("llava", llava.is_llava, llava.read_llava),
+        Format("videoinstruct", qa.is_videoinstruct, qa.read_videoinstruct),
+        Format("video-chatgpt", qa.is_videochatgpt, qa.read_videochatgpt),
+        Format("activitynet-qa", qa.is_two_file_qa, qa.read_two_file_qa),
+        Format("msvd-qa", qa.is_numbered_qa, qa.read_numbered_qa),
+        Format("nextqa", choice.is_nextqa, choice.read_nextqa),
+        Format("mvbench", choice.is_mvbench, choice.read_mvbench),
+        Format("music-avqa", scenes.is_music_avqa, scenes.read_music_avqa),
+        Format("avsd", scenes.is_avsd, scenes.read_avsd),
+        Format("vatex", captions.is_vatex, captions.read_vatex),
+        Format("valor", captions.is_valor, captions.read_valor),
+        Format("audiocaps", captions.is_audiocaps, captions.read_audiocaps),
+        Format("wavcaps", captions.is_wavcaps, captions.read_wavcaps),
+        Format("vggsound", clips.is_vggsound, clips.read_vggsound),
+        Format("acav100m", clips.is_acav, clips.read_acav),
+    )
+}
+
+
+def choose_format(document: Document, name: str | None) -> Format:
+    """The format called `name`, else the one that the document has.
+
+    Raises:
+        UserError: there is no such format; or the document has none, then it says what was found.
+    """
+    if name is not None and name not in FORMATS:
+        raise UserError(f"--format {name}: no such format; known are {', '.join(FORMATS)}")
+    if name is not None:
+        return FORMATS[name]
+    found = next((format for format in FORMATS.values() if format.detects(document)), None)
+    if found is None:
+        fields = ", ".join(map(str, document.first)) or f"{type(document.value).__name__} without records"
+        known = ", ".join(FORMATS)
+        raise UserError(
+            f"{document.url}: no known format; its first record has {fields}; known are {known} (docs/corpora.md)"
+        )
+    return found

@@ -1,0 +1,98 @@
+"""What every reader gives, and what it takes its fields from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from store import Candidate, Modality, Turn, UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """A media file that a source names, with the conversation about it.
+
+    Attributes:
+        id: the source's own id.
+        media: the file, or None for text only.
+        turns: the conversation; none if the source only names the file.
+        meta: whatever else the source says, JSON values by name (docs/corpora.md).
+        whole: the source means a part of the file, from `start` to `end`, but the file will be read whole.
+    """
+
+    id: str
+    media: Candidate | None
+    turns: tuple[Turn, ...] = ()
+    meta: dict[str, object] = field(default_factory=dict)
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that cannot become a conversation, though nothing is wrong with it."""
+
+    id: str
+    reason: str
+
+
+Records = Iterator[Record | LeftOut]
+
+
+def ask(
+    id: str, media: Candidate, question: str, answer: str, meta: dict[str, object], modality: Modality = "visual"
+) -> Record:
+    """A record of one question and its answer; the answer stands in `meta` too, as evaluation's reference."""
+    return Record(id, media, (Turn(question, modality, answer),), {"answer": answer, **meta})
+
+
+class Row:
+    """The fields of one record of a file.
+
+    Attributes:
+        value: the fields by name.
+        number: its place in the file.
+        where: file and place, for messages.
+    """
+
+    def __init__(self, value: Any, number: int, where: str) -> None:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected an object, found {type(value).__name__}")
+        self.value: dict[str, Any] = value
+        self.number, self.where = number, where
+
+    def error(self, name: str, expected: str) -> UserError:
+        """The error of a field that is not what it should be."""
+        found = repr(self.value[name]) if name in self.value else f"fields {', '.join(map(str, self.value))}"
+        return UserError(f"{self.where}, field {name!r}: expected {expected}; found {found[:200]}")
+
+    def text(self, name: str) -> str:
+        """A text, or a number as text, without blanks around it; it may be empty."""
+        value = self.value.get(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.error(name, "text")
+        return str(value).strip()
+
+    def name(self, name: str) -> str:
+        """A text that is not empty."""
+        return self.text(name) or self._fail(name, "a name or id")
+
+    def texts(self, name: str) -> list[str]:
+        """A list of at least one text; a text alone is a list of one."""
+        value = self.value.get(name)
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str | int | float) for t in texts):
+            raise self.error(name, "a list of texts")
+        return [str(text).strip() for text in texts]
+
+    def seconds(self, name: str) -> float:
+        """A time in seconds."""
+        try:
+            return float(self.value[name])
+        except (KeyError, TypeError, ValueError):
+            raise self.error(name, "seconds") from None
+
+    def rest(self, *used: str) -> dict[str, object]:
+        """The other fields."""
+        return {name: value for name, value in self.value.items() if name not in used}
+
+    def _fail(self, name: str, expected: str) -> str:
+        raise self.error(name, expected)

@@ -1,0 +1,120 @@
+"""Sources: annotation files of any known format, and folders of media files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import fsspec
+
+from featurize.sources.document import SUFFIXES, Document, parse, read_text
+from featurize.sources.files import MediaFiles
+from featurize.sources.formats import choose_format
+from featurize.sources.kinds import guess_kind
+from featurize.sources.record import LeftOut, Record
+from store import Candidate, UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one source names.
+
+    Attributes:
+        url: path or fsspec URL.
+        format: the format that it was read as.
+        records: its media files and conversations, in its order.
+        left_out: the records that cannot become a conversation.
+        ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
+    """
+
+    url: str
+    format: str
+    records: list[Record]
+    left_out: list[LeftOut] = field(default_factory=list)
+    ambiguous: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, without an extension."""
+        return PurePosixPath(self.url.rstrip("/")).stem
+
+    @property
+    def media(self) -> list[Candidate]:
+        """The media files, in order; a file that several records name stands as often."""
+        return [record.media for record in self.records if record.media]
+
+    @property
+    def conversations(self) -> list[Record]:
+        """The records that hold a conversation."""
+        return [record for record in self.records if record.turns]
+
+
+def read_sources(urls: Iterable[str], media_root: str | None, format: str | None = None) -> list[Source]:
+    """Read sources: folders of media files, annotation files, and folders of annotation files.
+
+    Args:
+        urls: paths or fsspec URLs.
+        media_root: where media paths begin and named files are looked for; by default the folder of the annotations.
+        format: the format of every annotation file; by default each file's is recognised.
+
+    Raises:
+        UserError: there is nothing at a URL, or it has no form that we know, or a record is bad.
+    """
+    sources = [part for url in urls for part in _expand(url, format)]
+    documents = {url: parse(read_text(url), url) for url in sources if not _is_folder(url)}
+    given = tuple(documents.values())
+    files: dict[str, MediaFiles] = {}
+    read = []
+    for url in sources:
+        if url not in documents:
+            read.append(Source(url, "folder", [Record(c.name, c) for c in MediaFiles(url).all()]))
+            continue
+        document = Document(url, documents[url].value, given)
+        root = media_root or document.folder
+        read.append(_read(document, files.setdefault(root, MediaFiles(root)), format))
+    return read
+
+
+def _read(document: Document, files: MediaFiles, format: str | None) -> Source:
+    chosen = choose_format(document, format)
+    source = Source(document.url, chosen.name, [])
+    files.ambiguous = source.ambiguous
+    for item in chosen.read(document, files):
+        if isinstance(item, LeftOut):
+            source.left_out.append(item)
+        else:
+            _check_text(item, document.url)
+            source.records.append(item)
+    return source
+
+
+def _check_text(record: Record, where: str) -> None:
+    try:
+        "".join([record.id, *(turn.instruction + turn.response for turn in record.turns)]).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}, record {record.id!a}: its text holds half a character (a lone surrogate)") from None
+
+
+def _expand(url: str, format: str | None) -> Sequence[str]:
+    """The source itself; or the annotation files in a folder that holds no media, or for which a format was given."""
+    if not _is_folder(url):
+        if not _exists(url):
+            raise UserError(f"{url}: no such file or folder")
+        if PurePosixPath(url).suffix.lower() not in SUFFIXES:
+            raise UserError(f"{url}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
+        return [url]
+    fs, path = fsspec.core.url_to_fs(url)
+    names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+    found = [f"{url.rstrip('/')}/{name}" for name in names if name.lower().endswith(SUFFIXES)]
+    if found and (format or not any(guess_kind(name) for name in fs.find(path))):
+        return found
+    return [url]
+
+
+def _exists(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    return bool(fs.exists(path))
+
+
+def _is_folder(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    return bool(fs.isdir(path))
