@@ -1,10 +1,11 @@
-"""`python -m store ls | keys | stats | verify`: look at what a store holds, and check it."""
+"""`python -m store ...`: look at what a store holds, check it, and take care of it."""
 
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from store.care.commands import app as care
 from store.column import Column, list_columns, open_column
 from store.console import Meter, console, make_app, run
 from store.conversation import FOLDER as CONVERSATIONS
@@ -13,7 +14,7 @@ from store.corpus import Corpus
 from store.storage import Storage
 from store.verify import column_stats, verify_column
 
-app = make_app("List, count and verify what a store holds.")
+app = make_app("List, count and verify what a store holds, and take care of it.")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
 Name = Annotated[str | None, typer.Option("--column", help="One column only, by name or name.digest.")]
 
@@ -92,6 +93,9 @@ def verify(store: Where, column: Name = None) -> None:
         missing = len(corpus.shards) - len(shards)
         console.print(f"{each.name}: {len(shards)} shards checked, {missing} not featurized yet")
     raise typer.Exit(1 if damaged else 0)
+
+
+app.add_typer(care)
 
 
 def main() -> None:
