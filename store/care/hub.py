@@ -47,7 +47,7 @@ def send_to_hub(source: Storage, repository: str, cargo: Cargo, *, public: bool,
         tree = api.list_repo_tree(repository, recursive=True, repo_type="dataset")
         there = {file.path: file for file in tree if hasattr(file, "blob_id")}
         return _commit_all(_Repository(api, repository, there), source, cargo, advance)
-    except refusals(hub) as error:
+    except _refusals(hub) as error:
         raise UserError(f"{repository}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
@@ -73,15 +73,21 @@ class _Repository:
         sized = tar is not None and tar.size == sidecar.tar_bytes
         return sized and self.has(described, column.storage.read(described))
 
-    def commit(self, files: dict[str, bytes | str], message: str) -> None:
-        """Commit contents, or local files by their path; those that are there are not sent again."""
+    def commit(self, files: dict[str, bytes | str], message: str, advance: Callable[[int], None] | None = None) -> None:
+        """Commit contents, or local files by their path; contents that are there are not sent again.
+
+        Args:
+            advance: called with 1 for each tar, once its bytes have arrived.
+        """
         from huggingface_hub import CommitOperationAdd
 
-        new = [
-            CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
-            for path, content in files.items()
-            if isinstance(content, str) or not self.has(path, content)
-        ]
+        new = []
+        for path, content in files.items():
+            if isinstance(content, str) or not self.has(path, content):
+                new.append(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content))
+            if advance and path.endswith(".tar"):
+                self._api.preupload_lfs_files(self._name, new[-1:], repo_type="dataset")
+                advance(1)
         if new:
             self._api.create_commit(self._name, new, commit_message=message, repo_type="dataset")
 
@@ -95,9 +101,8 @@ def _commit_all(repository: _Repository, source: Storage, cargo: Cargo, advance:
         for column, shard in batch:
             for suffix in ("tar", "json"):
                 files[column.path(shard_name(shard, suffix))] = source.path(column.path(shard_name(shard, suffix)))
-        repository.commit(files, f"{len(batch)} shards")
+        repository.commit(files, f"{len(batch)} shards", advance)
         sent += len(batch)
-        advance(len(batch))
     if cargo.card:
         repository.commit({CARD: cargo.card}, "Card")
     return sent
@@ -123,16 +128,16 @@ def _batches(
         yield batch
 
 
-def refusals(hub: Any) -> tuple[type[Exception], ...]:
-    """What a hub's client raises where the hub refuses, or cannot be reached."""
-    from httpx import HTTPError
-
-    return hub.errors.HfHubHTTPError, hub.errors.LocalTokenNotFoundError, HTTPError, OSError
+def _refusals(hub: Any) -> tuple[type[Exception], ...]:
+    """What a hub's client raises where the hub refuses or cannot be reached, whichever HTTP library it is built on."""
+    return (*hub.errors.HfHubHTTPError.__bases__, OSError)
 
 
 def _hub() -> Any:
     try:
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise UserError("a hub needs the package huggingface_hub; pip install 'avllm[featurize]'") from None
+    disable_progress_bars()  # ours counts shards
     return huggingface_hub
