@@ -241,6 +241,8 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(toy, tmp_pa
     for _ in range(2):
         assert command("merge", toy.storage.url, chatty.url, "--prefix")[0] == 0
         assert toy.storage.names("conversations") == ["chat.parquet", "chatty-chat.parquet"]
+        assert [item.key for item in Corpus.load(toy.storage).items][6:] == ["x", "y", "z"]
+        assert faults(toy.storage) == []
 
 
 def test_a_damaged_shard_is_not_merged(toy, tmp_path):

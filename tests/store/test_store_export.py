@@ -45,7 +45,7 @@ def compare(group, column):
 
 
 @pytest.mark.parametrize("form", ["zarr", "h5"])
-@pytest.mark.parametrize("shard_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("shard_bytes", [1, 60, 1 << 20])
 def test_an_export_reads_back_equal(toy, tmp_path, monkeypatch, form, shard_bytes):
     """Plain zarr and h5py see the same keys, arrays and failures, however many writes they came in."""
     monkeypatch.setattr(exporting, "SHARD_BYTES", shard_bytes)
