@@ -13,14 +13,9 @@ from store.storage import Storage
 
 def save_table(storage: Storage, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as the parquet file `name`."""
-    storage.write(name, encode_table(rows, schema))
-
-
-def encode_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> bytes:
-    """`rows` as the content of a parquet file."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema), sink, write_page_checksum=True)
-    return sink.getvalue()
+    storage.write(name, sink.getvalue())
 
 
 def load_table(storage: Storage, name: str, schema: pa.Schema) -> list[dict[str, Any]]:

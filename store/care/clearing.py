@@ -36,7 +36,8 @@ class Rubbish:
 def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -> list[Rubbish]:
     """What would go: columns named by `remove`, or all but those of `keep`; and leftovers in any case.
 
-    A column is named by its encoder's name, which means all that have it, or by `name.digest`.
+    A column is named by its encoder's name, which means all that have it, or by `name.digest`. One that lost its
+    column.json but has shards is damaged, not a leftover: it goes only if it is named.
 
     Raises:
         UserError: a name is that of no column, or both lists are given.
@@ -53,7 +54,7 @@ def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -
         files = sorted(name for name in sizes if name.startswith(inside) and OURS.fullmatch(name[len(inside) :]))
         if folder in unwanted:
             found.append(_column(folder, "not wanted", files, sizes))
-        elif f"{inside}column.json" not in sizes:
+        elif not any(name.endswith(".json") for name in files):
             found.append(_column(folder, "no column.json", files, sizes))
         else:
             tars = (name for name in files if name.endswith(".tar") and _sidecar(name) not in sizes)
@@ -62,7 +63,7 @@ def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -
 
 
 def clear(storage: Storage, rubbish: Iterable[Rubbish]) -> None:
-    """Remove it. A column is gone with its first file, so a kill on the way leaves a sound store and more rubbish."""
+    """Remove it. Of a column the sidecars go first: a kill on the way leaves a sound column with fewer shards."""
     for heap in rubbish:
         for name in heap.files:
             storage.remove(name)
@@ -103,8 +104,8 @@ def _named(storage: Storage, folders: Sequence[str], names: Sequence[str]) -> se
 
 
 def _column(folder: str, why: Why, files: Sequence[str], sizes: dict[str, int]) -> Rubbish:
-    """A whole column: its column.json first, with which it is gone, then sidecars, then tars."""
-    order = sorted(files, key=lambda name: (not name.endswith("column.json"), name.endswith(".tar"), name))
+    """A whole column: its sidecars first, then its tars, and its column.json last, by which it is named again."""
+    order = sorted(files, key=lambda name: (name.endswith("column.json"), name.endswith(".tar"), name))
     return Rubbish(f"{FOLDER}/{folder}", why, tuple(order), sum(sizes[name] for name in files))
 
 

@@ -1,5 +1,6 @@
 """Copy a whole store to or from any fsspec URL. What is there already is skipped; sidecars come after their tars."""
 
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -8,11 +9,10 @@ from itertools import takewhile
 from store.care.copying import copy_shard
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.corpus import NAME, SCHEMA, Corpus
+from store.corpus import NAME, Corpus
 from store.errors import UserError
 from store.shard import Sidecar, shard_name
 from store.storage import Storage
-from store.table import encode_table
 
 CARD = "README.md"
 THREADS = 4
@@ -53,7 +53,9 @@ def load_cargo(source: Storage, *, strip_uris: bool) -> Cargo:
     tables = {NAME: source.read(NAME)}
     if strip_uris:
         corpus = strip(corpus)
-        tables[NAME] = encode_table(map(vars, corpus.items), SCHEMA)
+        with tempfile.TemporaryDirectory() as scratch:
+            corpus.save(Storage(scratch))
+            tables[NAME] = Storage(scratch).read(NAME)
     tables |= {
         f"{CONVERSATIONS}/{name}": source.read(f"{CONVERSATIONS}/{name}") for name in source.names(CONVERSATIONS)
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import store.care.clearing as clearing
 import store.care.copying as copying
@@ -24,10 +25,16 @@ from store import (
     list_columns,
     open_column,
     save_conversations,
-    verify_column,
 )
+from store.__main__ import app
 from store.care.card import make_card
 from store.care.merge import plan_merge, run_merge
+
+
+@pytest.fixture
+def toy(tmp_path, build_store):
+    """The toy store on a local disk."""
+    return build_store(tmp_path / "store")
 
 
 class Killed(BaseException):
@@ -40,9 +47,10 @@ def files(url):
     return {name: content for name, content in found.items() if ".lock" not in name}
 
 
-def faults(storage):
-    corpus = Corpus.load(storage)
-    return [fault for column in list_columns(storage) for _, fault in verify_column(column, corpus) if fault]
+def sound(store):
+    """Whether `python -m store verify` finds nothing wrong."""
+    url = store.url if isinstance(store, Storage) else str(store)
+    return CliRunner().invoke(app, ["verify", url]).exit_code == 0
 
 
 def talk(storage, name, answer="A cat", key="clip-0"):
@@ -102,8 +110,9 @@ def test_gc_clears_leftovers(toy, command):
     assert command("gc", toy.storage.url, "--yes")[0] == 0
     assert files(toy.storage.url) == {**before, "columns/gone.abcdef/notes.txt": b"mine"}
     (Path(toy.storage.url) / toy.column.path("000000.tar")).unlink()
+    (Path(toy.storage.url) / toy.column.path("column.json")).unlink()
     command("gc", toy.storage.url, "--yes")
-    assert toy.column.shards() == [0, 1]
+    assert toy.column.shards() == [0, 1]  # damage is verify's to tell and the user's to mend
 
 
 @pytest.mark.parametrize("words", [("--keep", "none"), ("--remove", "none"), ("--keep", "a", "--remove", "b")])
@@ -131,9 +140,8 @@ def test_gc_killed_anywhere_leaves_a_sound_store(toy, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             clearing.clear(storage, clearing.find_rubbish(storage, [], ["old"]))
         monkeypatch.setattr(Storage, "remove", remove)
-        assert faults(storage) == []
-        names = {column.name for column in list_columns(storage)}
-        assert names == ({toy.column.name} if limit else {toy.column.name, open_column(toy.storage, "old").name})
+        assert sound(storage)
+        assert open_column(storage, "old").shards() == [0, 1][limit:]
         clearing.clear(storage, clearing.find_rubbish(storage, [], ["old"]))
         assert [path.name for path in (tmp_path / str(limit) / "columns").iterdir()] == [toy.column.name]
 
@@ -204,7 +212,7 @@ def test_plans_of_different_files_are_appended(toy, tmp_path, build_store, comma
         ("y", 2, 1),
         ("z", 3, 0),
     ]
-    assert faults(merged) == []
+    assert sound(merged)
     column = open_column(merged, toy.spec.name)
     assert merged.read(column.path("000002.tar")) == other.read(column.path("000000.tar"))
     reader = ColumnReader(column)
@@ -242,7 +250,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(toy, tmp_pa
         assert command("merge", toy.storage.url, chatty.url, "--prefix")[0] == 0
         assert toy.storage.names("conversations") == ["chat.parquet", "chatty-chat.parquet"]
         assert [item.key for item in Corpus.load(toy.storage).items][6:] == ["x", "y", "z"]
-        assert faults(toy.storage) == []
+        assert sound(toy.storage)
 
 
 def test_a_damaged_shard_is_not_merged(toy, tmp_path):
@@ -283,7 +291,7 @@ def test_a_merge_killed_anywhere_goes_on(toy, tmp_path, build_store, monkeypatch
             run_merge(plan_merge(out, stores, prefix=False), nothing)
         except Killed:
             monkeypatch.setattr(Storage, "writing", writing)
-            assert not out.exists("corpus.parquet") or faults(out) == []
+            assert not out.exists("corpus.parquet") or sound(out)
             run_merge(plan_merge(out, stores, prefix=False), nothing)
         monkeypatch.setattr(Storage, "writing", writing)
         assert files(out.url) == files(whole.url)

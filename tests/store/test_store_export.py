@@ -13,6 +13,12 @@ import store.care.export as exporting
 from store import Candidate, ColumnReader, ColumnSpec, Corpus, DamagedError, Feature, Storage, UserError, create_column
 
 
+@pytest.fixture
+def toy(tmp_path, build_store):
+    """The toy store on a local disk."""
+    return build_store(tmp_path / "store")
+
+
 def done(count):
     assert count
 
