@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 COMMANDS = {
     "featurize": "media files -> frozen encoders -> columns of a store, as Ray jobs",
-    "store": "list, count and verify what a store holds",
+    "store": "list, verify, export, import, merge and send what a store holds",
     "trainer": "columns and conversations -> projectors and LLM",
     "serve": "ask a trained checkpoint about a clip",
 }

@@ -145,7 +145,13 @@ class Assistant:
     def _encoder(self, sense: Sense) -> Encoder[Any]:
         if sense not in self._encoders:
             trained = self._trained(sense)
-            settings: Any = TypeAdapter(AnyEncoder).validate_python(self.info.builds[sense])
+            build = self.info.builds[sense]
+            if "imported" in build:
+                raise UserError(
+                    f"column {trained.folder} was imported ({build['imported']}): its encoder cannot be built here; "
+                    "ask about items of a store that holds it, with --store and --key"
+                )
+            settings: Any = TypeAdapter(AnyEncoder).validate_python(build)
             encoder = build_encoder(settings)
             if encoder.spec != trained:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""`python -m store ls | keys | stats | verify`: look at what a store holds, and check it."""
+"""`python -m store ...`: look at what a store holds, check it, and take care of it."""
 
 import time
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from store.care.commands import app as care
 from store.column import FOLDER as COLUMNS
 from store.column import Column, list_columns, open_column
 from store.console import Meter, console, make_app, run
@@ -19,7 +20,7 @@ from store.repair import repair_shards
 from store.storage import Storage
 from store.verify import Checked, column_stats, unknown_files, verify_column, verify_tables
 
-app = make_app("List, count and verify what a store holds.")
+app = make_app("List, count and verify what a store holds, and take care of it.")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
 Name = Annotated[str | None, typer.Option("--column", help="One column only, by name or name.digest.")]
 
@@ -151,6 +152,9 @@ def _say_damaged(column: Column, checked: Iterable[Checked], meter: Meter | None
             damaged.append(shard.shard)
             console.print(f"damaged: {column.name} shard {shard.shard}: {shard.fault}", markup=False)
     return damaged
+
+
+app.add_typer(care)
 
 
 def main() -> None:

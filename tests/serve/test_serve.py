@@ -92,6 +92,15 @@ def test_changed_encoder_weights_are_refused(trained, media):
         assistant.look(str(media / "red-loud.mp4"), ["visual"])
 
 
+def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
+    """Features made elsewhere can be trained on and recalled; that nothing here makes them anew is said in one line."""
+    assistant = Assistant(str(trained / "run" / "checkpoint"))
+    assistant.info.builds["visual"] = {"imported": "video-chatgpt"}
+    with pytest.raises(UserError, match=r"was imported \(video-chatgpt\).*--store and --key"):
+        assistant.look(str(media / "red-loud.mp4"), ["visual"])
+    assert assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"]).keys() == {"temporal", "spatial"}
+
+
 def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media):
     checkpoint = ["serve", "chat", "--checkpoint", trained / "run" / "checkpoint", "--max-new-tokens", 4]
     raw = python(*checkpoint, "--media", media / "red-loud.mp4", "--watch", "--listen", "What?")

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from store import Candidate, Column, ColumnSpec, Corpus, Failure, Feature, Storage, create_column
+from store import Candidate, Column, ColumnSpec, Corpus, Failure, Feature, Storage, UserError, create_column
+from store.__main__ import app
 
 SPEC = ColumnSpec(
     name="toy-l-14",
@@ -87,3 +89,18 @@ def toy(root) -> SimpleNamespace:
 def disk(tmp_path) -> SimpleNamespace:
     """The same on a local disk."""
     return build(tmp_path / "store")
+
+
+@pytest.fixture
+def command() -> Callable[..., tuple[int, str, str]]:
+    """Run `python -m store ...` in this process: exit status, output, and the line of an error of the user's."""
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        if isinstance(done.exception, UserError):
+            return 2, done.output, str(done.exception)
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.output, ""
+
+    return run

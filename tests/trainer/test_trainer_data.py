@@ -1,3 +1,4 @@
+import pickle
 import shutil
 from collections import Counter
 
@@ -5,7 +6,18 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from store import DamagedError, UserError, parse_settings
+from store import (
+    Conversation,
+    Corpus,
+    DamagedError,
+    Storage,
+    Turn,
+    UserError,
+    parse_settings,
+    save_conversations,
+)
+from store.care.foreign import import_column, place, plan_foreign
+from store.care.video_chatgpt import find_pickles, read_video_chatgpt
 from trainer.data import TrainingData
 from trainer.settings import TrainConfig
 
@@ -112,3 +124,24 @@ def test_a_damaged_item_stops_training_or_gives_way_to_another_conversation(feat
     assert after[0].tokens == twin.tokens
     assert np.array_equal(after[0].arrays["temporal"], twin.arrays["temporal"])
     assert f"replaced by {twin.origin.split()[0]}: " in capsys.readouterr().out
+
+
+def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
+    """Video-ChatGPT's pickles, one of a short clip and one that is broken: joined, counted and read by the trainer."""
+    rows = np.random.default_rng(0).standard_normal((104, 8)).astype(np.float16)
+    short = np.where((np.arange(104) < 60)[:, None] | (np.arange(104) >= 100)[:, None], rows, 0).astype(np.float16)
+    for name, content in (("whole", pickle.dumps(rows)), ("short", pickle.dumps(short)), ("broken", b"no pickle")):
+        (tmp_path / f"{name}.pkl").write_bytes(content)
+    storage, corpus = Storage(tmp_path / "store"), Corpus()
+    foreign = read_video_chatgpt(find_pickles(tmp_path), "theirs", lambda _: None)
+    plan_foreign(corpus, foreign, "video", 2)
+    corpus.save(storage)
+    list(import_column(storage, corpus, foreign, place(corpus, foreign, "here")))
+    talks = [Conversation(k, k, (Turn("What?", "visual", "A cat"),)) for k in ("whole", "short", "broken")]
+    save_conversations(storage, "mixed", talks)
+    data = TrainingData(config(storage.url, visual="theirs", audio=None, frames=100), tokenizer)
+    assert (data.size, data.left_out) == (2, {"visual: unreadable": 1})
+    found = {sample.origin.split()[0]: sample.arrays for sample in data.some_items(2)}
+    assert {name: len(arrays["temporal"]) for name, arrays in found.items()} == {"whole": 100, "short": 60}
+    assert np.array_equal(found["short"]["spatial"], rows[100:])
+    assert data.builds["visual"] == {"imported": "video-chatgpt"}

@@ -1,0 +1,1 @@
+"""Care of a store: take it elsewhere, bring in what was made elsewhere, merge, clear up, describe."""

@@ -1,0 +1,194 @@
+"""A data card: what a store holds, with digests and provenance, as the README.md of a dataset repository.
+
+The card is a function of the store and of the licence alone: no clock, no host, no path of a media file.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import yaml
+from pydantic import JsonValue
+
+from avllm import __version__
+from store.care.transfer import CARD
+from store.column import Column, list_columns
+from store.conversation import FOLDER as CONVERSATIONS
+from store.conversation import MODALITIES, load_conversations
+from store.corpus import NAME, Corpus
+from store.errors import UserError
+from store.shard import shard_name
+from store.spec import canonical_json
+from store.storage import Storage
+from store.verify import column_stats
+
+BEGIN = "<!-- what follows is written by `store card`; text outside these marks is kept -->"
+END = "<!-- here ends what `store card` writes -->"
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+READING = """## How to read it
+
+The tars are plain WebDataset; each holds `<key>.<feature>.npy` and `<key>.json`:
+
+```python
+import webdataset
+
+for sample in webdataset.WebDataset("columns/{column}/000000.tar", shardshuffle=False).decode():
+    print(sample["__key__"], [name for name in sample if name.endswith(".npy")])
+```
+
+By key, with every array's checksum compared:
+
+```python
+from store import ColumnReader, Storage, open_column
+
+reader = ColumnReader(open_column(Storage("."), "{column}"))
+print({{name: array.shape for name, array in reader.read(reader.keys()[0]).items()}})
+```
+
+`python -m store verify .` compares every byte with the checksums in the sidecars.
+"""
+
+
+def store_digest(storage: Storage, corpus_table: bytes) -> str:
+    """SHA-256 over all that names a store's bytes: plan, conversations, specs and sidecars (which name the tars').
+
+    Args:
+        corpus_table: the content of the corpus plan, as it is or as it is sent.
+    """
+    whole = hashlib.sha256()
+    _line(whole, NAME, corpus_table)
+    for name in storage.names(CONVERSATIONS):
+        _line(whole, f"{CONVERSATIONS}/{name}", storage.read(f"{CONVERSATIONS}/{name}"))
+    for column in list_columns(storage):
+        _line(whole, column.name, canonical_json(column.spec.model_dump(mode="json")))
+        for shard in column.shards():
+            name = column.path(shard_name(shard, "json"))
+            _line(whole, name, storage.read(name))
+    return whole.hexdigest()
+
+
+def make_card(storage: Storage, licence: str | None, corpus_table: bytes | None = None) -> bytes:
+    """The content of the store's README.md; what a person wrote in the one there outside our marks is kept.
+
+    Args:
+        licence: a licence's short name, such as "cc-by-4.0"; None keeps the one that stands there.
+        corpus_table: what the digest takes for the corpus plan, if not the one in the store.
+
+    Raises:
+        UserError: the README.md there begins with something that is no YAML mapping.
+    """
+    old = storage.read(CARD).decode() if storage.exists(CARD) else ""
+    header, body = _split(old, storage.where(CARD))
+    corpus = Corpus.load(storage)
+    header = _header(storage, corpus, header) | ({"license": licence} if licence else {})
+    ours = f"{BEGIN}\n\n{_describe(storage, corpus, header, corpus_table or storage.read(NAME))}\n{END}"
+    if BEGIN in body and END in body:
+        before, after = body.partition(BEGIN)[0], body.partition(END)[2]
+        body = f"{before}{ours}{after}"
+    else:
+        title = body or f"# {header['pretty_name']}\n"
+        body = f"{title}\n{ours}\n"
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body.lstrip()}".encode()
+
+
+def _line(whole: Any, name: str, content: bytes) -> None:
+    whole.update(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
+
+
+def _split(text: str, where: str) -> tuple[dict[str, Any], str]:
+    """The YAML header of a card, and the rest."""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if not found:
+        return {}, text
+    try:
+        header = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: its header is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{where}: its header is no YAML mapping")
+    return header, text[found.end() :]
+
+
+def _header(storage: Storage, corpus: Corpus, old: dict[str, Any]) -> dict[str, Any]:
+    """The YAML header: what a person may have changed is kept, what is counted is counted anew."""
+    names = storage.names(CONVERSATIONS)
+    talks = [{"config_name": n.removesuffix(".parquet"), "data_files": f"{CONVERSATIONS}/{n}"} for n in names]
+    size = next((name for bound, name in SIZES if len(corpus) < bound), "n>1M")
+    return {
+        "pretty_name": storage.url.rsplit("/", 1)[-1],
+        "tags": ["webdataset", "precomputed-features", "audio-visual"],
+        **old,
+        "size_categories": [size],
+        **({"configs": talks} if talks else {}),
+    }
+
+
+def _describe(storage: Storage, corpus: Corpus, header: dict[str, Any], corpus_table: bytes) -> str:
+    columns = list_columns(storage)
+    kinds = Counter(item.kind for item in corpus.items)
+    parts = [
+        f"Features of {len(corpus)} media files ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}) in "
+        f"{len(corpus.shards)} shards, computed once with frozen encoders. The media themselves are not part of it.",
+        f"Licence: {header.get('license', 'not stated')}.",
+        "## Columns",
+        *(_column(column, corpus) for column in columns),
+        "## Conversations",
+        _conversations(storage),
+        "## Provenance",
+        f"Digest of the store: `{store_digest(storage, corpus_table)}`: SHA-256 over the SHA-256 and name of the "
+        "corpus plan, the conversations, the specs and the sidecars, which hold the checksum of every tar and array. "
+        f"This card was written by avllm {__version__}.",
+    ]
+    if columns:
+        parts.append(READING.format(column=columns[0].name).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _column(column: Column, corpus: Corpus) -> str:
+    stats = column_stats(column, corpus)
+    failed = ", ".join(f"{count} {code}" for code, count in sorted(stats.by_code.items())) or "none"
+    features = [
+        f"| `{name}` | {' x '.join('*' if n is None else str(n) for n in feature.shape)} | {feature.dtype} |"
+        for name, feature in column.spec.features.items()
+    ]
+    numerics = json.dumps(_public(column.spec.numerics), indent=2, sort_keys=True, ensure_ascii=False)
+    return "\n".join(
+        [
+            f"### {column.name}",
+            "",
+            f"{column.spec.modality}; {stats.shards} of {stats.planned} shards; {stats.usable} items usable; "
+            f"not usable: {failed}; {stats.bytes / 1e9:.3f} GB. Fingerprint of the spec: `{column.spec.fingerprint}`.",
+            "",
+            "| feature | shape | dtype |",
+            "| --- | --- | --- |",
+            *features,
+            "",
+            "```json",
+            numerics,
+            "```",
+        ]
+    )
+
+
+def _public(value: JsonValue) -> JsonValue:
+    """The value with the last part only of each absolute path or URL in it."""
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    if isinstance(value, str) and (value.startswith(("/", "~")) or "://" in value):
+        return value.rstrip("/").rsplit("/", 1)[-1]
+    return value
+
+
+def _conversations(storage: Storage) -> str:
+    names = [name.removesuffix(".parquet") for name in storage.names(CONVERSATIONS)]
+    if not names:
+        return "None."
+    rows = [f"| name | conversations | {' | '.join(MODALITIES)} |", "| --- " * (2 + len(MODALITIES)) + "|"]
+    for name in names:
+        counts = Counter(talk.modality for talk in load_conversations(storage, name))
+        rows.append(f"| {name} | {counts.total()} | {' | '.join(str(counts[m]) for m in MODALITIES)} |")
+    return "\n".join(rows)

@@ -1,0 +1,243 @@
+"""The commands of `python -m store` that take care of a store: thin, each over a module of its own."""
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+import yaml
+
+from store.care import clearing, export, hub, merge, transfer, video_chatgpt, webdataset
+from store.care.card import make_card
+from store.care.foreign import Foreign, import_column, place, plan_foreign, some
+from store.column import Column, list_columns, open_column
+from store.console import Meter, console, make_app
+from store.corpus import NAME, Corpus, Kind
+from store.errors import UserError
+from store.storage import Storage
+from store.verify import column_stats, verify_column
+
+app = make_app("Take care of a store.")
+imports = make_app("Import features that were made elsewhere.")
+app.add_typer(imports, name="import")
+Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
+Target = Annotated[str, typer.Argument(help="owner/name of a hub, an fsspec URL, or a folder (/... or ./...).")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Items in a shard, if the store is new.")]
+
+
+@app.command("export")
+def export_columns(
+    form: Annotated[export.Form, typer.Argument(help="A zarr v3 folder, or one HDF5 file.")],
+    store: Where,
+    out: Annotated[Path, typer.Argument(help="What to write: a local path.")],
+    column: Annotated[list[str] | None, typer.Option(help="A column, by name or name.digest; else all.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write columns as plain arrays, for other tools: zarr or HDF5."""
+    storage = Storage(store)
+    chosen = [open_column(storage, name) for name in column] if column else list_columns(storage)
+    if not chosen:
+        raise UserError(f"{storage.url}: has no columns to export")
+    corpus = Corpus.load(storage)
+    items = sum(column_stats(each, corpus).usable for each in chosen)
+    with Meter(f"export {form}", items, "items") as meter:
+        export.export(chosen, out, form, overwrite=overwrite, advance=meter.advance)
+    console.print(f"{out}: {', '.join(each.name for each in chosen)}")
+
+
+@imports.command("webdataset")
+def import_webdataset(
+    store: Where,
+    tars: Annotated[list[Path], typer.Argument(help="Uncompressed tars with <key>.<suffix>.npy and <key>.json.")],
+    name: Annotated[str, typer.Option(help="Name of the column, such as clip-vit-l-14.")],
+    modality: Annotated[Literal["visual", "audio"], typer.Option(help="What its encoder perceived.")],
+    feature: Annotated[
+        list[str] | None, typer.Option(help="suffix=feature, such as cls.npy=temporal; else x.npy gives x.")
+    ] = None,
+    about: Annotated[
+        list[str] | None, typer.Option(help="field=value of how the numbers were made, such as layer=-2.")
+    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="What the media are, if the store is new.")] = None,
+    shard_size: ShardSize = 256,
+) -> None:
+    """Import arrays from WebDataset tars.
+
+    Samples are found in the corpus by key or by the name of the file; a new store takes all of them.
+    """
+    index, chosen = webdataset.index_tars(tars, _pairs(feature, "--feature") if feature else None)
+    if index.ignored:
+        console.print(f"not imported: members {', '.join(sorted(index.ignored))}")
+    known = {field: yaml.safe_load(value) for field, value in _pairs(about or [], "--about").items()}
+    with Meter("read", sum(tar.stat().st_size for tar in tars), "bytes") as meter:
+        foreign = webdataset.read_webdataset(index, chosen, name, modality, known, meter.advance)
+    _import(store, foreign, kind or ("video" if modality == "visual" else "audio"), shard_size)
+
+
+@imports.command("video-chatgpt")
+def import_video_chatgpt(
+    store: Where,
+    folder: Annotated[Path, typer.Argument(help="Folder with one <video id>.pkl for each video.")],
+    name: Annotated[str, typer.Option(help="Name of the column.")] = "clip-vit-l-14-video-chatgpt",
+    shard_size: ShardSize = 256,
+) -> None:
+    """Import Video-ChatGPT's pickles of features. Nothing that a pickle names is run."""
+    paths = video_chatgpt.find_pickles(folder)
+    with Meter("read", sum(path.stat().st_size for path in paths), "bytes") as meter:
+        foreign = video_chatgpt.read_video_chatgpt(paths, name, meter.advance)
+    _import(store, foreign, "video", shard_size)
+
+
+def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int) -> None:
+    storage = Storage(store)
+    with storage.lock():
+        if not storage.exists(NAME):
+            corpus = Corpus()
+            plan_foreign(corpus, foreign, kind, shard_size)
+            corpus.save(storage)
+        corpus = Corpus.load(storage)
+        placed = place(corpus, foreign, storage.url)
+        failed = 0
+        with Meter("import", len(corpus), "items") as meter:
+            for items, bad in import_column(storage, corpus, foreign, placed):
+                failed += bad
+                meter.advance(items, f"{failed} failed")
+        column = open_column(storage, foreign.spec.folder)
+    if placed.strangers:
+        console.print(f"not in the corpus: {len(placed.strangers)} of those imported: {some(placed.strangers)}")
+    stats = column_stats(column, corpus)
+    console.print(f"{column.name}: {stats.usable} usable, {len(stats.failures)} not; see store stats")
+
+
+@app.command()
+def gc(
+    store: Where,
+    keep: Annotated[list[str] | None, typer.Option(help="A column to keep; all others go.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A column that goes.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
+) -> None:
+    """Remove columns no longer wanted, and leftovers. Let no other command write meanwhile."""
+    storage = Storage(store)
+    Corpus.load(storage)
+    with storage.lock() if yes else contextlib.nullcontext():
+        rubbish = clearing.find_rubbish(storage, keep or [], remove or [])
+        for heap in rubbish:
+            console.print(f"{heap.name}: {heap.why}, {len(heap.files)} files, {heap.bytes / 1e9:.3f} GB", markup=False)
+        for line in clearing.orphaned(storage, rubbish):
+            console.print(f"mind: {line}", markup=False)
+        if yes:
+            clearing.clear(storage, rubbish)
+    size = sum(heap.bytes for heap in rubbish) / 1e9
+    console.print(f"{size:.3f} GB {'removed' if yes else 'would go; --yes removes it' if rubbish else 'to remove'}")
+
+
+@app.command("merge")
+def merge_stores(
+    out: Annotated[str, typer.Argument(help="The store to merge into; made if it is not there.")],
+    stores: Annotated[list[str], typer.Argument(help="The stores to take from; they stay as they are.")],
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Conversations that differ under one name are named after their store.")
+    ] = False,
+) -> None:
+    """Merge stores featurized on different machines.
+
+    They hold shards of one plan, or plans of different files. Stopped, the same command goes on.
+    """
+    storage = Storage(out)
+    with storage.lock():
+        planned = merge.plan_merge(storage, [Storage(each) for each in stores], prefix=prefix)
+        console.print(f"{storage.url}: {len(planned.corpus)} items, {planned.new} of them new")
+        with Meter("merge", planned.shards, "shards") as meter:
+            differing = merge.run_merge(planned, meter.advance)
+    for line in differing:
+        console.print(line, markup=False)
+
+
+@app.command()
+def card(
+    store: Where,
+    licence: Annotated[str | None, typer.Option("--license", help="Such as cc-by-4.0; else as it stands.")] = None,
+) -> None:
+    """Write a data card, README.md. It tells items, columns, digests and provenance, and names no media file."""
+    storage = Storage(store)
+    storage.write(transfer.CARD, make_card(storage, licence))
+    console.print(f"{storage.where(transfer.CARD)}: written")
+
+
+@app.command()
+def push(
+    store: Where,
+    target: Target,
+    licence: Annotated[str | None, typer.Option("--license", help="For the card, such as cc-by-4.0.")] = None,
+    strip_uris: Annotated[
+        bool, typer.Option("--strip-uris", help="Send file names without the folder that all media share.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Of a repository that is made now; else private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent; send nothing.")] = False,
+) -> None:
+    """Send a store to a hub, a folder or a URL. Stopped, the same command goes on."""
+    source = Storage(store)
+    cargo = transfer.load_cargo(source, strip_uris=strip_uris)
+    cargo.card = make_card(source, licence, cargo.tables[NAME])
+    if cargo.corpus.items:
+        console.print(f"{NAME} names media as {cargo.corpus.items[0].uri}", markup=False)
+    _say_cargo(cargo)
+    if dry_run:
+        return
+    with Meter("push", cargo.shards, "shards") as meter:
+        if hub.is_repository(target):
+            sent = hub.send_to_hub(source, target, cargo, public=public, advance=meter.advance)
+        else:
+            sent = transfer.send(Storage(target), cargo, meter.advance)
+    console.print(f"{target}: {sent} shards sent, {cargo.shards - sent} were there")
+
+
+@app.command()
+def pull(
+    source: Target,
+    store: Where,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched; fetch nothing.")] = False,
+) -> None:
+    """Fetch a store from a hub, a folder or a URL. It is verified; exit 1 if it is damaged."""
+    remote = Storage(hub.repository_url(source) if hub.is_repository(source) else source)
+    cargo = transfer.load_cargo(remote, strip_uris=False)
+    _say_cargo(cargo)
+    if dry_run:
+        return
+    storage = Storage(store)
+    with storage.lock():
+        with Meter("pull", cargo.shards, "shards") as meter:
+            fetched = transfer.send(storage, cargo, meter.advance)
+        damaged = _damaged(storage, list_columns(storage))
+    console.print(f"{storage.url}: {fetched} shards fetched, {cargo.shards - fetched} were there, {damaged} damaged")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _say_cargo(cargo: transfer.Cargo) -> None:
+    tables = sum(len(content) for content in cargo.tables.values())
+    console.print(f"{', '.join(cargo.tables)}: {tables / 1e6:.3f} MB", markup=False)
+    for name, (column, shards) in cargo.columns.items():
+        size = column_stats(column, cargo.corpus).bytes
+        console.print(f"{name}: {len(shards)} shards, {size / 1e9:.3f} GB", markup=False)
+
+
+def _damaged(storage: Storage, columns: list[Column]) -> int:
+    corpus = Corpus.load(storage)
+    damaged = 0
+    for column in columns:
+        with Meter(f"verify {column.name}", len(column.shards()), "shards") as meter:
+            for checked in verify_column(column, corpus):
+                meter.advance(1)
+                if checked.fault:
+                    damaged += 1
+                    console.print(f"damaged: {column.name} shard {checked.shard}: {checked.fault}", markup=False)
+    return damaged
+
+
+def _pairs(words: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise UserError(f"{option} {word!r}: expected name=value")
+        pairs[name] = value
+    return pairs

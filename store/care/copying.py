@@ -1,0 +1,57 @@
+"""Copy a shard from one store to another: its tar first, then its sidecar, with every byte compared."""
+
+from pathlib import Path
+
+import xxhash
+
+from store.column import Column
+from store.corpus import MediaItem
+from store.errors import DamagedError
+from store.shard import Sidecar, save_sidecar, shard_name
+
+BLOCK_BYTES = 4 << 20
+
+
+def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) -> None:
+    """Publish the shard that `sidecar` of `source` describes as shard `number` of `target`.
+
+    Raises:
+        DamagedError: the tar read, or the tar written, is not the one that the sidecar describes.
+    """
+    tar, name = source.path(shard_name(sidecar.shard, "tar")), target.path(shard_name(number, "tar"))
+    described = target.path(shard_name(number, "json"))
+    with target.storage.writing(name) as temporary:
+        try:
+            source.storage.fs.get_file(source.storage.path(tar), str(temporary))
+        except FileNotFoundError:
+            raise DamagedError(f"{source.storage.where(tar)}: the tar is missing") from None
+        if temporary.stat().st_size != sidecar.tar_bytes or _checksum(temporary) != sidecar.tar_xxh3:
+            raise DamagedError(f"{source.storage.where(tar)}: the tar differs from its checksum")
+        target.storage.remove(described)  # it does not describe the new tar
+    written = target.storage.fs.size(target.storage.path(name))
+    if written != sidecar.tar_bytes:
+        raise DamagedError(f"{target.storage.where(name)}: {written} bytes arrived of {sidecar.tar_bytes}")
+    save_sidecar(target.storage, described, sidecar.model_copy(update={"shard": number}))
+
+
+def check_plan(column: Column, sidecar: Sidecar, items: list[MediaItem]) -> None:
+    """Compare a shard's items with the corpus plan.
+
+    Raises:
+        DamagedError: they differ, or the sidecar is of another column.
+    """
+    failed = {failure.key for failure in sidecar.failed}
+    keys = [item.key for item in items]
+    usable = [item.key for item in sidecar.items]
+    planned = usable == [key for key in keys if key not in failed] and failed <= set(keys)
+    if not planned or sidecar.column != column.spec.fingerprint:
+        where = column.storage.where(column.path(shard_name(sidecar.shard, "json")))
+        raise DamagedError(f"{where}: its items are not those of the corpus plan")
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

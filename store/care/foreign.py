@@ -1,0 +1,174 @@
+"""Bring in features that were made elsewhere, as a column like any other."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue, ValidationError
+
+from store.column import create_column
+from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
+from store.errors import UserError
+from store.reader import Arrays
+from store.shard import Failure, FailureCode, ShardWriter
+from store.spec import ColumnSpec
+from store.storage import Storage
+
+STORED = ("float16", "float32")
+BLOCK_BYTES = 4 << 20
+NAMED = 3  # of many names in a message
+
+
+class UnusableError(Exception):
+    """A file or member that does not hold an item's features; becomes a record with its code and reason."""
+
+    def __init__(self, code: FailureCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Features made elsewhere.
+
+    Attributes:
+        spec: of the column to be; its numerics hold `imported`, the form, and a digest of all that was read.
+        uris: where each item's features were found, by the id it has there.
+        load: the arrays and facts of an id; raises `UnusableError`.
+    """
+
+    spec: ColumnSpec
+    uris: Mapping[str, str]
+    load: Callable[[str], tuple[Arrays, dict[str, JsonValue]]]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Foreign features with their places in the corpus.
+
+    Attributes:
+        ids: the foreign id of each item by its key.
+        strangers: ids that the corpus does not hold.
+    """
+
+    ids: Mapping[str, str]
+    strangers: tuple[str, ...]
+
+
+def make_spec(**fields: Any) -> ColumnSpec:
+    """The spec of an imported column.
+
+    Raises:
+        UserError: a name is not accepted; names the field.
+    """
+    try:
+        return ColumnSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        raise UserError(f"column {fields['name']!r}: field {field!r}: {first['msg']}") from None
+
+
+def plan_foreign(corpus: Corpus, foreign: Foreign, kind: Kind, shard_size: int) -> None:
+    """Make the plan of a new store from what was imported; the media themselves are not known."""
+    corpus.append((Candidate(name, uri, kind) for name, uri in foreign.uris.items()), shard_size)
+
+
+def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
+    """Find the item of each foreign id: that of this key, or else the only one whose file has this name.
+
+    Raises:
+        UserError: no id is known, or one could be several items, or two are the same item.
+    """
+    keys = {item.key for item in corpus.items}
+    of_uri = corpus.key_of_uri
+    stems: dict[str, list[str]] = {}
+    for item in corpus.items:
+        stems.setdefault(PurePosixPath(item.uri).stem, []).append(item.key)
+    ids: dict[str, str] = {}
+    strangers = []
+    for name, uri in foreign.uris.items():
+        exact = [key for key in (of_uri.get(uri), name, make_key(name)) if key in keys]
+        found = exact[:1] or stems.get(PurePosixPath(name).name, [])
+        if len(found) > 1 or (found and found[0] in ids):
+            what = f"the items {some(found)}" if len(found) > 1 else f"item {found[0]}, as is {ids[found[0]]!r}"
+            raise UserError(f"{uri}: {name!r} could be {what}; name it by the item's key (store keys lists them)")
+        if found:
+            ids[str(found[0])] = name
+        else:
+            strangers.append(name)
+    if not ids:
+        raise UserError(f"{where}: no item of the corpus has the key or file name of {some(strangers)}")
+    return Placed(ids, tuple(strangers))
+
+
+def import_column(storage: Storage, corpus: Corpus, foreign: Foreign, placed: Placed) -> Iterator[tuple[int, int]]:
+    """Write the column's shards that are missing; for each shard of the plan, its items and how many failed now."""
+    build: dict[str, object] = {"imported": foreign.spec.numerics["imported"]}
+    column = create_column(storage, foreign.spec, build)
+    there = set(column.shards())
+    for shard, items in corpus.shards.items():
+        failed = 0
+        if shard not in there:
+            with column.write_shard(shard) as writer:
+                failed = sum(_add(writer, item, foreign, placed) for item in items)
+        yield len(items), failed
+
+
+def _add(writer: ShardWriter, item: MediaItem, foreign: Foreign, placed: Placed) -> bool:
+    """Write one item, or its failure; whether it failed."""
+    try:
+        if item.key not in placed.ids:
+            raise UnusableError("missing", "is not among what was imported")
+        arrays, facts = foreign.load(placed.ids[item.key])
+        check_arrays(arrays, foreign.spec)
+    except UnusableError as error:
+        writer.fail(Failure(key=item.key, code=error.code, reason=error.reason))
+        return True
+    writer.add(item.key, arrays, {"kind": item.kind, **facts})
+    return False
+
+
+def check_arrays(arrays: Arrays, spec: ColumnSpec) -> None:
+    """Raise `UnusableError` unless the arrays are those of the spec, and finite."""
+    for name, feature in spec.features.items():
+        if name not in arrays:
+            raise UnusableError("missing", f"has no {name}")
+        array = arrays[name]
+        if not feature.admits(array.shape, str(array.dtype)):
+            wanted = " x ".join("*" if n is None else str(n) for n in feature.shape)
+            raise UnusableError(
+                "unreadable", f"{name}: {array.dtype} {list(array.shape)}, expected {feature.dtype} {wanted}"
+            )
+        if not np.isfinite(array).all():
+            raise UnusableError("unreadable", f"{name}: holds numbers that are not finite")
+
+
+def little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in C order and little-endian, as a store keeps it."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def digest_files(paths: Iterable[Path], advance: Callable[[int], None]) -> str:
+    """SHA-256 over the files' names and contents, in order; `advance` is called with each file's bytes."""
+    whole = hashlib.sha256()
+    for path in paths:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                advance(len(block))
+        whole.update(json.dumps([path.name, digest.hexdigest()]).encode())
+    return whole.hexdigest()
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, for a message."""
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")

@@ -1,0 +1,86 @@
+"""Read a pickled numpy array without running anything that the pickle names.
+
+A pickle is a program: it may import any function and call it. Here each name it imports is looked up in a short table
+of our own functions, which make plain arrays of floats and nothing else; any other name is refused before it is
+imported.
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.care.foreign import UnusableError
+from store.errors import UserError
+
+ARRAY = object()  # stands for numpy.ndarray, which a pickle could call
+FLOATS = ("f2", "<f2", "f4", "<f4", "float16", "float32")
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """The array that a pickle file holds.
+
+    Raises:
+        UserError: the pickle asks for something that no plain array needs; nothing of it was run.
+        UnusableError: the file is missing, cut short, or holds something else than an array of floats.
+    """
+    try:
+        with open(path, "rb") as file:
+            value = _ArrayUnpickler(file, str(path)).load()
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UnusableError("missing", "no such file") from None
+    except Exception as error:  # a damaged pickle raises almost anything
+        empty = not path.stat().st_size
+        raise UnusableError("empty" if empty else "unreadable", f"not a pickled array: {error}") from None
+    if type(value) is not np.ndarray or value.dtype.kind != "f":
+        raise UnusableError("unreadable", f"holds a {type(value).__name__}, not an array of floats")
+    return value
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, where: str) -> None:
+        super().__init__(file)
+        self._where = where
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Our own stand-in for the few names that an array's pickle holds."""
+        if module == "numpy" and name == "ndarray":
+            return ARRAY
+        if module == "numpy" and name == "dtype":
+            return _fresh(_dtype)
+        inside = module.removeprefix("numpy._core.").removeprefix("numpy.core.")
+        if module != inside and (inside, name) == ("multiarray", "_reconstruct"):
+            return _fresh(_reconstruct)
+        if module != inside and (inside, name) == ("numeric", "_frombuffer"):
+            return _fresh(_frombuffer)
+        raise UserError(
+            f"{self._where}: refused: the pickle calls {module}.{name}, which no array needs; nothing of it was run"
+        )
+
+
+def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function object of its own: a pickle can set attributes on what it is given, and they go with it."""
+    return lambda *arguments: function(*arguments)
+
+
+def _dtype(name: object, align: object = False, copy: object = True) -> np.dtype[Any]:
+    if name not in FLOATS:
+        raise ValueError(f"dtype {name!r}; accepted: float16, float32")
+    made: np.dtype[Any] = np.dtype(str(name), copy=True)
+    return made
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> NDArray[Any]:
+    """An empty array, as numpy's own begins; its state comes with the pickle's next instruction."""
+    if kind is not ARRAY:
+        raise ValueError(f"expected an array, found {kind!r}")
+    return np.ndarray((0,), "b")
+
+
+def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)

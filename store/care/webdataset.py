@@ -1,0 +1,174 @@
+"""WebDataset tars made elsewhere: members `<key>.<suffix>.npy` with arrays, and `<key>.json` with facts."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from store.care.foreign import STORED, Foreign, UnusableError, digest_files, little_endian, make_spec
+from store.errors import UserError
+from store.reader import Arrays
+from store.spec import Feature
+
+NPY = ".npy"
+HEADER_BYTES = 4096  # an array's header is far shorter
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member's bytes lie in a tar."""
+
+    tar: Path
+    offset: int
+    size: int
+
+    def read(self, count: int | None = None) -> bytes:
+        """Its bytes, or the first `count` of them."""
+        with open(self.tar, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if count is None else min(count, self.size))
+
+
+@dataclass
+class Index:
+    """What the tars hold.
+
+    Attributes:
+        items: the members of each sample by suffix, by key, in the tars' order.
+        ignored: suffixes that no feature is made of.
+    """
+
+    items: dict[str, dict[str, Member]] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
+
+
+def index_tars(tars: Sequence[Path], features: Mapping[str, str] | None) -> tuple[Index, dict[str, str]]:
+    """Find the samples of the tars, and the feature that each suffix gives; by default `x.npy` gives `x`.
+
+    Raises:
+        UserError: a file is no plain tar, a key stands in two places, or no member gives a feature.
+    """
+    index = Index()
+    for tar in tars:
+        for key, suffix, member in _members(tar):
+            sample = index.items.setdefault(key, {})
+            if suffix in sample or any(other.tar != tar for other in sample.values()):
+                raise UserError(f"{tar}: {key}.{suffix}: this key stands in {next(iter(sample.values())).tar} too")
+            sample[suffix] = member
+    suffixes = {suffix for sample in index.items.values() for suffix in sample}
+    arrays = sorted(suffix for suffix in suffixes if suffix.endswith(NPY) or suffix == NPY[1:])
+    chosen = dict(features) if features else {suffix: suffix.removesuffix(NPY) for suffix in arrays}
+    lacking = chosen.keys() - set(arrays)
+    if lacking or not chosen:
+        missing = ", ".join(sorted(lacking)) or "arrays"
+        raise UserError(f"{tars[0]}: there are no members {missing}; arrays are: {', '.join(arrays) or 'none'}")
+    index.ignored = suffixes - chosen.keys() - {"json"}
+    return index, chosen
+
+
+def read_webdataset(
+    index: Index,
+    features: Mapping[str, str],
+    name: str,
+    modality: Literal["visual", "audio"],
+    about: Mapping[str, JsonValue],
+    advance: Callable[[int], None],
+) -> Foreign:
+    """Describe indexed tars as a column; lengths that differ from item to item may be the first only.
+
+    Args:
+        features: the feature's name by the suffix of its members.
+        about: what is known of how the numbers were made; stands in the spec.
+        advance: called with the bytes read.
+
+    Raises:
+        UserError: a feature's arrays are not all of one dtype and width; names a member.
+    """
+    tars = list(dict.fromkeys(member.tar for sample in index.items.values() for member in sample.values()))
+    described = {feature: _describe(index, suffix) for suffix, feature in features.items()}
+    numerics = {**about, "imported": "webdataset", "sources": digest_files(tars, advance)}
+    spec = make_spec(name=name, modality=modality, numerics=numerics, features=described)
+    uris = {key: f"{next(iter(sample.values())).tar.absolute()}#{key}" for key, sample in index.items.items()}
+
+    def load(key: str) -> tuple[Arrays, dict[str, JsonValue]]:
+        sample = index.items[key]
+        arrays = {feature: _array(sample[s], s) for s, feature in features.items() if s in sample}
+        return arrays, _facts(sample["json"]) if "json" in sample else {}
+
+    return Foreign(spec, uris, load)
+
+
+def _members(tar: Path) -> Iterator[tuple[str, str, Member]]:
+    """Key, suffix and place of each file in a tar; a name is split at the first dot after its folder."""
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                folder, slash, base = info.name.rpartition("/")
+                stem, dot, suffix = base.partition(".")
+                if info.isfile() and dot and stem:
+                    yield folder + slash + stem, suffix, Member(tar, info.offset_data, info.size)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{tar}: {error}; expected an uncompressed tar of WebDataset samples") from None
+
+
+def _describe(index: Index, suffix: str) -> Feature:
+    """Shape and dtype of all the arrays of one suffix that can be read."""
+    found: tuple[int | None, ...] | None = None
+    dtype: Any = None
+    for key, sample in index.items.items():
+        header = _header(sample[suffix]) if suffix in sample else None
+        if header is None:
+            continue
+        shape, kind = header
+        where = f"{sample[suffix].tar}: {key}.{suffix}: {kind} {list(shape)}"
+        if kind not in STORED or not shape:
+            raise UserError(f"{where}; accepted are arrays of {' or '.join(STORED)}")
+        if found is None:
+            found, dtype = shape, kind
+        if kind != dtype or shape[1:] != found[1:]:
+            raise UserError(f"{where}, but the ones before are {dtype} {list(found)}; the first length alone may vary")
+        found = (found[0] if found[0] == shape[0] else None, *found[1:])
+    if found is None:
+        raise UserError(f"no member .{suffix} can be read as an array")
+    return Feature(shape=found, dtype=dtype)
+
+
+def _header(member: Member) -> tuple[tuple[int, ...], str] | None:
+    """Shape and dtype as a member's header states them, or None if it has no such header."""
+    head = io.BytesIO(member.read(HEADER_BYTES))
+    headers: Any = npy  # numpy's own readers of a header are not typed
+    try:
+        read = headers.read_array_header_1_0 if headers.read_magic(head) == (1, 0) else headers.read_array_header_2_0
+        shape, _, dtype = read(head)
+    except ValueError:
+        return None
+    return tuple(int(n) for n in shape), str(dtype.newbyteorder("="))
+
+
+def _array(member: Member, suffix: str) -> NDArray[Any]:
+    try:
+        return little_endian(np.load(io.BytesIO(member.read()), allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise UnusableError("empty" if not member.size else "unreadable", f"{suffix}: {error}") from None
+
+
+def _facts(member: Member) -> dict[str, JsonValue]:
+    try:
+        facts = json.loads(member.read(), parse_constant=_refuse)
+    except ValueError as error:
+        raise UnusableError("unreadable", f"json: {error}") from None
+    if not isinstance(facts, dict):
+        raise UnusableError("unreadable", "json: not an object")
+    return facts
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
