@@ -133,7 +133,7 @@ def test_random_kills_leave_the_store_of_an_undisturbed_run(python, corpus, tmp_
     for column in list_columns(Storage(store)):
         stats = column_stats(column, plan)
         assert stats.usable + len(stats.failures) == len(plan)
-        assert all(fault is None for _, fault in verify_column(column, plan))
+        assert all(checked.fault is None for checked in verify_column(column, plan))
 
 
 def _wait_for_progress(chaos: Chaos, store: Path) -> None:
