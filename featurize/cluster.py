@@ -59,7 +59,7 @@ class Worker:
 
         self.columns()
         encoders = [self._encoders[name] for name in names]
-        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.decoders, careful)
+        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.cpus, careful)
 
 
 @dataclass

@@ -13,8 +13,9 @@ import typer
 
 from featurize.join import JoinReport, join, show
 from featurize.leaks import warn
+from featurize.settings import FeaturizeConfig
 from featurize.sources import Record, Source, read_sources
-from store import Conversation, Corpus, Outline, Storage, UserError, save_conversations
+from store import Conversation, Corpus, Outline, Storage, UserError, load_settings, save_conversations
 from store.console import console
 
 Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
@@ -31,6 +32,9 @@ def plan(
     unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Open every file's header, and look for copies.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the join report with all names here, as JSON.")] = None,
+    estimate: Annotated[Path | None, typer.Option(help="Measure what a run with this configuration will cost.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="With --estimate: items to measure.")] = 16,
+    price: Annotated[float | None, typer.Option(help="With --estimate: of a worker for an hour.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
@@ -45,8 +49,22 @@ def plan(
         _check_seen(each, unseen)
     if not any(source.records for source in read):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
+    config = load_settings(FeaturizeConfig, estimate) if estimate else None
     with contextlib.nullcontext() if dry_run else storage.lock():
-        _plan(storage, read, name, shard_size, write=not dry_run)
+        corpus = _plan(storage, read, name, shard_size, write=not dry_run)
+    if config:
+        _estimate(corpus, config, sample, price)
+
+
+def _estimate(corpus: Corpus, config: FeaturizeConfig, sample: int, price: float | None) -> None:
+    from featurize.estimate import estimate, show
+
+    seen = [item for item in corpus.items if item.bytes]
+    if not seen:
+        raise UserError("--estimate: none of the planned files can be seen from here")
+    console.print(f"measuring {min(sample, len(seen))} items ...")
+    shard = max(len(items) for items in corpus.shards.values())
+    show(estimate(seen, config, sample), len(seen), shard, config, price)
 
 
 def _check_seen(report: JoinReport, unseen: bool) -> None:
@@ -57,7 +75,7 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
         )
 
 
-def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> None:
+def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> Corpus:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     for source in sources:
         new = corpus.append(source.media, shard_size)
@@ -72,11 +90,12 @@ def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size:
     found, keys = by_split(sources, name), corpus.key_of_uri
     warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
     if not write:
-        return
+        return corpus
     corpus.save(storage)
     for each, records in found.items():
         save_conversations(storage, each, [_conversation(record, keys) for record in records])
         console.print(f"conversations {each}: {len(records)} written")
+    return corpus
 
 
 def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:

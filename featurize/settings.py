@@ -174,9 +174,8 @@ class FeaturizeConfig(Settings):
     Attributes:
         columns: one encoder each.
         workers: Ray actors; by default as many as the cluster's CPUs and GPUs admit.
-        cpus: CPU cores (and torch threads) of a worker.
+        cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
         gpus: GPUs of a worker; a fraction shares one.
-        decoders: threads of a worker that decode ahead of the encoder.
         max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
     """
 
@@ -184,5 +183,4 @@ class FeaturizeConfig(Settings):
     workers: Annotated[int, Field(gt=0)] | None = None
     cpus: Annotated[int, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    decoders: Annotated[int, Field(gt=0)] = 2
     max_failed: Annotated[float, Field(ge=0, le=1)] = 1.0

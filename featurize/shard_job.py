@@ -26,7 +26,7 @@ class Batcher:
         self._encoder, self._writer = encoder, writer
         self._rows: deque[NDArray[Any]] = deque()
         self._items: deque[tuple[MediaItem, Units]] = deque()
-        self._encoded: list[NDArray[Any]] = []
+        self._encoded: list[Any] = []
         self._waiting = 0
 
     def push(self, item: MediaItem, units: Units) -> None:
@@ -41,6 +41,7 @@ class Batcher:
         """Encode and write what is left."""
         if self._waiting:
             self._encode(self._waiting)
+        self._write_complete()
         assert not self._items
 
     def _encode(self, size: int) -> None:
@@ -54,14 +55,15 @@ class Batcher:
             batch.append(rows)
             missing -= len(rows)
         self._waiting -= size
-        self._encoded.extend(self._encoder.encode_padded(np.concatenate(batch)))
-        self._write_complete()
+        encoded = self._encoder.encode_padded(np.concatenate(batch))
+        self._write_complete()  # of earlier batches: a GPU is busy with this one meanwhile
+        self._encoded.extend(encoded)
 
     def _write_complete(self) -> None:
         while self._items and len(self._encoded) >= len(self._items[0][1].rows):
             item, units = self._items.popleft()
             count = len(units.rows)
-            rows, self._encoded = np.stack(self._encoded[:count]), self._encoded[count:]
+            rows, self._encoded = self._encoded[:count], self._encoded[count:]
             self._writer.add(item.key, self._encoder.collect(rows, units.index), {"kind": item.kind, **units.facts})
 
 
@@ -69,19 +71,20 @@ def encode_shard(
     items: Sequence[MediaItem],
     encoders: Sequence[Encoder[Any]],
     columns: Sequence[Column],
-    decoders: int,
+    threads: int,
     careful: bool = False,
 ) -> ShardReport:
     """Encode the items of one shard and publish the shard in each column.
 
-    With `careful`, an item that crashes the decoder becomes a record: for shards that lost their worker.
+    `threads` decode ahead of the encoders. With `careful`, for a shard that lost its worker more than once, an item
+    that crashes the decoder becomes a record.
     """
     shard = items[0].shard
     failures: dict[str, list[Failure]] = {column.name: [] for column in columns}
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(column.write_shard(shard)) for column in columns]
         batchers = [Batcher(encoder, writer) for encoder, writer in zip(encoders, writers, strict=True)]
-        for item, prepared in decoded(items, encoders, decoders, careful):
+        for item, prepared in decoded(items, encoders, threads, careful):
             for column, writer, batcher, units in zip(columns, writers, batchers, prepared, strict=True):
                 if isinstance(units, MediaError):
                     failure = Failure(key=item.key, code=units.code, reason=units.reason)

@@ -68,9 +68,7 @@ class Assistant:
         for sense in senses:
             encoder = self._encoder(sense)
             units = encoder.prepare(item, ItemMedia(item, [encoder]))
-            size = encoder.settings.batch
-            encoded = [encoder.encode(units.rows[i : i + size]) for i in range(0, len(units.rows), size)]
-            arrays |= self.info.grid.select(encoder.collect(np.concatenate(encoded), units.index))
+            arrays |= self.info.grid.select(encoder.encode_item(units))
         return arrays
 
     def recall(self, store: str, key: str, senses: Sequence[Sense]) -> Arrays:

@@ -75,6 +75,12 @@ class Column:
         """Make a shard not there, by removing its sidecar."""
         self.storage.remove(self.path(shard_name(shard, "json")))
 
+    def _holds(self, sidecar: Sidecar) -> bool:
+        try:
+            return self.sidecar(sidecar.shard) == sidecar
+        except UserError:
+            return False
+
     @contextlib.contextmanager
     def write_shard(self, shard: int) -> Iterator[ShardWriter]:
         """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
@@ -82,7 +88,8 @@ class Column:
             writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
-            self.withdraw(shard)  # if it is done again: its sidecar does not describe the new tar
+            if not self._holds(sidecar):  # else it stays there: a worker of a killed run may have been quicker
+                self.withdraw(shard)
         save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
 
 

@@ -168,10 +168,14 @@ class Storage:
             path.touch()
         with open(path, "r+b", buffering=0) as handle:
             self._take(handle)
-            for pattern in (f"{TEMPORARY}*", f"*/{TEMPORARY}*", f"*/*/{TEMPORARY}*"):
-                for leftover in Path(self.root).glob(pattern):
-                    leftover.unlink(missing_ok=True)
+            self._clear()
             yield
+            self._clear()  # what writers that were killed on the way left
+
+    def _clear(self) -> None:
+        for pattern in (f"{TEMPORARY}*", f"*/{TEMPORARY}*", f"*/*/{TEMPORARY}*"):
+            for leftover in Path(self.root).glob(pattern):
+                leftover.unlink(missing_ok=True)
 
     def _take(self, handle: FileIO) -> None:
         try:

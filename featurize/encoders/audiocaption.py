@@ -5,6 +5,7 @@ WhisperForConditionalGeneration; the decoder begins with Whisper's own prefix, t
 repository's `model_class.py` adds is that prefix alone, so that no code of it is run here.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
 
     @torch.inference_mode()
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.str_]:
+    def encode(self, rows: NDArray[Any]) -> list[str]:
         """Segments float32 [b, mels, frames] to captions [b]."""
         tokens = GenerationMixin.generate(  # Whisper's own generate would set another prefix
             self.model,
@@ -78,11 +79,11 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
             num_beams=1,
         )
         texts = self.tokenizer.batch_decode(tokens[:, len(self.prompt) :], skip_special_tokens=True)
-        return np.array([text.strip() for text in texts], np.str_)
+        return [text.strip() for text in texts]
 
-    def collect(self, rows: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[str], index: NDArray[np.int64]) -> Arrays:
         """caption.kX [X] for each X of the settings."""
-        return by_count("caption", rows[index], self.settings.segments)
+        return by_count("caption", np.array(rows, np.str_)[index], self.settings.segments)
 
     def _prompt(self) -> list[int]:
         words = self.tokenizer.get_vocab()

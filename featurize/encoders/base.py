@@ -1,8 +1,9 @@
 """What an encoder is: it says what it needs of an item, turns that into rows, and rows into the arrays of a column."""
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from featurize.media import Frames, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
 
+Rows = torch.Tensor | list[str]  # b encoded rows: tokens float32 [b, ...], or texts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 S = TypeVar("S", bound=EncoderSettings)
 T = TypeVar("T", bound=TokenSettings)
@@ -65,30 +67,35 @@ class Encoder(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def encode(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Encode one batch: [b, ...] to [b, ...]."""
+    def encode(self, rows: NDArray[Any]) -> Rows:
+        """Encode one batch of `b` rows to as many; those of a `TokenEncoder` stay on its device."""
 
     @abstractmethod
-    def collect(self, rows: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[Any], index: NDArray[np.int64]) -> Arrays:
         """The arrays of an item, from its encoded rows and the row of each place of its grid."""
 
-    def encode_padded(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def encode_item(self, units: Units) -> Arrays:
+        """The arrays of one item alone."""
+        starts = range(0, len(units.rows), self.settings.batch)
+        batches = [self.encode(units.rows[start : start + self.settings.batch]) for start in starts]
+        return self.collect(list(itertools.chain(*batches)), units.index)
+
+    def encode_padded(self, rows: NDArray[Any]) -> Rows:
         """Encode a batch that may lack rows, at the size of a whole one; the last row fills it up.
 
         Libraries choose their kernels by the batch's size, and kernels differ in rounding. At one size, what comes of
         a row depends on that row alone: not on its shard, its neighbours or the grid it was decoded for.
         """
         missing = self.settings.batch - len(rows)
-        encoded: NDArray[Any] = self.encode(np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]))
-        return encoded[: len(rows)]
+        return self.encode(np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]))[: len(rows)]
 
 
 class TokenEncoder(Encoder[T]):
-    """An encoder whose column holds numbers."""
+    """An encoder whose column holds numbers. Rows are tensors float32 on its device, reduced there by `collect`."""
 
-    def store(self, array: NDArray[np.float32]) -> NDArray[Any]:
-        """Cast to the dtype that the column keeps."""
-        stored = array.astype(self.settings.stored)
+    def store(self, tokens: torch.Tensor) -> NDArray[Any]:
+        """Cast to the dtype that the column keeps, and fetch it from the device."""
+        stored: NDArray[Any] = tokens.to(DTYPES[self.settings.stored]).cpu().numpy()
         assert np.isfinite(stored).all(), f"{self.spec.name}: not finite as {self.settings.stored}"
         return stored
 

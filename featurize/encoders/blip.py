@@ -1,5 +1,6 @@
 """BLIP: captions of frames, through transformers, as a column of texts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class BlipEncoder(Encoder[BlipSettings]):
         return Units(frames.pixels[self.size], frames.index, {"times": [*frames.times]})
 
     @torch.inference_mode()
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.str_]:
+    def encode(self, rows: NDArray[Any]) -> list[str]:
         """Frames uint8 [b, size, size, 3] to captions [b]."""
         pixels = (rows.transpose(0, 3, 1, 2).astype(np.float32) / 255 - self.mean) / self.std
         tokens = self.model.generate(
@@ -71,8 +72,8 @@ class BlipEncoder(Encoder[BlipSettings]):
             num_beams=1,
         )
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return np.array([text.strip() for text in texts], np.str_)
+        return [text.strip() for text in texts]
 
-    def collect(self, rows: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[str], index: NDArray[np.int64]) -> Arrays:
         """A caption for each place of the grid [F]; a still has one."""
-        return {"caption": rows[index]}
+        return {"caption": np.array(rows, np.str_)[index]}

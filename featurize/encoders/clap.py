@@ -11,6 +11,7 @@ import json
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         return fusion_mels(fit(sound[start:end], length), 0, length, self.config)
 
     @torch.inference_mode()
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+    def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Segments [b] to embeddings float32 [b, D].
 
         The spectrogram is always computed in float32; the transformer in the dtype of the settings.
@@ -117,11 +118,11 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         ):
             warnings.simplefilter("ignore")  # laion-clap calls meshgrid as it once was called
             embedding = tower.forward_features(image, longer_idx=longer)["embedding"]
-        return np.asarray(embedding.float().cpu().numpy())
+        return torch.as_tensor(embedding.float())
 
-    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[torch.Tensor], index: NDArray[np.int64]) -> Arrays:
         """audio.kX [X, D] for each X of the settings."""
-        return by_count("audio", self.store(rows[index]), self.settings.segments)
+        return by_count("audio", self.store(torch.stack(list(rows))[index]), self.settings.segments)
 
 
 def fit(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:

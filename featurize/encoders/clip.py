@@ -4,6 +4,7 @@ Dimensions: T frames of the grid, U distinct frames, N patches, D width.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
         return Units(frames.pixels[self.size], frames.index, {"times": [*frames.times]})
 
     @torch.inference_mode()
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+    def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
         pixels = torch.from_numpy(rows).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
         mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
@@ -84,14 +85,16 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
             first = found["image_intermediates_prefix"][0][:, :1]
         else:
             raise UserError(f"{self.settings.encoder}: this tower has no class token; set pooling: mean")
-        return torch.cat([first, patches], 1).float().cpu().numpy()
+        return torch.cat([first, patches], 1).float()
 
-    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[torch.Tensor], index: NDArray[np.int64]) -> Arrays:
         """Temporal [T, D] at the finest T; spatial.tX [N, D] for each X of the grid; a still has the same for all."""
-        arrays = {"temporal": self.store(rows[index, 0])}
+        tokens = torch.stack(list(rows))
+        places = torch.from_numpy(index).to(tokens.device)
+        arrays = {"temporal": self.store(tokens[places, 0])}
         for count in self.settings.frames:
             step = max(1, len(index) // count)
-            arrays[f"spatial.t{count}"] = self.store(rows[index[::step], 1:].mean(0, dtype=np.float32))
+            arrays[f"spatial.t{count}"] = self.store(tokens[places[::step], 1:].mean(0))
         return arrays
 
     def _block(self, layer: int) -> int:

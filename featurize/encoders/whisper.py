@@ -1,6 +1,7 @@
 """Whisper's encoder, through transformers. One audio token for each even segment, for every K asked for."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
 
     @torch.inference_mode()
-    def encode(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+    def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Segments [b] to tokens float32 [b, D]."""
         mel = torch.from_numpy(rows["mel"].copy()).to(self.device, self.dtype)
         found = self.tower(mel, output_hidden_states=True)
@@ -78,11 +79,11 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         counts = torch.from_numpy(rows["states"].copy()).to(self.device)[:, None]
         heard = torch.arange(states.shape[1], device=self.device)[None] < counts
         token = (states * heard[..., None]).sum(1) / counts
-        return np.asarray(token.cpu().numpy())
+        return torch.as_tensor(token)
 
-    def collect(self, rows: NDArray[np.float32], index: NDArray[np.int64]) -> Arrays:
+    def collect(self, rows: Sequence[torch.Tensor], index: NDArray[np.int64]) -> Arrays:
         """audio.kX [X, D] for each X of the settings."""
-        return by_count("audio", self.store(rows[index]), self.settings.segments)
+        return by_count("audio", self.store(torch.stack(list(rows))[index]), self.settings.segments)
 
     def _layer(self, layer: int) -> int:
         count = len(self.tower.layers)

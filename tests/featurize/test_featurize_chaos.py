@@ -27,7 +27,6 @@ CONFIG = {
         {"encoder": "clip:ViT-S-32/random", "layer": 2, "frames": [1, 2], "batch": 3},
     ],
     "workers": 2,
-    "decoders": 1,
 }
 
 

@@ -25,7 +25,7 @@ def item(path, kind="video"):
 
 def features(encoder, path, kind="video"):
     units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), [encoder]))
-    return encoder.collect(encoder.encode(units.rows), units.index)
+    return encoder.encode_item(units)
 
 
 def close(ours, plain, tolerance=1e-3):

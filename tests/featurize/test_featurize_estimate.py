@@ -57,3 +57,16 @@ def test_on_a_gpu_decoding_and_encoding_run_side_by_side():
     assert Estimate(1, 4.0, columns, overlap=True).seconds == 5.0
     assert Estimate(1, 6.0, columns, overlap=True).seconds == 6.0
     assert Estimate(1, 4.0, columns, overlap=False).seconds == 9.0
+
+
+def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, media, tmp_path):
+    """And writes nothing on a dry run."""
+    (tmp_path / "config.yaml").write_text(CONFIG.model_copy(update={"workers": 2}).model_dump_json())
+    words = ["featurize", "plan", media, "--store", tmp_path / "store", "--dry-run"]
+    done = python(*words, "--estimate", tmp_path / "config.yaml", "--sample", 4, "--price", 2.5)
+    assert done.returncode == 0, done.stderr
+    assert "from 4 of 9 items" in done.stdout
+    assert "clip-vit-s-32." in done.stdout
+    assert "with 2 workers, cost 0.0" in done.stdout
+    assert "a shard of 9 items" in done.stdout
+    assert not (tmp_path / "store").exists()

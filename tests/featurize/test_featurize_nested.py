@@ -41,7 +41,7 @@ def encode(tmp_path):
         ]
         encoders = [build_encoder(one) for one in settings]
         columns = [create_column(Storage(tmp_path / name), encoder.spec, {}) for encoder in encoders]
-        encode_shard(items, encoders, columns, decoders=1)
+        encode_shard(items, encoders, columns, threads=1)
         return [ColumnReader(column) for column in columns]
 
     return run
@@ -97,5 +97,5 @@ def test_an_encoder_sees_batches_of_one_size_only(media, monkeypatch, tmp_path):
     sizes, encode = [], encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda rows: (sizes.append(len(rows)), encode(rows))[1])
     item = MediaItem(key="k", uri=str(media / "red-loud.mp4"), kind="video", shard=0, position=0, bytes=None)
-    encode_shard([item], [encoder], [create_column(Storage(tmp_path), encoder.spec, {})], decoders=1)
+    encode_shard([item], [encoder], [create_column(Storage(tmp_path), encoder.spec, {})], threads=1)
     assert sizes == [5]

@@ -86,7 +86,7 @@ def test_bfloat16_runs_and_stays_near(family):
         "clap-fusion": lambda: _rows(rng.uniform(-60, 0, (4, 1001, 64)), "longer", [True, False]),
         "whisper": lambda: _rows(rng.uniform(-1, 1, (80, 3000)), "states", [100, 50]),
     }[family]()
-    exact, near = full.encode(rows), low.encode(rows)
+    exact, near = full.encode(rows).numpy(), low.encode(rows).numpy()
     assert near.dtype == np.float32
     assert np.isfinite(near).all()
     assert 0 < np.linalg.norm(near - exact) < 0.05 * np.linalg.norm(exact)

@@ -1,5 +1,6 @@
 """Whisper's tokens and the captions of BLIP and Whisper equal what the transformers package gives by itself."""
 
+import itertools
 import json
 import math
 import shutil
@@ -40,7 +41,7 @@ def features(encoder, path, kind="video"):
     units = encoder.prepare(item(path, kind), ItemMedia(item(path, kind), [encoder]))
     size = encoder.settings.batch
     encoded = [encoder.encode_padded(units.rows[i : i + size]) for i in range(0, len(units.rows), size)]
-    return encoder.collect(np.concatenate(encoded), units.index)
+    return encoder.collect(list(itertools.chain(*encoded)), units.index)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_captions_are_columns_of_a_store(media, blip, audio_captioner, tmp_path)
         for n, (name, kind) in enumerate([("red-loud.mp4", "video"), ("blue.png", "image"), ("low.wav", "audio")])
     ]
     columns = [create_column(storage, encoder.spec, {}) for encoder in encoders]
-    encode_shard(items, encoders, columns, decoders=1)
+    encode_shard(items, encoders, columns, threads=1)
     seen, told = (ColumnReader(column) for column in columns)
     assert {key: seen.read(key)["caption"].shape for key in ("red-loud-mp4", "blue-png")} == {
         "red-loud-mp4": (4,),
