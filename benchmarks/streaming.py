@@ -188,10 +188,15 @@ def streaming(
     try:
         _write(root, names, items)
         wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
-        for name, count in wanted:
-            children.append(Child(name, count, root))
-            children[-1].wait()
-        rates = [[child.rate(items) for child in children] for _ in range(rounds)]
+        with Meter("starting", len(wanted), "contenders") as meter:
+            for name, count in wanted:
+                children.append(Child(name, count, root))
+                children[-1].wait()
+                meter.advance(1, name)
+        with Meter("measuring", rounds, "rounds") as meter:
+            for _ in range(rounds):
+                rates.append([child.rate(items) for child in children])
+                meter.advance(1, "")
     finally:
         for child in children:
             child.end()
