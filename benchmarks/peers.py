@@ -4,6 +4,8 @@ Each is set as its own documentation advises for speed, without compression, in 
 torch tensors, one contiguous tensor for each feature, because that is what their worker processes share fastest.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +108,10 @@ def read_mosaic(folder: Path, workers: int) -> Iterable[Any]:
     """In order, on one node, without a remote."""
     from streaming import StreamingDataset
 
-    dataset = StreamingDataset(local=str(folder), batch_size=BATCH, shuffle=False, num_canonical_nodes=1)
+    own = folder / f"links-{workers}"  # two processes that are not of one job may not share a folder
+    if not own.exists():
+        shutil.copytree(folder, own, copy_function=os.link, ignore=shutil.ignore_patterns("links-*"))
+    dataset = StreamingDataset(local=str(own), batch_size=BATCH, shuffle=False, num_canonical_nodes=1)
     return _loader(dataset, workers, batch_size=BATCH)
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
 from store import Candidate, ColumnReader, ColumnSpec, Corpus, Feature, Storage, Stream, create_column, open_column
-from store.console import console, make_app, run
+from store.console import Meter, console, make_app, run
 
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 COLUMN = "clip-vit-l-14"
@@ -184,13 +184,19 @@ def streaming(
     names = [name for name in (*OURS, *PEERS) if not only or name in only.split(",")]
     root = folder or Path(tempfile.mkdtemp())
     children: list[Child] = []
+    rates: list[list[float]] = []
     try:
         _write(root, names, items)
         wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
-        for name, count in wanted:
-            children.append(Child(name, count, root))
-            children[-1].wait()
-        rates = [[child.rate(items) for child in children] for _ in range(rounds)]
+        with Meter("starting", len(wanted), "contenders") as meter:
+            for name, count in wanted:
+                children.append(Child(name, count, root))
+                children[-1].wait()
+                meter.advance(1, name)
+        with Meter("measuring", rounds, "rounds") as meter:
+            for _ in range(rounds):
+                rates.append([child.rate(items) for child in children])
+                meter.advance(1, "")
     finally:
         for child in children:
             child.end()
