@@ -28,6 +28,7 @@ import typer
 from PIL import Image
 from rich.table import Table
 
+import featurize.decode
 from featurize.decode import decoded
 from featurize.encoders import Encoder, build_encoder
 from featurize.grid import frame_indices
@@ -37,8 +38,7 @@ from store import MediaItem, Storage, create_column
 from store.console import console, make_app, run
 
 app = make_app("Featurizing against its ceilings, a plain script, and separate passes.")
-Threads = Annotated[int, typer.Option(help="Torch threads, for every contender.")]
-Decoders = Annotated[int, typer.Option(help="Decoding threads, for every contender but the plain script.")]
+Threads = Annotated[int, typer.Option(help="Torch and decoding threads, for every contender.")]
 Videos = Annotated[int, typer.Option(help="Videos in the corpus.")]
 Rounds = Annotated[int, typer.Option(help="Times each is run, in turns.")]
 
@@ -49,24 +49,24 @@ def corpus(videos: int) -> list[MediaItem]:
     return [MediaItem(f"clip-{n}", str(clips[n % len(clips)]), "video", 0, n, None) for n in range(videos)]
 
 
-def ours(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], decoders: int) -> None:
+def ours(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
     """A shard, as a worker of `featurize run` encodes it: decode, encode, checksums, tar, sidecar, fsync."""
     with tempfile.TemporaryDirectory() as folder:
         columns = [create_column(Storage(folder), encoder.spec, {}) for encoder in encoders]
-        report = encode_shard(items, encoders, columns, decoders)
+        report = encode_shard(items, encoders, columns, threads)
         assert not any(f.code != "absent" for failures in report.failures.values() for f in failures), report
 
 
-def decoder_alone(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], decoders: int) -> None:
+def decoder_alone(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
     """The same decoding, and nothing done with it."""
-    for _ in decoded(items, encoders, decoders):
+    for _ in decoded(items, encoders, threads):
         pass
 
 
 def encoder_alone(batches: Sequence[np.ndarray], encoder: Encoder[Any]) -> None:
     """The same batches, in memory before the clock starts."""
     for batch in batches:
-        encoder.encode(batch)
+        encoder.encode_padded(batch)
 
 
 def plain_script(items: Sequence[MediaItem], encoder: Encoder[Any], frames: int) -> None:
@@ -78,7 +78,7 @@ def plain_script(items: Sequence[MediaItem], encoder: Encoder[Any], frames: int)
             chosen = [images[i] for i in frame_indices(len(images), frames).tolist()]
             size = (encoder.size, encoder.size)  # type: ignore[attr-defined]
             rows = np.stack([np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in chosen])
-            tokens = encoder.encode(rows)
+            tokens = encoder.encode(rows).numpy(force=True)  # type: ignore[union-attr]
             arrays = {"temporal": tokens[:, 0].astype("f2"), "spatial": tokens[:, 1:].mean(0).astype("f2")}
             (Path(folder) / f"{item.key}.pkl").write_bytes(pickle.dumps(arrays))
 
@@ -91,7 +91,6 @@ def pipeline(
     frames: int = 32,
     dtype: str = "float32",
     threads: Threads = os.cpu_count() or 1,
-    decoders: Decoders = 2,
     rounds: Rounds = 3,
 ) -> None:
     """Print median seconds of each contender, and the ratios."""
@@ -101,21 +100,19 @@ def pipeline(
     )
     clip = build_encoder(settings)
     items = corpus(videos)
-    rows = np.concatenate([units.rows for _, (units,) in decoded(items, [clip], decoders)])  # type: ignore[union-attr]
+    rows = np.concatenate([units.rows for _, (units,) in decoded(items, [clip], threads)])  # type: ignore[union-attr]
     batches = np.array_split(rows, range(32, len(rows), 32))
     taken = _race(
         {
             "encoder alone": lambda: encoder_alone(batches, clip),
-            "decoder alone": lambda: decoder_alone(items, [clip], decoders),
-            "avllm": lambda: ours(items, [clip], decoders),
+            "decoder alone": lambda: decoder_alone(items, [clip], threads),
+            "avllm": lambda: ours(items, [clip], threads),
             "plain script": lambda: plain_script(items, clip, frames),
         },
         rounds,
     )
     slower = max(taken["encoder alone"], taken["decoder alone"])
-    _machine(
-        f"{encoder} layer {layer}, {dtype}, {frames} frames, {videos} videos, {threads} threads, {decoders} decoders"
-    )
+    _machine(f"{encoder} layer {layer}, {dtype}, {frames} frames, {videos} videos, {threads} threads")
     _table(taken, videos)
     both = taken["encoder alone"] + taken["decoder alone"]
     console.print(f"avllm reaches {slower / taken['avllm']:.2f} of the slower of encoder alone and decoder alone")
@@ -128,7 +125,6 @@ def nested(
     videos: Videos = 3,
     visual: Annotated[str, typer.Option(help="Visual encoder.")] = "clip:ViT-B-32/random",
     threads: Threads = os.cpu_count() or 1,
-    decoders: Decoders = 2,
     rounds: Rounds = 3,
 ) -> None:
     """Print seconds of one nested pass beside the sum of one pass for each T and for each K, and count the decodes."""
@@ -146,15 +142,40 @@ def nested(
         apart = [build_encoder(towers[grid]((size,))) for size in sizes]
         taken = _race(
             {
-                f"one pass for all {grid}": lambda m=members, e=together: ours(m, [e], decoders),  # type: ignore[misc]
-                f"a pass for each {grid}": lambda m=members, a=apart: [ours(m, [e], decoders) for e in a],  # type: ignore[misc]
+                f"one pass for all {grid}": lambda m=members, e=together: ours(m, [e], threads),  # type: ignore[misc]
+                f"a pass for each {grid}": lambda m=members, a=apart: [ours(m, [e], threads) for e in a],  # type: ignore[misc]
             },
             rounds,
         )
         one, each = taken.values()
         _machine(f"{grid} in {', '.join(map(str, sizes))}; {together.spec.name}; {len(members)} files")
         _table(taken, len(members))
+        decodes = [_decodes(lambda m=members, e=e: ours(m, [e], threads)) for e in (together, *apart)]  # type: ignore[misc]
         console.print(f"the nested pass takes {one / each:.2f} of the separate passes' time")
+        console.print(f"files decoded: {decodes[0]} against {sum(decodes[1:])}")
+
+
+def _decodes(work: Callable[[], Any]) -> int:
+    """How often `work` has a video or a sound decoded."""
+    count = 0
+
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*words: Any) -> Any:
+            nonlocal count
+            count += 1
+            return read(*words)
+
+        return call
+
+    readers = {name: getattr(featurize.decode, name) for name in ("read_video", "read_audio")}
+    try:
+        for name, read in readers.items():
+            setattr(featurize.decode, name, counted(read))
+        work()
+    finally:
+        for name, read in readers.items():
+            setattr(featurize.decode, name, read)
+    return count
 
 
 def _race(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
