@@ -35,6 +35,9 @@ $(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
 bench: $(BENCH)/.done
 	$(BENCH)/bin/python -m benchmarks.streaming streaming
 	$(PY) -m benchmarks.growth growth
+	$(PY) -m benchmarks.featurizing pipeline
+	$(PY) -m benchmarks.featurizing pipeline --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
+	$(PY) -m benchmarks.featurizing nested
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info
