@@ -82,7 +82,7 @@ def epoch(folder: Path, items: int, per_shard: int) -> None:
 def verify(folder: Path, items: int, per_shard: int) -> None:
     """Every byte against its checksum."""
     storage = Storage(folder)
-    faults = [fault for _, fault in verify_column(open_column(storage, NAME), Corpus.load(storage))]
+    faults = [checked.fault for checked in verify_column(open_column(storage, NAME), Corpus.load(storage))]
     assert faults == [None] * -(-items // per_shard)
 
 

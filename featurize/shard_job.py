@@ -23,6 +23,7 @@ class Batcher:
     """
 
     def __init__(self, encoder: Encoder[Any], writer: ShardWriter) -> None:
+        self.failures: list[Failure] = []
         self._encoder, self._writer = encoder, writer
         self._rows: deque[NDArray[Any]] = deque()
         self._items: deque[tuple[MediaItem, Units]] = deque()
@@ -36,6 +37,12 @@ class Batcher:
         self._waiting += len(units.rows)
         while self._waiting >= self._encoder.settings.batch:
             self._encode(self._encoder.settings.batch)
+
+    def fail(self, item: MediaItem, error: MediaError) -> None:
+        """Record an item that the column will not hold."""
+        failure = Failure(key=item.key, code=error.code, reason=error.reason)
+        self.failures.append(failure)
+        self._writer.fail(failure)
 
     def flush(self) -> None:
         """Encode and write what is left."""
@@ -64,7 +71,12 @@ class Batcher:
             item, units = self._items.popleft()
             count = len(units.rows)
             rows, self._encoded = self._encoded[:count], self._encoded[count:]
-            self._writer.add(item.key, self._encoder.collect(rows, units.index), {"kind": item.kind, **units.facts})
+            try:
+                arrays = self._encoder.collect(rows, units.index)
+            except MediaError as error:
+                self.fail(item, error)
+            else:
+                self._writer.add(item.key, arrays, {"kind": item.kind, **units.facts})
 
 
 def encode_shard(
@@ -80,18 +92,16 @@ def encode_shard(
     that crashes the decoder becomes a record.
     """
     shard = items[0].shard
-    failures: dict[str, list[Failure]] = {column.name: [] for column in columns}
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(column.write_shard(shard)) for column in columns]
         batchers = [Batcher(encoder, writer) for encoder, writer in zip(encoders, writers, strict=True)]
         for item, prepared in decoded(items, encoders, threads, careful):
-            for column, writer, batcher, units in zip(columns, writers, batchers, prepared, strict=True):
+            for batcher, units in zip(batchers, prepared, strict=True):
                 if isinstance(units, MediaError):
-                    failure = Failure(key=item.key, code=units.code, reason=units.reason)
-                    failures[column.name].append(failure)
-                    writer.fail(failure)
+                    batcher.fail(item, units)
                 else:
                     batcher.push(item, units)
         for batcher in batchers:
             batcher.flush()
+    failures = {column.name: batcher.failures for column, batcher in zip(columns, batchers, strict=True)}
     return ShardReport(shard, len(items), failures)

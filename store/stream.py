@@ -272,9 +272,10 @@ def _choose(readers: Sequence[ColumnReader], names: Sequence[str] | None) -> lis
             spec = reader.column.spec.features[name]
             if spec.dtype != TEXT:
                 found[name] = _Feature(name, column, number, spec.dtype, spec.shape)
-    for name in found if names is None else names:
+    chosen = list(found) if names is None else names
+    for name in chosen:
         if name not in found:
             raise UserError(f"feature {name!r}: the columns have {', '.join(sorted(found))}")
         if None in found[name].shape[1:]:
             raise UserError(f"feature {name!r}: {found[name].shape} varies in more than its length")
-    return [found[name] for name in names or found]
+    return [found[name] for name in chosen]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from featurize.media import Frames, Sound
+from featurize.media import Frames, MediaError, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
 
@@ -94,9 +94,16 @@ class TokenEncoder(Encoder[T]):
     """An encoder whose column holds numbers. Rows are tensors float32 on its device, reduced there by `collect`."""
 
     def store(self, tokens: torch.Tensor) -> NDArray[Any]:
-        """Cast to the dtype that the column keeps, and fetch it from the device."""
+        """Cast to the dtype that the column keeps, and fetch it from the device.
+
+        Raises:
+            MediaError: a number is not finite in it.
+        """
         stored: NDArray[Any] = tokens.to(DTYPES[self.settings.stored]).cpu().numpy()
-        assert np.isfinite(stored).all(), f"{self.spec.name}: not finite as {self.settings.stored}"
+        if not np.isfinite(stored).all():
+            raise MediaError(
+                "unreadable", f"its tokens are not finite as {self.settings.stored}; stored: float32 holds more"
+            )
         return stored
 
 
