@@ -99,3 +99,17 @@ def test_an_encoder_sees_batches_of_one_size_only(media, monkeypatch, tmp_path):
     item = MediaItem(key="k", uri=str(media / "red-loud.mp4"), kind="video", shard=0, position=0, bytes=None)
     encode_shard([item], [encoder], [create_column(Storage(tmp_path), encoder.spec, {})], threads=1)
     assert sizes == [5]
+
+
+def test_tokens_too_large_for_their_dtype_are_a_record(media, monkeypatch, tmp_path):
+    """One odd file must not end a run of a million; nor may infinities reach the projectors."""
+    encoder = build_encoder(ClipSettings(encoder="clip:ViT-S-32/random", layer=1, frames=(2,), batch=4))
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda rows: encode(rows) * 1e9)
+    item = MediaItem(key="blue", uri=str(media / "blue.png"), kind="image", shard=0, position=0, bytes=None)
+    column = create_column(Storage(tmp_path), encoder.spec, {})
+    report = encode_shard([item], [encoder], [column], threads=1)
+    (failure,) = report.failures[column.name]
+    assert (failure.key, failure.code) == ("blue", "unreadable")
+    assert "stored: float32" in failure.reason
+    assert column.sidecar(0).items == ()
