@@ -175,13 +175,13 @@ class Child:
 def streaming(
     items: Annotated[int, typer.Option(help="Items of 590 kB, a multiple of 64.")] = 1024,
     rounds: Annotated[int, typer.Option(help="Epochs of each, interleaved.")] = 9,
-    only: Annotated[str, typer.Option(help="Comma-separated contenders; all if empty.")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="Contenders; all if not given.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the data are written, and left; temporary if not given.")
     ] = None,
 ) -> None:
     """Print the median samples a second of each, and the median of its ratio to the ceiling of the same round."""
-    names = [name for name in (*OURS, *PEERS) if not only or name in only.split(",")]
+    names = [name for name in (*OURS, *PEERS) if not only or name in only]
     root = folder or Path(tempfile.mkdtemp())
     children: list[Child] = []
     rates: list[list[float]] = []

@@ -163,7 +163,7 @@ class Stream:
         Raises:
             DamagedError: an item is damaged, and no more are tolerated.
         """
-        slots = [_Slot(self._allocate) for _ in range(threads + 2 if threads else 1)]
+        slots = [_Slot(self._allocate) for _ in range(threads + 1)]
         coming: deque[Future[StreamBatch]] = deque()
         with ThreadPoolExecutor(max(1, threads)) as pool, ThreadPoolExecutor(FETCHERS) as fetchers:
             try:
