@@ -162,7 +162,7 @@ def test_fusion_tokens_equal_the_packages_own_forward(media, fusion_checkpoint, 
         ClapSettings(encoder=f"clap:HTSAT-tiny/{path}", fusion=True, segments=(1, 4), stored="float32")
     )
     ours = features(encoder, tmp_path / "noise.wav", "audio")
-    sound = read_audio(str(tmp_path / "noise.wav"), 48_000, 60)
+    sound = read_audio(str(tmp_path / "noise.wav"), [48_000], 60)[48_000]
     count = len(sound)
     quarters = [fusion_mels(fit(sound[n * count // 4 : (n + 1) * count // 4], 480_000), 0, 480_000, encoder.config)
                 for n in range(4)]  # fmt: skip

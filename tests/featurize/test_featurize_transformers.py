@@ -95,7 +95,7 @@ def test_whisper_tokens_equal_the_packages_own_forward(media, whisper, layer, bl
         WhisperSettings(encoder=f"whisper:tiny/{folder}", layer=layer, segments=(1, 2), stored="float32", batch=3)
     )
     ours = features(encoder, media / "red-loud.mp4")
-    sound = read_audio(str(media / "red-loud.mp4"), 16_000, 60)
+    sound = read_audio(str(media / "red-loud.mp4"), [16_000], 60)[16_000]
     count = len(sound)
     np.testing.assert_allclose(ours["audio.k1"][0], heard(tower, sound[0:count], blocks), rtol=1e-3, atol=1e-4)
     for row, (a, b) in enumerate([(0, count // 2), (count // 2, count)]):
@@ -107,7 +107,7 @@ def test_of_a_long_segment_whisper_hears_the_middle(whisper, long_sound):
     """Whisper takes 30 s; of 40 s the middle ones are the same every time."""
     folder, tower = whisper
     encoder = build_encoder(WhisperSettings(encoder=f"whisper:tiny/{folder}", segments=(1,), stored="float32", batch=1))
-    sound = read_audio(str(long_sound), 16_000, 60)
+    sound = read_audio(str(long_sound), [16_000], 60)[16_000]
     ours = features(encoder, long_sound, "audio")["audio.k1"][0]
     np.testing.assert_allclose(ours, heard(tower, sound[80_000:560_000], 4), rtol=1e-3, atol=1e-4)
 
@@ -203,7 +203,7 @@ def test_audio_captions_equal_plain_generate(media, audio_captioner):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     words = [*PREFIX, *tokenizer.tokenize("clotho > caption: ")]
     prompt = torch.tensor([tokenizer.convert_tokens_to_ids(words)])
-    sound = read_audio(str(media / "red-loud.mp4"), 16_000, 60)
+    sound = read_audio(str(media / "red-loud.mp4"), [16_000], 60)[16_000]
     plain = []
     for n in range(4):
         piece = sound[n * len(sound) // 4 : (n + 1) * len(sound) // 4]
