@@ -133,12 +133,16 @@ class Stream:
         self._tolerate, self._allocate = tolerate, allocate
         self._features = _choose(readers, features)
         self._tars = Tars(readers)
+        self._slots: list[_Slot] = []  # of earlier epochs: memory that is new is paid for at its first touch
         self.replaced: dict[int, Replacement] = {}
         rows = [[-1 if key is None else reader.index.row.get(key, -1) for key in keys] for reader in readers]
         self._rows = np.array(rows, np.int64).reshape(len(readers), len(keys))
         for place in np.flatnonzero((self._rows < 0).all(axis=0)):
             if (key := keys[place]) is not None:
                 readers[0].row(key)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_slots": []}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -163,7 +167,7 @@ class Stream:
         Raises:
             DamagedError: an item is damaged, and no more are tolerated.
         """
-        slots = [_Slot(self._allocate) for _ in range(threads + 1)]
+        slots = [self._slots.pop() if self._slots else _Slot(self._allocate) for _ in range(threads + 1)]
         coming: deque[Future[StreamBatch]] = deque()
         with ThreadPoolExecutor(max(1, threads)) as pool, ThreadPoolExecutor(FETCHERS) as fetchers:
             try:
@@ -180,6 +184,7 @@ class Stream:
             finally:
                 pool.shutdown(cancel_futures=True)
                 fetchers.shutdown(cancel_futures=True)
+                self._slots += slots
 
     def _admit(self, batch: StreamBatch) -> StreamBatch:
         for replacement in batch.replaced:
