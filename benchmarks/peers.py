@@ -86,7 +86,7 @@ def write_litdata(folder: Path, samples: list[Sample]) -> None:
 
 
 def read_litdata(folder: Path, workers: int) -> Iterable[Any]:
-    """Items decoded one by one, which is faster here than whole windows."""
+    """Without its shuffling; items decoded one by one."""
     import litdata
 
     dataset = litdata.StreamingDataset(str(folder), shuffle=False, batch_decode=1)
