@@ -218,7 +218,7 @@ def _write(root: Path, names: list[str], items: int) -> None:
 
 
 def _read_back(folder: Path) -> None:
-    """Have the files in the cache as reading brings them there: as written, pages lie as the writer's calls cut them."""
+    """Have the files in the cache as reading brings them there: as written, pages lie as the writer cut them."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb", buffering=0) as file:
