@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.done
 BENCH := .venv-bench
+BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it: waiting threads do not spin
 
 .PHONY: demo test lint bench clean
 
@@ -33,11 +34,11 @@ $(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
 	touch $(BENCH)/.done
 
 bench: $(BENCH)/.done
-	$(BENCH)/bin/python -m benchmarks.streaming streaming
+	$(BENCH)/bin/python -m benchmarks.streaming streaming --python $(PY)
 	$(PY) -m benchmarks.growth growth
-	$(PY) -m benchmarks.featurizing pipeline
-	$(PY) -m benchmarks.featurizing pipeline --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
-	$(PY) -m benchmarks.featurizing nested
+	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
+	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
+	$(BUSY) -m benchmarks.featurizing nested
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info

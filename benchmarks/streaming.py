@@ -137,9 +137,9 @@ def serve(name: str, count: int, folder: Path) -> None:
 class Child:
     """A contender's process."""
 
-    def __init__(self, name: str, count: int, folder: Path) -> None:
+    def __init__(self, python: str, name: str, count: int, folder: Path) -> None:
         self.name, self.count = name, count
-        words = [sys.executable, "-m", "benchmarks.streaming", "serve", name, str(count), str(folder)]
+        words = [python, "-m", "benchmarks.streaming", "serve", name, str(count), str(folder)]
         self.log = open(folder / f"{name}-{count}.log", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1
@@ -179,6 +179,7 @@ def streaming(
     folder: Annotated[
         Path | None, typer.Option(help="Where the data are written, and left; temporary if not given.")
     ] = None,
+    python: Annotated[str, typer.Option(help="The project's own environment, in which ours run.")] = sys.executable,
 ) -> None:
     """Print the median samples a second of each, and the median of its ratio to the ceiling of the same round."""
     names = [name for name in (*OURS, *PEERS) if not only or name in only]
@@ -190,7 +191,7 @@ def streaming(
         wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
         with Meter("starting", len(wanted), "contenders") as meter:
             for name, count in wanted:
-                children.append(Child(name, count, root))
+                children.append(Child(python if name in OURS else sys.executable, name, count, root))
                 children[-1].wait()
                 meter.advance(1, name)
         with Meter("measuring", rounds, "rounds") as meter:
@@ -202,7 +203,7 @@ def streaming(
             child.end()
         if folder is None:
             shutil.rmtree(root)
-    _report(wanted, np.array(rates))
+    _report(python, wanted, np.array(rates))
 
 
 def _write(root: Path, names: list[str], items: int) -> None:
@@ -228,13 +229,17 @@ def _read_back(folder: Path) -> None:
                     pass
 
 
-def _report(wanted: list[tuple[str, int]], rates: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> None:
-    packages = ["numpy", "xxhash", "torch", *(peer.package for peer in PEERS.values())]
+def _report(
+    python: str, wanted: list[tuple[str, int]], rates: "np.ndarray[tuple[int, int], np.dtype[np.float64]]"
+) -> None:
+    packages = ["torch", *(peer.package for peer in PEERS.values())]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    asked = "from importlib.metadata import version; print(', '.join(f'{n} {version(n)}' for n in ('numpy', 'xxhash')))"
+    ours_versions = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     console.print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    console.print(f"Python {platform.python_version()}, {versions}")
+    console.print(f"Python {platform.python_version()}, {versions}; ours: {ours_versions}")
     table = Table("reader", "threads or workers", "samples/s", "of the ceiling", "worst and best round")
     for (name, count), mine in zip(wanted, rates.T, strict=True):
         ratios = mine / rates[:, 0]
