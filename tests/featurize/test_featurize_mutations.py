@@ -234,6 +234,7 @@ def test_a_run_over_300_damaged_files_accounts_for_each(python, sound_files, tmp
     code, peaks, output = watched(["featurize", "run", "--store", store, "--config", tmp_path / "config.yaml"])
     assert code == 0, output
     worker = max(peaks.values())
+    print(output, f"peak of the largest process: {worker >> 20} MiB")
     assert (200 << 20) < worker < LIMIT, peaks
 
     storage = Storage(store)
