@@ -98,7 +98,7 @@ def corpus(tmp_path, media, bad_media) -> list[Path]:
     folder = tmp_path / "many"
     folder.mkdir()
     files = [*sorted(media.iterdir()), *sorted(bad_media.iterdir())]
-    for number in range(24 * KILLS):
+    for number in range(60 * KILLS):
         source = files[number % len(files)]
         shutil.copy(source, folder / f"{number:04d}-{source.name}")
     return folder
