@@ -20,8 +20,12 @@ def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrid
     The encoding is `python -m featurize run` in a process of its own; `overrides` are words for it, such as `gpus=1`.
 
     Raises:
-        UserError: the column does not say how it was built, or another process writes to the store.
+        UserError: the column was imported or does not say how it was built, or another process writes to the store.
     """
+    if "imported" in column.build:
+        raise UserError(
+            f"{column.name}: was imported; its damaged shards cannot be encoded again here: import it again"
+        )
     if not column.build:
         raise UserError(f"{column.name}: its column.json does not say how it was built; encode it again by hand")
     with column.storage.lock():

@@ -17,11 +17,13 @@ from store import (
     DamagedError,
     Turn,
     UserError,
+    create_column,
     load_conversations,
     open_column,
     save_conversations,
     verify_column,
 )
+from store.repair import repair_shards
 from store.sealed import seal_json, seal_table, unseal_table
 from store.verify import unknown_files, verify_tables
 
@@ -233,3 +235,12 @@ def test_the_command_says_what_to_do(small):
     assert "restore a copy" in out
     shutil.rmtree(storage.path("columns"))
     assert "settings are for --repair" in verify(storage.url, "gpus=1")[2]
+
+
+def test_an_imported_column_is_not_repaired_but_imported_again(disk):
+    """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
+    column = create_column(disk.storage, disk.spec.model_copy(update={"name": "theirs"}), {"imported": "webdataset"})
+    disk.fill(column, 0, ["clip-0"])
+    with pytest.raises(UserError, match="was imported; .* import it again"):
+        repair_shards(column, disk.corpus, [0], [])
+    assert column.shards() == [0]
