@@ -241,6 +241,6 @@ def test_an_imported_column_is_not_repaired_but_imported_again(disk):
     """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
     column = create_column(disk.storage, disk.spec.model_copy(update={"name": "theirs"}), {"imported": "webdataset"})
     disk.fill(column, 0, ["clip-0"])
-    with pytest.raises(UserError, match="was imported; .* import it again"):
+    with pytest.raises(UserError, match=r"was imported; .* import it again"):
         repair_shards(column, disk.corpus, [0], [])
     assert column.shards() == [0]
