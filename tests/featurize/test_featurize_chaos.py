@@ -74,8 +74,7 @@ class Chaos:
         self.start()
 
     def kill_worker(self) -> None:
-        children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if any("ray::Worker" in word for word in child.cmdline()[:1])]
+        workers = [child for child in psutil.Process().children(recursive=True) if _is_worker(child)]
         if workers:
             self.random.choice(workers).kill()
         else:  # none is up yet
@@ -90,6 +89,13 @@ class Chaos:
         self.driver.kill()
         self.driver.wait()
         self.cluster.shutdown()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("ray::Worker" in word for word in process.cmdline()[:1])
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 @pytest.fixture
