@@ -11,14 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import xxhash
-
 from store.column import Column
 from store.errors import DamagedError, UserError
-from store.shard import shard_name
+from store.shard import shard_name, tar_checksum
 
 DEFAULT_GB = 50.0
-BLOCK_BYTES = 4 << 20
 HANDED_OUT = 5.0  # seconds for which a path that was returned is sure to be there; a mapped file outlives its name
 
 
@@ -90,11 +87,8 @@ def _fetch(column: Column, shard: int, path: Path, size: int, digest: str) -> No
 
 
 def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return tar_checksum(file)
 
 
 def _make_room(folder: Path, size: int) -> None:

@@ -76,7 +76,7 @@ def unseal_table(data: bytes, newest: int, where: str) -> pa.Table:
         raise DamagedError(f"{where}: differs from its checksum, or another program wrote it")
     file = pq.ParquetFile(pa.BufferReader(data))
     check_format(int(file.metadata.metadata[b"avllm.format"]), newest, where)
-    return file.read(use_threads=False)  # threads that still start when a command ends at once abort it
+    return file.read(use_threads=False)  # threads are suspected of aborts at exit
 
 
 def _digest(data: bytes | bytearray, start: int) -> bytes:

@@ -6,7 +6,6 @@ so a reader needs no tar parsing, and the items that failed, each with its reaso
 
 import io
 import json
-import math
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal
@@ -22,6 +21,7 @@ from store.spec import FORMAT, Feature, canonical_json
 from store.storage import Storage
 
 TEXT = "text"
+BLOCK_BYTES = 4 << 20
 FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
 
 
@@ -37,11 +37,6 @@ class ArrayEntry(Settings):
     dtype: str
     xxh3: str
     size: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the tar from `offset` on."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape) if self.size is None else self.size
 
 
 class Item(Settings):
@@ -138,17 +133,22 @@ class ShardWriter:
         self._tar.close()
         size = self._file.tell()
         self._file.seek(0)
-        digest = xxhash.xxh3_128()
-        while block := self._file.read(1 << 20):
-            digest.update(block)
         return Sidecar(
             shard=shard,
             column=column,
             tar_bytes=size,
-            tar_xxh3=digest.hexdigest(),
+            tar_xxh3=tar_checksum(self._file),
             items=tuple(self._items),
             failed=tuple(self._failed),
         )
+
+
+def tar_checksum(file: BinaryIO) -> str:
+    """The xxh3-128 of a file from where it stands to its end, as a sidecar's `tar_xxh3` has it."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-import xxhash
-
 from store.column import Column
 from store.corpus import MediaItem
 from store.errors import DamagedError
-from store.shard import Sidecar, save_sidecar, shard_name
-
-BLOCK_BYTES = 4 << 20
+from store.shard import Sidecar, save_sidecar, shard_name, tar_checksum
 
 
 def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) -> None:
@@ -50,8 +46,5 @@ def check_plan(column: Column, sidecar: Sidecar, items: list[MediaItem]) -> None
 
 
 def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return tar_checksum(file)
