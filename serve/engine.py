@@ -133,7 +133,7 @@ class Assistant:
                 )
         rows = rows_of(question.arrays)
         tokens = tokenize(question.turns, rows, self.tokenizer, self.info.prompt, open_ended=True)
-        return Sample(tokens, question.arrays, "question")
+        return Sample(tokens, question.arrays, question.turns[-1].modality, "question")
 
     def _trained(self, sense: Sense) -> Any:
         if sense not in self.info.columns:

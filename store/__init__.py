@@ -14,7 +14,7 @@ from store.conversation import (
 )
 from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
 from store.errors import DamagedError, UserError
-from store.order import Mixture, Order, places_of
+from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
 from store.shard import Failure, FailureCode, ShardWriter, Sidecar
@@ -25,6 +25,7 @@ from store.verify import Checked, ColumnStats, column_stats, verify_column
 
 __all__ = [
     "MODALITIES",
+    "ORDER_VERSION",
     "Arrays",
     "Candidate",
     "Checked",
@@ -44,7 +45,9 @@ __all__ = [
     "Modality",
     "Order",
     "Outline",
+    "Phase",
     "Replacement",
+    "Schedule",
     "Settings",
     "ShardWriter",
     "Sidecar",

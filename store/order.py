@@ -1,17 +1,18 @@
 """The order of training: an endless stream whose every place is a pure function of a seed.
 
-`Order` permutes one pool of conversations; `Mixture` says which pool stands at each place of the stream. Both are
-closed-form, so a run resumes at any step, and every number of ranks sees the same global batches.
+`Order` permutes one pool of conversations; `Schedule` says how many of each pool stand in each global batch, and
+`Mixture` in which order. All are pure functions of the place, so a run resumes at any step, and every number of ranks
+sees the same global batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2  # 2: the shares are exact in every global batch
 BLOCK = 100  # neighbours kept together, so that reading stays nearly sequential
 WINDOW = 16  # blocks shuffled together
 
@@ -111,3 +112,62 @@ class Mixture:
         period, offset = divmod(place, self.period)
         pool = int(self._pool[offset])
         return self.names[pool], int(period * self._counts[pool] + self._before[offset, pool])
+
+
+class Phase(NamedTuple):
+    """A part of a run: so many steps with integer weights of groups of pools, some of which may be zero."""
+
+    steps: int
+    weights: Mapping[str, int]
+
+
+class Schedule:
+    """Which pool stands at each place of a run, with shares that are exact to rounding in every global batch.
+
+    Pools stand in groups (the modalities, each with the data sets that have it). In a phase each batch holds, of each
+    group, its share of G rounded down or up, and the running counts stay within two of the shares; the places of a
+    group are shared out among its pools in the same way.
+
+    Args:
+        global_batch: G.
+        phases: one after the other.
+        pools: for each group, the integer weight of each of its pools.
+    """
+
+    def __init__(self, global_batch: int, phases: Sequence[Phase], pools: Mapping[str, Mapping[str, int]]) -> None:
+        self.global_batch = global_batch
+        self.steps = sum(phase.steps for phase in phases)
+        groups = [_share_out(np.full(p.steps, global_batch), [p.weights.get(g, 0) for g in pools]) for p in phases]
+        in_groups = np.concatenate(groups)
+        counts = [_share_out(in_groups[:, i], list(weights.values())) for i, weights in enumerate(pools.values())]
+        self.names = tuple(name for weights in pools.values() for name in weights)
+        self.counts = np.concatenate(counts, axis=1)
+        self._before = np.concatenate([np.zeros((1, len(self.names)), np.int64), np.cumsum(self.counts, axis=0)])
+        self._mixture = lru_cache(maxsize=256)(self._mixture_of)
+
+    def __getitem__(self, place: int) -> tuple[str, int]:
+        """The pool at a place of the run, and how many of that pool stand before it (its cursor)."""
+        step, offset = divmod(place, self.global_batch)
+        pool, within = self._mixture(tuple(self.counts[step].tolist()))[offset]
+        return pool, int(self._before[step, self.names.index(pool)]) + within
+
+    def _mixture_of(self, counts: tuple[int, ...]) -> Mixture:
+        return Mixture({name: count for name, count in zip(self.names, counts, strict=True) if count})
+
+
+def _share_out(sizes: NDArray[np.int64], weights: Sequence[int]) -> NDArray[np.int64]:
+    """Share out each of S batches by weight: [S, P]. A share is rounded up for those that have fallen behind most."""
+    total = sum(weights)
+    given = np.zeros((len(sizes), len(weights)), np.int64)
+    behind = [0] * len(weights)  # of its share, times `total`
+    for step, size in enumerate(sizes.tolist()):
+        if not size:
+            continue
+        counts = [size * weight // total for weight in weights]
+        rounded = [p for p, weight in enumerate(weights) if size * weight % total]
+        behind = [b + size * w - total * c for b, w, c in zip(behind, weights, counts, strict=True)]
+        for pool in sorted(rounded, key=lambda p: (-behind[p], p))[: size - sum(counts)]:
+            counts[pool] += 1
+            behind[pool] -= total
+        given[step] = counts
+    return given

@@ -1,5 +1,6 @@
 """`python -m trainer train CONFIG`, or the same under torchrun for several processes."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,31 +9,54 @@ from store import load_settings
 from store.console import make_app, run
 
 app = make_app("Train projectors and LLM on cached features.")
-
-
-@app.callback()
-def trainer() -> None:
-    """Train projectors and LLM on cached features."""
+Overrides = Annotated[list[str] | None, typer.Argument(help="field=value, such as lr=1e-3.")]
 
 
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="YAML of TrainConfig.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as lr=1e-3.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Join conversations with columns and stop.")] = False,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained on, and stop.")] = False,
 ) -> None:
-    """Run one stage of training."""
+    """Run one stage of training; a run that stopped goes on from its last saved state."""
     from trainer.settings import TrainConfig
 
     settings = load_settings(TrainConfig, config, overrides or ())
-    from trainer.stage import train as run_stage
+    from trainer import stage
 
-    run_stage(settings, dry_run)
+    (stage.dry_run if dry_run else stage.train)(settings)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="`output` of a run, with saved states.")],
+    folder: Annotated[Path, typer.Argument(help="Where the checkpoint is written.")],
+    step: Annotated[str, typer.Option(help="A saved step, `last`, or `best` on held-out conversations.")] = "last",
+) -> None:
+    """Make a saved state into a checkpoint: a Hugging Face folder with a card, adapters merged."""
+    from trainer.export import export as export_state
+
+    export_state(output, folder, step)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of this trainer.")],
+    store: Annotated[str, typer.Argument(help="The store of the conversations' media.")],
+    conversations: Annotated[str, typer.Argument(help="Their name in the store.")],
+    ask: Annotated[str | None, typer.Option(help="Ask audio-visual ones by one sense: visual or audio.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all that was judged, as JSON.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Conversations asked; all without it.")] = None,
+) -> None:
+    """Ask held-out conversations: loss, and answers that would be given word for word."""
+    from trainer.export import evaluate as evaluate_checkpoint
+
+    evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
 
 
 def main() -> None:
     """Entry point."""
-    run(app, "stopped; the last checkpoint saved (save_every) is kept, but training cannot resume from it yet")
+    run(app, "stopped; the same command goes on from the last saved state (save_every)")
 
 
 if __name__ == "__main__":

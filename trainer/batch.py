@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from store import Arrays
+from store import Arrays, Modality
 from trainer.attention import Packing
 from trainer.features import FEATURES, PERCEIVES
 from trainer.prompt import ROW, Tokens
@@ -16,10 +16,11 @@ from trainer.prompt import ROW, Tokens
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation in tokens with its item's arrays, and where it comes from for messages."""
+    """A conversation in tokens with its item's arrays, what it perceives, and where it comes from for messages."""
 
     tokens: Tokens
     arrays: Arrays
+    modality: Modality
     origin: str
 
 
@@ -54,6 +55,33 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {name: _to(inner, device) for name, inner in value.items()}
     return value.to(device, non_blocking=True)
+
+
+def share_out(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[list[int]]:
+    """Share out samples over passes of at most `budget` rows: the longest first, each where it leaves least room.
+
+    Args:
+        lengths: rows of each sample, none above `budget`.
+        budget: rows of a pass.
+        at_least: passes, where there are as many samples: every rank has to take part in as many as any other.
+
+    Returns:
+        The numbers of each pass's samples, ascending: few passes, hardly any room left in them.
+    """
+    passes: list[list[int]] = []
+    rooms: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        fits = [p for p, room in enumerate(rooms) if room >= lengths[number]]
+        chosen = min(fits, key=lambda p: (rooms[p], p), default=len(passes))
+        if chosen == len(passes):
+            passes.append([])
+            rooms.append(budget)
+        passes[chosen].append(number)
+        rooms[chosen] -= lengths[number]
+    while len(passes) < at_least:
+        fullest = max(passes, key=lambda p: (len(p), p))
+        passes.append([fullest.pop() for _ in range(len(fullest) // 2)])
+    return [sorted(numbers) for numbers in passes]
 
 
 def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int) -> Batch:

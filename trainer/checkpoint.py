@@ -7,6 +7,8 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from trainer.prompt import PromptFormat
 from trainer.settings import TrainConfig
 
 FOLDER = "avllm"
+ADAPTER = "default"  # peft's name of the adapters that a run trains
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -68,6 +71,45 @@ def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointI
     )
 
 
+def gather_weights(
+    model: AudioVisualLM,
+    dtype: torch.dtype,
+    gathered: Callable[[list[torch.Tensor]], AbstractContextManager[None]] = lambda _: nullcontext(),
+    keep: bool = True,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of LLM and projectors on the CPU, one tensor at a time; adapters are merged into what they adapt.
+
+    Args:
+        model: whose weights they are.
+        dtype: of the LLM's weights; those of the projectors are float32.
+        gathered: makes tensors whole inside (`Engine.gathered`).
+        keep: whether this rank is the one that gets them; the others take part and get nothing.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.projectors.named_buffers("projectors"))}
+    adapters = {n: t for n, t in tensors.items() if ".lora_" in n}
+    scalings = {name: module.scaling[ADAPTER] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    llm: dict[str, torch.Tensor] = {}
+    projectors: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in adapters:
+            continue
+        layer = name.removesuffix(".base_layer.weight")
+        pair = [adapters[f"{layer}.lora_{x}.{ADAPTER}.weight"] for x in "BA"] if layer in scalings else []
+        with gathered([tensor, *pair]):
+            if not keep:
+                continue
+            whole = tensor.detach()
+            if pair:
+                delta = pair[0].detach().float() @ pair[1].detach().float()
+                whole = (whole.float() + scalings[layer] * delta).to(whole.dtype)
+            part, _, rest = name.replace(".base_layer.", ".").partition(".")
+            if part == "projectors":
+                projectors[rest] = whole.to("cpu", torch.float32, copy=True).contiguous()
+            else:
+                llm[rest] = whole.to("cpu", dtype, copy=True).contiguous()
+    return llm, projectors
+
+
 def save_checkpoint(
     folder: str | Path,
     llm: Any,
@@ -85,11 +127,49 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         save_file(projectors, temporary / FOLDER / "projectors.safetensors")
         (temporary / FOLDER / "config.json").write_text(info.model_dump_json(indent=2))
+        (temporary / "README.md").write_text(model_card(info))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def model_card(info: CheckpointInfo) -> str:
+    """What a checkpoint is, as the README.md of a model repository: a function of the checkpoint alone."""
+    reads = [
+        f"- {modality}: `{spec.name}`, column digest `{spec.fingerprint}`, built by "
+        f"`{json.dumps(info.builds[modality], sort_keys=True)}`"
+        for modality, spec in sorted(info.columns.items())
+    ]
+    lines = [
+        "---",
+        "library_name: avllm",
+        "tags: [video, audio, multimodal]",
+        "---",
+        "",
+        "# An audio-visual LLM",
+        "",
+        f"Trained by avllm: stage {info.stage}, {info.steps} steps. The folder loads as an ordinary causal LM "
+        "(`AutoModelForCausalLM.from_pretrained`); `avllm/` holds the linear projectors that carry features of "
+        "frozen encoders into it.",
+        "",
+        f"It reads T = {info.frames} frames and K = {info.segments} sound segments of",
+        "",
+        *reads,
+        "",
+        "and answers turns of this form, where `<MOD>` stands for the features' rows:",
+        "",
+        f"    System: {info.prompt.system}",
+        "     Human: <instruction> <MOD>",
+        "     Assistant: <response>",
+        "",
+        "```bash",
+        "python -m serve chat --checkpoint . --media clip.mp4 --watch --listen",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:

@@ -1,18 +1,23 @@
-"""What a run trains on: conversations joined with columns, in one endless mixed order."""
+"""What a run trains on: conversations joined with columns, in one mixed order."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import xxhash
+
 from store import (
-    Arrays,
+    ORDER_VERSION,
     Column,
     ColumnReader,
     ColumnSpec,
     Conversation,
-    Mixture,
     Modality,
     Order,
+    Phase,
+    Schedule,
     Storage,
     Stream,
     UserError,
@@ -23,10 +28,10 @@ from store import (
 from store.console import console
 from trainer.batch import Sample
 from trainer.features import PERCEIVES, Grid, rows_of
-from trainer.prompt import tokenize
-from trainer.settings import Source, TrainConfig
+from trainer.prompt import PromptFormat, tokenize
+from trainer.settings import Sense, Source, TrainConfig
 
-MIXTURE_PERIOD = 1000  # places in which the shares of the pools are held exactly
+WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
 READ_AT_ONCE = 16  # samples that statistics are taken of
 
 
@@ -39,10 +44,10 @@ class Joined:
         columns: the columns that are read.
     """
 
-    def __init__(self, source: Source, config: TrainConfig) -> None:
+    def __init__(self, source: Source, visual: str | None, audio: str | None) -> None:
         storage = Storage(source.store)
         self.columns: list[Column] = []
-        for field, name in (("visual", config.visual), ("audio", config.audio)):
+        for field, name in (("visual", visual), ("audio", audio)):
             if name is not None:
                 column = open_column(storage, name)
                 if column.spec.modality != field:
@@ -73,112 +78,176 @@ class Joined:
         return None
 
 
-class TrainingData:
-    """An endless stream of samples; the place in it is the only state.
+class Pool:
+    """Conversations of one source that perceive alike, with the arrays they perceive.
 
     Attributes:
-        size: usable conversations in all sources, of the modalities that are mixed.
+        conversations: of the pool, in the source's order.
+    """
+
+    def __init__(
+        self, joined: Joined, conversations: list[Conversation], modality: Modality, grid: Grid, tolerate: int = 0
+    ) -> None:
+        self.conversations = conversations
+        self._grid = grid
+        features = [grid.stored[feature] for feature in PERCEIVES[modality]]
+        readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
+        keys = [conversation.key if readers else None for conversation in conversations]
+        self._stream = Stream(readers, keys, features, tolerate=tolerate)
+
+    def samples(self, numbers: Sequence[int], tokenizer: Any, prompt: PromptFormat) -> list[Sample]:
+        """The conversations of these numbers, read at once.
+
+        Raises:
+            DamagedError: items are damaged, and no more are tolerated.
+        """
+        batch = self._stream.__getitems__(numbers)
+        for record in batch.replaced:
+            console.print(f"replaced by {self.conversations[record.by].id}: {record.reason}")
+        samples = []
+        for number, read in enumerate(batch.places):
+            conversation, arrays = self.conversations[read], self._grid.select(batch.item(number))
+            tokens = tokenize(conversation.turns, rows_of(arrays), tokenizer, prompt)
+            samples.append(Sample(tokens, arrays, conversation.modality, f"{conversation.id} ({conversation.key})"))
+        return samples
+
+
+def asked_by(sense: Sense, conversation: Conversation) -> Conversation | None:
+    """An audio-visual conversation as it is asked by one sense alone; None if a turn needs the other one.
+
+    A turn that perceives by both can be asked by either (paper, Table 5: the same model with sight only); one that
+    asks by sound cannot be asked by sight.
+    """
+    seen = {turn.modality for turn in conversation.turns}
+    if "audio_visual" not in seen or not seen <= {"text", "audio_visual", sense}:
+        return None
+    turns = tuple(replace(t, modality=sense) if t.modality == "audio_visual" else t for t in conversation.turns)
+    return replace(conversation, turns=turns)
+
+
+class TrainingData:
+    """The stream of samples of a run; the place in it is the only state.
+
+    Attributes:
+        size: conversations in an epoch, of the modalities that are mixed.
+        steps: of the run.
         left_out: conversations left out, by reason.
         specs: the columns' specs by modality.
         builds: how each column's encoder is built again, by modality.
         widths: the width D of each feature.
+        identity: digest of all that the stream follows from: order version, seed, G, phases, conversations, columns.
     """
 
     def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
-        self._joined = [Joined(source, config) for source in config.sources]
-        self.left_out = sum((joined.left_out for joined in self._joined), Counter[str]())
+        joined = [Joined(source, config.visual, config.audio) for source in config.sources]
+        self.left_out = sum((j.left_out for j in joined), Counter[str]())
         self.specs: dict[str, ColumnSpec] = {}
         self.builds: dict[str, dict[str, object]] = {}
-        for column in (column for joined in self._joined for column in joined.columns):
+        for column in (column for j in joined for column in j.columns):
             known = self.specs.setdefault(column.spec.modality, column.spec)
             if known != column.spec:
                 raise UserError(f"field 'sources': columns {known.folder} and {column.name} differ between stores")
             self.builds[column.spec.modality] = column.build
         self.widths = self._grid.widths(self.specs)
-        self._pools: dict[str, tuple[Stream, list[Conversation]]] = {}
-        self._mixture = Mixture(self._shares())
-        self.size = sum(len(pool) for _, pool in self._pools.values())
-        self._orders = {
-            name: Order(len(pool), config.seed + i) for i, (name, (_, pool)) in enumerate(self._pools.items())
-        }
-
-    def _shares(self) -> dict[str, int]:
-        """Integer weights of the pools, one pool for each modality of each source."""
-        wanted = self._config.mixture
-        shares: dict[str, float] = {}
-        for number, (source, joined) in enumerate(zip(self._config.sources, self._joined, strict=True)):
-            for modality in PERCEIVES:
-                pool = [c for c in joined.usable if c.modality == modality]
-                if pool and (wanted is None or modality in wanted):
-                    name = f"{number}.{modality}"
-                    self._pools[name] = self._stream(joined, modality, pool), pool
-                    shares[name] = source.weight * len(pool)
-        if wanted is not None:
-            shares = self._reweigh(shares, {str(m): w for m, w in wanted.items()})
-        if not shares:
+        self._pools: dict[str, Pool] = {}
+        weights: dict[str, dict[str, int]] = {modality: {} for modality in PERCEIVES}
+        self.size = 0
+        for number, source in enumerate(config.sources):
+            for name, modality, asked, times in self._pools_of(joined[number]):
+                pool = f"{number}.{name}"
+                self._pools[pool] = Pool(joined[number], asked, modality, self._grid, config.tolerate)
+                weights[modality][pool] = max(1, round(WEIGHT_UNIT * source.weight * times * len(asked)))
+                self.size += round(times * len(asked))
+        weights = {modality: pools for modality, pools in weights.items() if pools}
+        if not weights:
             raise UserError(f"field 'sources': no usable conversation; left out: {dict(self.left_out) or 'none'}")
-        total = sum(shares.values())
-        return {name: max(1, round(MIXTURE_PERIOD * share / total)) for name, share in shares.items()}
+        self.steps = config.steps or math.ceil(self.size * (config.epochs or 0) / config.global_batch)
+        phases = self._phases({modality: sum(pools.values()) for modality, pools in weights.items()})
+        self._schedule = Schedule(config.global_batch, phases, weights)
+        self._orders = {
+            name: Order(len(pool.conversations), config.seed + i) for i, (name, pool) in enumerate(self._pools.items())
+        }
+        self.identity = self._digest(phases, weights)
 
-    def _stream(self, joined: Joined, modality: Modality, pool: list[Conversation]) -> Stream:
-        """The arrays that a pool's conversations perceive, by their number in the pool."""
-        features = [self._grid.stored[feature] for feature in PERCEIVES[modality]]
-        readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
-        keys = [conversation.key if readers else None for conversation in pool]
-        return Stream(readers, keys, features, tolerate=self._config.tolerate)
+    def _pools_of(self, joined: Joined) -> Iterator[tuple[str, Modality, list[Conversation], float]]:
+        """The pools of a source: name, modality, conversations, how often each is drawn."""
+        config = self._config
+        if isinstance(config.schedule, str):
+            mixed = set(config.mixture or PERCEIVES)
+        else:
+            mixed = {modality for phase in config.schedule for modality in phase.mixture}
+        for modality in PERCEIVES:
+            own = [c for c in joined.usable if c.modality == modality]
+            if own and modality in mixed:
+                yield modality, modality, own, 1
+        for sense, times in config.augment.items():
+            asked = [changed for c in joined.usable if (changed := asked_by(sense, c))]
+            if asked and sense in mixed:
+                yield f"audio_visual-as-{sense}", sense, asked, times
 
-    @staticmethod
-    def _reweigh(shares: dict[str, float], wanted: dict[str, int]) -> dict[str, float]:
-        totals: Counter[str] = Counter()
-        for name, share in shares.items():
-            totals[name.split(".")[1]] += share  # type: ignore[assignment]
-        absent = wanted.keys() - totals.keys()
+    def _phases(self, natural: dict[str, int]) -> list[Phase]:
+        """The parts of the run, with the modalities' weights in each."""
+        config = self._config
+        mixture = {str(m): w for m, w in config.mixture.items()} if config.mixture else natural
+        if isinstance(config.schedule, str):
+            together = {m: w for m, w in mixture.items() if m == "audio_visual"}
+            apart = {m: w for m, w in mixture.items() if m != "audio_visual"}
+            parts = {"mat": [mixture], "pt1": [together, apart], "pt2": [apart, together]}[config.schedule]
+            if not all(parts):
+                raise UserError(f"field 'schedule': {config.schedule} needs audio-visual conversations and others")
+            shares = [float(sum(part.values())) for part in parts]
+        else:
+            parts = [{str(m): w for m, w in phase.mixture.items()} for phase in config.schedule]
+            shares = [phase.share for phase in config.schedule]
+        absent = {modality for part in parts for modality in part} - natural.keys()
         if absent:
             raise UserError(f"field 'mixture': no usable conversation is {' or '.join(sorted(absent))}")
-        return {n: wanted[n.split(".")[1]] * share / totals[n.split(".")[1]] for n, share in shares.items()}
+        ends = [round(self.steps * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+        return [Phase(end - start, p) for start, end, p in zip([0, *ends], ends, parts, strict=False) if end > start]
+
+    def _digest(self, phases: list[Phase], weights: dict[str, dict[str, int]]) -> str:
+        digest = xxhash.xxh3_128()
+        columns = sorted(spec.folder for spec in self.specs.values())
+        config = self._config
+        digest.update(repr((ORDER_VERSION, config.seed, config.global_batch, phases, weights, columns)).encode())
+        for pool in self._pools.values():
+            for c in pool.conversations:
+                digest.update(repr((c.id, c.key, [(t.instruction, t.modality, t.response) for t in c.turns])).encode())
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, int]:
         """Usable conversations of each modality."""
         counts: Counter[str] = Counter()
-        for name, (_, pool) in self._pools.items():
-            counts[name.split(".")[1]] += len(pool)
+        for name, pool in self._pools.items():
+            counts[name.split(".", 1)[1]] += len(pool.conversations)
         return dict(counts)
 
-    def sample(self, place: int) -> Sample:
-        """The sample at a place of the stream: a pure function of the place, the seed and the data."""
-        return self._samples([place])[0]
-
     def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
-        """One rank's share of a global batch, read at once.
+        """One rank's share of a global batch, read at once: a pure function of the step, the seed and the data.
 
         Raises:
             DamagedError: items are damaged, and no more are tolerated.
         """
-        return self._samples(places_of(step, self._config.global_batch, rank, ranks))
-
-    def some_items(self, count: int) -> Iterator[Sample]:
-        """The first samples of the stream, to take statistics of."""
-        for first in range(0, count, READ_AT_ONCE):
-            yield from self._samples(range(first, min(count, first + READ_AT_ONCE)))
-
-    def _samples(self, places: Sequence[int]) -> list[Sample]:
-        """The samples at these places; each pool's items are read in one batch."""
+        places = places_of(step, self._config.global_batch, rank, ranks)
         by_pool: dict[str, dict[int, int]] = {}
         for place in places:
-            name, cursor = self._mixture[place]
+            name, cursor = self._schedule[place]
             by_pool.setdefault(name, {})[place] = self._orders[name][cursor]
         samples: dict[int, Sample] = {}
         for name, chosen in by_pool.items():
-            stream, pool = self._pools[name]
-            batch = stream.__getitems__(list(chosen.values()))
-            for record in batch.replaced:
-                console.print(f"replaced by {pool[record.by].id}: {record.reason}")
-            for number, (place, read) in enumerate(zip(chosen, batch.places, strict=True)):
-                samples[place] = self._sample(pool[read], self._grid.select(batch.item(number)))
+            samples |= zip(chosen, self._read(name, list(chosen.values())), strict=True)
         return [samples[place] for place in places]
 
-    def _sample(self, conversation: Conversation, arrays: Arrays) -> Sample:
-        tokens = tokenize(conversation.turns, rows_of(arrays), self._tokenizer, self._config.prompt)
-        return Sample(tokens, arrays, f"{conversation.id} ({conversation.key})")
+    def some(self, count: int) -> Iterator[Sample]:
+        """About `count` samples, alike of all pools: to take statistics of."""
+        each = -(-count // len(self._pools))
+        for name, order in self._orders.items():
+            for first in range(0, min(each, order.size), READ_AT_ONCE):
+                yield from self._read(
+                    name, [order[c] for c in range(first, min(each, order.size, first + READ_AT_ONCE))]
+                )
+
+    def _read(self, pool: str, numbers: Sequence[int]) -> list[Sample]:
+        return self._pools[pool].samples(numbers, self._tokenizer, self._config.prompt)

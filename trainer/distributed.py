@@ -3,7 +3,8 @@
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +12,24 @@ from store import UserError
 from trainer.batch import Batch
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Fragment(NamedTuple):
+    """What a rank keeps of a trained parameter: elements from `start` on, of the parameter laid out flat.
+
+    Attributes:
+        name: of the parameter.
+        start: its first element.
+        weight: float32 [n], a view.
+        moments: AdamW's exp_avg and exp_avg_sq, float32 [n], views; writing to them changes the optimizer.
+    """
+
+    name: str
+    start: int
+    weight: torch.Tensor
+    moments: dict[str, torch.Tensor]
 
 
 class Engine(ABC):
@@ -28,57 +47,121 @@ class Engine(ABC):
     device: torch.device
     optimizer: Any
 
+    def __init__(self, model: AudioVisualLM, bfloat16: bool = False) -> None:
+        self.model = model
+        self._bfloat16 = bfloat16
+
     @abstractmethod
-    def backward(self, batch: Batch, tokens: int) -> float:
-        """Add the gradient of one pass, as its share of a step with `tokens` response tokens; return its loss sum."""
+    def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
+        """Add the gradient of one pass, as its share of a step with `tokens` response tokens; return its loss sum.
+
+        Every rank makes the same number of passes in a step; `last` says that this one ends it.
+        """
 
     @abstractmethod
     def step(self) -> float:
         """Clip, step, clear; return the gradient's norm before clipping."""
 
     @abstractmethod
-    def total(self, value: float) -> float:
-        """The sum of a number over all ranks."""
+    def total(self, *values: float) -> list[float]:
+        """The sums of numbers over all ranks."""
+
+    @abstractmethod
+    def largest(self, value: int) -> int:
+        """The largest of a number over all ranks."""
 
     @abstractmethod
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """Inside, the tensors are whole on every rank."""
 
+    @abstractmethod
+    def fragments(self) -> Iterator[Fragment]:
+        """What this rank keeps of each trained parameter, once the optimizer has its moments."""
+
+    @abstractmethod
+    def start_moments(self, steps: int) -> None:
+        """Give the optimizer moments of zero, as after `steps` steps, for `fragments` to be filled."""
+
+    @torch.no_grad()
+    def judge(self, batch: Batch) -> torch.Tensor:
+        """Loss and hit of each response token, float32 [2, M]. Every rank takes part."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self._autocast():
+                judged: torch.Tensor = self.model(batch, each=True)
+            return judged
+        finally:
+            self.model.train(training)
+
     def close(self) -> None:  # noqa: B027
         """Leave the process group, if there is one."""
 
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
+
 
 class PlainEngine(Engine):
-    """One process without DeepSpeed."""
+    """One process without DeepSpeed; without an optimizer it can only judge.
 
-    def __init__(self, model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    Args:
+        model: moved to the device.
+        optimizer: of its trained parameters.
+        bfloat16: compute in bfloat16 what is kept in float32.
+        clip: largest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        model: AudioVisualLM,
+        optimizer: torch.optim.Optimizer | None = None,
+        bfloat16: bool = False,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__(model, bfloat16)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(self.device)
+        self.model.to(self.device)
         self.optimizer = optimizer
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._config = config
+        self._clip = clip
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
 
-    def backward(self, batch: Batch, tokens: int) -> float:
+    def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
         """See `Engine`."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16"):
-            loss: torch.Tensor = self._model(batch)
+        with self._autocast():
+            loss: torch.Tensor = self.model(batch)
         (loss / tokens).backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        return loss.detach()
 
     def step(self) -> float:
         """See `Engine`."""
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
-    def total(self, value: float) -> float:
+    def total(self, *values: float) -> list[float]:
+        """See `Engine`."""
+        return list(values)
+
+    def largest(self, value: int) -> int:
         """See `Engine`."""
         return value
 
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """See `Engine`."""
         return contextlib.nullcontext()
+
+    def fragments(self) -> Iterator[Fragment]:
+        """See `Engine`."""
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                moments = {kind: self.optimizer.state[p][kind].view(-1) for kind in MOMENTS}
+                yield Fragment(name, 0, p.data.view(-1), moments)
+
+    def start_moments(self, steps: int) -> None:
+        """See `Engine`."""
+        for p in self._parameters:
+            self.optimizer.state[p] = _moments(p.data, steps)
 
 
 class ZeroEngine(Engine):
@@ -87,8 +170,11 @@ class ZeroEngine(Engine):
     def __init__(self, model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         import deepspeed
 
+        super().__init__(model)  # what DeepSpeed computes in bfloat16 is kept so
+        assert config.zero is not None
         self.rank, self.ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._deepspeed = deepspeed
+        self._stage = config.zero.stage
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -97,37 +183,85 @@ class ZeroEngine(Engine):
             model=model, optimizer=optimizer, config=deepspeed_config(config, self.ranks)
         )
         self.device = self._engine.device
-        self._scale = self.ranks * config.accumulation  # DeepSpeed takes means over ranks and passes
 
-    def backward(self, batch: Batch, tokens: int) -> float:
+    def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
         """See `Engine`."""
-        loss = self._engine(batch)
-        self._engine.backward(loss * (self._scale / tokens))
-        self._engine.step()
-        return float(loss.item())
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss: torch.Tensor = self._engine(batch)
+        self._engine.backward(loss * (self.ranks / tokens))  # DeepSpeed takes the mean over ranks
+        return loss.detach()
 
     def step(self) -> float:
-        """See `Engine`; DeepSpeed itself steps after the last pass."""
+        """See `Engine`."""
+        self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def total(self, value: float) -> float:
+    def total(self, *values: float) -> list[float]:
         """See `Engine`."""
-        summed = torch.tensor([value], dtype=torch.float64, device=self.device)
+        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(summed)
-        return float(summed.item())
+        found: list[float] = summed.tolist()
+        return found
+
+    def largest(self, value: int) -> int:
+        """See `Engine`."""
+        found = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found.item())
 
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """See `Engine`."""
-        if not hasattr(tensors[0], "ds_id"):
+        if not any(hasattr(tensor, "ds_id") for tensor in tensors):
             return contextlib.nullcontext()
         whole: contextlib.AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(tensors)
         return whole
+
+    def fragments(self) -> Iterator[Fragment]:
+        """See `Engine`."""
+        parameters: list[tuple[str, Any]] = list(self.model.named_parameters())  # DeepSpeed adds attributes to them
+        for name, p in parameters:
+            if not p.requires_grad:
+                continue
+            if self._stage == 3:
+                start = p.ds_tensor.numel() * self.rank
+                size = max(0, min(p.ds_tensor.numel(), p.ds_numel - start))  # what follows is padding
+                if size:
+                    moments = {kind: self._partition(p, kind)[:size] for kind in MOMENTS}
+                    yield Fragment(name, start, self._partition(p, None)[:size], moments)
+            elif p._hp_mapping is not None:
+                kept = p._hp_mapping
+                moments = {kind: kept.get_optim_state_fragment(kind) for kind in MOMENTS}
+                yield Fragment(name, kept.lp_fragment_address.start, kept.get_hp_fragment(), moments)
+
+    def _partition(self, parameter: Any, kind: str | None) -> torch.Tensor:
+        """The view of ZeRO-3's flat float32 state that holds this rank's part of a parameter."""
+        zero = self._engine.optimizer
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        flat = zero.fp32_partitioned_groups_flat[group]
+        whole = flat.data if kind is None else zero.optimizer.state[flat][kind]
+        part: torch.Tensor = whole.narrow(0, offset, size)
+        return part
+
+    def start_moments(self, steps: int) -> None:
+        """See `Engine`."""
+        zero = self._engine.optimizer
+        flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            zero.optimizer.state[flat] = _moments(flat.data, steps)
+        if self._stage != 3:
+            zero._lazy_init_hp_params_optimizer_state()
 
     def close(self) -> None:
         """See `Engine`."""
         self._engine.destroy()
         torch.distributed.destroy_process_group()
+
+
+def _moments(weight: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """The state of torch's fused AdamW for a parameter."""
+    step = torch.tensor(float(steps), dtype=torch.float32, device=weight.device)
+    return {"step": step, **{kind: torch.zeros_like(weight) for kind in MOMENTS}}
 
 
 def deepspeed_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
@@ -137,9 +271,9 @@ def deepspeed_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
     if config.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        "train_batch_size": ranks * config.accumulation,  # counted in packed rows: one a pass and rank
+        "train_batch_size": ranks,  # counted in passes; how many a step takes is said at each
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.accumulation,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip or 0.0,
         "bf16": {"enabled": config.precision == "bfloat16"},
         "zero_optimization": zero,
@@ -153,24 +287,31 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this process is the first rank, before an engine is built."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def uses_deepspeed(config: TrainConfig) -> bool:
+    """Whether `zero` is set and a launcher started this process."""
+    return config.zero is not None and "RANK" in os.environ
+
+
 def check_world(config: TrainConfig) -> None:
     """Refuse what cannot be shared out evenly.
 
     Raises:
-        UserError: several ranks without ZeRO, or a global batch that ranks and accumulation do not divide.
+        UserError: several ranks without ZeRO, or a global batch that the ranks do not divide.
     """
     ranks = world_size()
     if ranks > 1 and config.zero is None:
         raise UserError(f"field 'zero': {ranks} processes were started; set zero.stage to 1, 2 or 3")
-    if config.global_batch % (ranks * config.accumulation):
-        raise UserError(
-            f"field 'global_batch': {config.global_batch} is not divisible by "
-            f"{ranks} ranks x accumulation {config.accumulation}"
-        )
+    if config.global_batch % ranks:
+        raise UserError(f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks")
 
 
 def build_engine(model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Engine:
     """DeepSpeed where `zero` is set and a launcher started this process, else plain torch."""
-    if config.zero is not None and "RANK" in os.environ:
+    if uses_deepspeed(config):
         return ZeroEngine(model, optimizer, config)
-    return PlainEngine(model, optimizer, config)
+    return PlainEngine(model, optimizer, config.precision == "bfloat16", config.clip)

@@ -1,26 +1,68 @@
-"""What a run says: a JSON line for each logged step, and TensorBoard."""
+"""What a run says: a JSON line for each logged step, TensorBoard, and a tracking service if one is wanted."""
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from store import UserError
+from trainer.settings import TrainConfig
+
 
 class RunLog:
-    """Writes `log.jsonl` and TensorBoard events into a run's folder."""
+    """Writes `log.jsonl` and TensorBoard events into a run's folder; a run that goes on writes behind its lines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, first_step: int) -> None:
+        folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = open(folder / "log.jsonl", "w", buffering=1)  # noqa: SIM115
-        self._board = SummaryWriter(folder / "tensorboard")
+        path = folder / "log.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] < first_step]
+        path.write_text("".join(kept))
+        self._lines = open(path, "a", buffering=1)  # noqa: SIM115
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+        self._tracker = _tracker(config)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of a step."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
         self._lines.close()
         self._board.close()
+        if self._tracker:
+            self._tracker.finish()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a log; the last may have been cut by a kill."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _tracker(config: TrainConfig) -> Any:
+    """The module of the tracking service, with a run begun; wandb and trackio are called alike."""
+    if config.track is None:
+        return None
+    service = import_tracker(config.track)
+    service.init(project="avllm", name=Path(config.output).name, config=config.model_dump(mode="json"))
+    return service
+
+
+def import_tracker(name: str) -> Any:
+    """The package of a tracking service.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"field 'track': {name} is not installed: pip install {name}") from None

@@ -74,16 +74,22 @@ class AudioVisualLM(nn.Module):
             embedded = embedded.index_copy(0, batch.rows_at[name], projected[:-1]) + 0 * projected[-1]
         return embedded
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The sum of the cross-entropies of the response tokens, float32. Logits are computed for these alone."""
+    def forward(self, batch: Batch, each: bool = False) -> torch.Tensor:
+        """The sum of the cross-entropies of the response tokens, float32; logits are computed for these alone.
+
+        With `each`: float32 [2, M], the cross-entropy of each, and 1 where it is the most likely token.
+        """
         hidden = self.llm.base_model(
             inputs_embeds=self.embed(batch)[None],
             position_ids=batch.positions[None],
             packing=batch.packing,
             use_cache=False,
         ).last_hidden_state[0]
-        logits = self.llm.get_output_embeddings()(hidden.index_select(0, batch.targets_at))
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        logits = self.llm.get_output_embeddings()(hidden.index_select(0, batch.targets_at)).float()
+        if not each:
+            return F.cross_entropy(logits, batch.targets, reduction="sum")
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        return torch.stack([losses, (logits.argmax(-1) == batch.targets).float()])
 
 
 class ColumnStatistics:

@@ -9,11 +9,18 @@ from trainer.settings import TrainConfig
 
 
 def build_optimizer(model: AudioVisualLM, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what the stage trains, in two groups: projectors, and the LLM."""
-    groups = [{"params": list(model.projectors.parameters()), "peak": config.projector_lr or config.lr}]
-    if config.stage == 2:
-        groups.append({"params": list(model.llm.parameters()), "peak": config.lr})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    """Fused AdamW over what is trained, in two groups: projectors, and the LLM."""
+    groups = [
+        {"params": [p for p in part.parameters() if p.requires_grad], "peak": peak}
+        for part, peak in ((model.projectors, config.projector_lr or config.lr), (model.llm, config.lr))
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def lr_factor(step: int, steps: int, warmup_ratio: float) -> float:

@@ -8,6 +8,8 @@ from store import Modality, Settings
 from trainer.prompt import PromptFormat
 
 Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Sense = Literal["visual", "audio"]
 
 
 class Source(Settings):
@@ -21,7 +23,19 @@ class Source(Settings):
 
     store: str
     conversations: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Rate = 1.0
+
+
+class PhaseConfig(Settings):
+    """A part of a run with a mixture of its own.
+
+    Attributes:
+        share: of the run's steps, beside the other phases' shares.
+        mixture: integer weights of the modalities in every batch of the phase.
+    """
+
+    share: Rate
+    mixture: Annotated[dict[Modality, Positive], Field(min_length=1)]
 
 
 class Zero(Settings):
@@ -29,6 +43,38 @@ class Zero(Settings):
 
     stage: Literal[1, 2, 3] = 2
     offload: bool = False
+
+
+class Lora(Settings):
+    """Low-rank adapters (peft) in the LLM, trained in its place in stage 2.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: an adapter counts alpha / rank times.
+        dropout: of an adapter's input.
+        targets: names of the linear layers that get one; `all-linear` for all but the head.
+    """
+
+    rank: Positive = 128
+    alpha: Positive = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+class Evaluation(Settings):
+    """Held-out conversations that are asked during training.
+
+    Attributes:
+        sources: the conversations.
+        every: steps between evaluations; the last step is always followed by one.
+        limit: conversations asked, the first of a fixed shuffled order; None asks all.
+        patience: evaluations without a lower loss after which training stops; None never stops early.
+    """
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    every: Positive
+    limit: Positive | None = 512
+    patience: Positive | None = None
 
 
 class TrainConfig(Settings):
@@ -43,10 +89,14 @@ class TrainConfig(Settings):
         frames: T; the column's grid holds it.
         segments: K; the column holds it.
         mixture: integer weights of the modalities in every batch; None takes the shares of the data.
+        schedule: `mat` mixes all modalities in every batch (paper, section 3.3); `pt1` trains on audio-visual
+            conversations first and on visual-only and audio-only ones then; `pt2` the other way round; or phases.
+        augment: audio-visual conversations that are also asked by one sense alone: how often, beside once by both.
         output: folder of checkpoints and logs.
-        overwrite: replace what an earlier run left in `output`; without it such a folder is refused.
+        overwrite: replace what an earlier run left in `output`; without it a run that stopped goes on, a finished one
+            and one with other settings are refused.
         global_batch: conversations in one optimizer step, over all ranks.
-        accumulation: passes in one step on each rank.
+        batch_tokens: rows of LLM input in one pass of a rank; a step has as many passes as its conversations need.
         epochs: passes over the conversations; or give `steps`.
         lr: peak learning rate.
         projector_lr: that of the projectors; None for `lr`.
@@ -54,11 +104,17 @@ class TrainConfig(Settings):
         clip: largest norm of the gradient; None for no bound.
         precision: of the arithmetic. Trained parameters are always kept in float32.
         max_tokens: a conversation is cut after so many rows of LLM input.
+        lora: adapters that stage 2 trains in place of the LLM's own weights.
+        freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.
+        compile: torch.compile for the LLM's layers.
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.
-        save_every: steps between checkpoints; None keeps the last one only.
+        track: a service that also gets the log: its package is wanted.
+        save_every: steps between saved states, from which the same command goes on; None saves none.
+        keep: newest states that are kept.
+        evaluation: held-out conversations; the state with the lowest loss on them is kept too.
     """
 
     stage: Literal[1, 2]
@@ -69,26 +125,34 @@ class TrainConfig(Settings):
     frames: Positive = 32
     segments: Positive = 4
     mixture: dict[Modality, Positive] | None = None
+    schedule: Literal["mat", "pt1", "pt2"] | Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] = "mat"
+    augment: dict[Sense, Rate] = Field(default_factory=dict)
     output: str
     overwrite: bool = False
     global_batch: Positive
-    accumulation: Positive = 1
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_tokens: Positive = 8192
+    epochs: Rate | None = None
     steps: Positive | None = None
-    lr: Annotated[float, Field(gt=0)]
-    projector_lr: Annotated[float, Field(gt=0)] | None = None
+    lr: Rate
+    projector_lr: Rate | None = None
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    clip: Rate | None = 1.0
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     max_tokens: Positive = 2048
+    lora: Lora | None = None
+    freeze: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    compile: bool = False
     zero: Zero | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     tolerate: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 1
+    track: Literal["wandb", "trackio"] | None = None
     save_every: Positive | None = None
+    keep: Positive = 2
+    evaluation: Evaluation | None = None
     prompt: PromptFormat = PromptFormat()
 
     @model_validator(mode="after")
@@ -97,4 +161,17 @@ class TrainConfig(Settings):
             raise ValueError("give either 'epochs' or 'steps'")
         if self.visual is None and self.audio is None:
             raise ValueError("fields 'visual' and 'audio': at least one names a column")
+        if self.mixture and not isinstance(self.schedule, str):
+            raise ValueError("fields 'mixture' and 'schedule': phases have mixtures of their own")
+        if self.lora and self.stage == 1:
+            raise ValueError("field 'lora': stage 1 trains the projectors alone")
+        if self.batch_tokens < self.max_tokens:
+            raise ValueError(f"field 'batch_tokens': {self.batch_tokens} is less than max_tokens, {self.max_tokens}")
         return self
+
+
+# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding.
+FREE_ON_RESUME = {
+    *("overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
+    *("log_every", "track", "save_every", "keep", "evaluation"),
+}

@@ -1,11 +1,13 @@
 """One stage of training, from a configuration to a checkpoint."""
 
 import contextlib
-import math
+import fnmatch
+import resource
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +15,47 @@ import torch
 
 from store import UserError, canonical_json
 from store.console import Meter, console
-from trainer.batch import Batch, pack
-from trainer.checkpoint import describe, is_checkpoint, load_llm, load_projectors, read_info, save_checkpoint
+from trainer.batch import Batch, Sample, pack, share_out
+from trainer.checkpoint import (
+    ADAPTER,
+    CheckpointInfo,
+    describe,
+    gather_weights,
+    is_checkpoint,
+    load_llm,
+    load_projectors,
+    read_info,
+    save_checkpoint,
+)
 from trainer.data import TrainingData
-from trainer.distributed import Engine, build_engine, check_world
-from trainer.features import rows_of
-from trainer.log import RunLog
+from trainer.distributed import Engine, build_engine, check_world, is_first, uses_deepspeed
+from trainer.evaluation import HeldOut, summary
+from trainer.features import Grid, rows_of
+from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.log import RunLog, import_tracker
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.optim import build_optimizer, lr_factor, set_lr
 from trainer.settings import TrainConfig
+from trainer.states import Saver, State, States, check_same_run
 
 STATISTICS_SAMPLES = 512  # conversations that the projectors' start is computed from
 
 
 @dataclass(frozen=True)
-class StepBatches:
-    """One rank's passes of a step, and the response tokens in them."""
+class RankBatch:
+    """One rank's share of a global batch, packed into passes.
 
+    Attributes:
+        samples: of the share.
+        passes: of one step.
+        tokens: response tokens.
+        lengths: positions of each sample.
+    """
+
+    samples: list[Sample]
     passes: list[Batch]
     tokens: int
-    positions: int
-
-
-def count_steps(config: TrainConfig, data: TrainingData) -> int:
-    """Optimizer steps of a run."""
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None
-    return math.ceil(data.size * config.epochs / config.global_batch)
+    lengths: list[int]
 
 
 def report_data(data: TrainingData, config: TrainConfig) -> None:
@@ -51,7 +66,7 @@ def report_data(data: TrainingData, config: TrainConfig) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(data.left_out.items()))
         console.print(f"{data.left_out.total()} conversations left out ({reasons})")
     columns = ", ".join(spec.folder for spec in data.specs.values())
-    console.print(f"columns {columns}; {count_steps(config, data)} steps of {config.global_batch} conversations")
+    console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
 
 
 def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisualLM:
@@ -62,17 +77,60 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
         model.projectors.load_state_dict(load_projectors(config.model))
     else:
         statistics = ColumnStatistics()
-        for sample in data.some_items(min(STATISTICS_SAMPLES, data.size)):
+        for sample in data.some(STATISTICS_SAMPLES):
             statistics.add(sample.arrays)
         initialize_projectors(model, statistics, config.seed)
-    model.projectors.float()
+    choose_trained(config, model)
+    return model
+
+
+def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
+    """Say what of a model is trained: projectors, and in stage 2 the LLM or adapters in it; keep that in float32.
+
+    Raises:
+        UserError: a pattern of `freeze` names no parameter that would be trained.
+    """
+    llm = model.llm
     llm.requires_grad_(config.stage == 2)
-    if config.stage == 2:
-        llm.float()
+    if config.lora:
+        _add_adapters(config, llm)
+    for pattern in config.freeze:
+        named = [p for name, p in model.named_parameters() if p.requires_grad and fnmatch.fnmatch(name, pattern)]
+        if not named:
+            some = [name for name, p in model.named_parameters() if p.requires_grad][:3]
+            raise UserError(f"field 'freeze': {pattern} matches no trained parameter; there are {', '.join(some)} ...")
+        for parameter in named:
+            parameter.requires_grad_(False)
+    by_deepspeed = uses_deepspeed(config)  # it keeps float32 originals of its own
+    for name, parameter in model.named_parameters():
+        if name.startswith("projectors.") or (parameter.requires_grad and not by_deepspeed):
+            parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
         llm.enable_input_require_grads()
-    return model.train()
+    if config.compile:
+        for layer in llm.base_model.layers:
+            layer.compile(dynamic=True)
+    model.train()
+
+
+def _add_adapters(config: TrainConfig, llm: Any) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    assert config.lora is not None
+    targets = config.lora.targets
+    settings = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(config.seed)  # of the adapters' start
+    try:
+        inject_adapter_in_model(settings, llm, ADAPTER)
+    except ValueError as error:
+        raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
 
 
 def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
@@ -84,121 +142,239 @@ def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
             raise UserError(f"field {modality!r}: {config.model} was trained on {what}, this run reads {spec.folder}")
 
 
-def passes_of_step(data: TrainingData, config: TrainConfig, engine: Engine, step: int) -> StepBatches:
-    """One rank's share of a global batch, packed into its passes."""
-    samples = data.samples(step, engine.rank, engine.ranks)
-    size = len(samples) // config.accumulation
-    passes = [
-        pack(samples[i : i + size], data.widths, config.max_tokens).to(engine.device)
-        for i in range(0, len(samples), size)
-    ]
-    return StepBatches(passes, sum(len(b.targets) for b in passes), sum(len(b.ids) for b in passes))
+def rank_batch(data: TrainingData, config: TrainConfig, step: int, rank: int, ranks: int) -> RankBatch:
+    """One rank's share of a global batch, in as few passes as `batch_tokens` allows."""
+    samples = data.samples(step, rank, ranks)
+    return _packed(samples, data, config, 1)
 
 
-def _ahead(data: TrainingData, config: TrainConfig, engine: Engine, steps: int) -> Iterator[StepBatches]:
-    """The batches of all steps, each made in a thread while the one before it is trained on."""
+def _packed(samples: list[Sample], data: TrainingData, config: TrainConfig, at_least: int) -> RankBatch:
+    lengths = [min(len(s.tokens.ids), config.max_tokens) for s in samples]
+    shares = share_out(lengths, config.batch_tokens, at_least)
+    passes = [pack([samples[i] for i in numbers], data.widths, config.max_tokens) for numbers in shares]
+    return RankBatch(samples, passes, sum(len(b.targets) for b in passes), lengths)
+
+
+def _ahead(data: TrainingData, config: TrainConfig, engine: Engine, first: int) -> Generator[RankBatch, None, None]:
+    """The batches of all steps from `first` on, each made in a thread while the one before it is trained on."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(passes_of_step, data, config, engine, 0)
-        for step in range(steps):
+        coming = pool.submit(rank_batch, data, config, first, engine.rank, engine.ranks)
+        for step in range(first, data.steps):
             ready = coming.result()
-            if step + 1 < steps:
-                coming = pool.submit(passes_of_step, data, config, engine, step + 1)
+            if step + 1 < data.steps:
+                coming = pool.submit(rank_batch, data, config, step + 1, engine.rank, engine.ranks)
             yield ready
 
 
-def train(config: TrainConfig, dry_run: bool = False) -> None:
-    """Run a stage and leave its checkpoint in `<output>/checkpoint`.
+def dry_run(config: TrainConfig) -> None:
+    """Join conversations with columns and say what a run would do.
 
     Raises:
-        UserError: the configuration does not fit the data, the model or the processes that were started.
+        UserError: as `train` does.
     """
     check_world(config)
-    if (Path(config.output) / "checkpoint").exists() and not (config.overwrite or dry_run):
-        raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    llm, tokenizer = load_llm(config.model, dtype)
+    _, tokenizer = load_llm(config.model, precision(config))
     data = TrainingData(config, tokenizer)
-    _check_lengths(config, data)
-    if dry_run:
-        report_data(data, config)
-        return
+    check_lengths(config, data)
+    _held_out(config)
+    report_data(data, config)
+
+
+def train(config: TrainConfig) -> None:
+    """Run a stage, or go on with it where it stopped, and leave its checkpoint in `<output>/checkpoint`.
+
+    Raises:
+        UserError: the configuration does not fit the data, the model, the processes that were started or what the run
+            was before it stopped.
+    """
+    check_world(config)
+    output, states = Path(config.output), States(config.output)
+    if (output / "checkpoint").exists() and not config.overwrite:
+        raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
+    if config.track:
+        import_tracker(config.track)
+    llm, tokenizer = load_llm(config.model, precision(config))
+    data = TrainingData(config, tokenizer)
+    check_lengths(config, data)
+    held_out = _held_out(config)
+    saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
+    if saved:
+        check_same_run(saved, config, data.identity)
     model = build_model(config, data, llm)
+    if saved:
+        states.load(saved.step).load_weights(model)
+    if is_first():
+        if config.overwrite:
+            for old in ("checkpoint", states.folder.name, "tensorboard"):
+                shutil.rmtree(output / old, ignore_errors=True)
+        states.clear()
     engine = build_engine(model, build_optimizer(model, config), config)
+    if saved:
+        states.load(saved.step).load_optimizer(engine, saved.step)
     log = None
     if engine.rank == 0:
         report_data(data, config)
-        log = RunLog(Path(config.output))
-        (Path(config.output) / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
+        if saved:
+            console.print(f"going on at step {saved.step}, saved by {saved.ranks} ranks")
+        log = RunLog(config, saved.step if saved else 0)
+        (output / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
+    run = _Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved)
     try:
-        _Run(config, data, model, tokenizer, engine, log).all_steps()
+        run.all_steps()
     finally:
+        run.saver.close()
         if log:
             log.close()
         engine.close()
 
 
-def _check_lengths(config: TrainConfig, data: TrainingData) -> None:
-    rows = max(rows_of(data.sample(place).arrays)["audio_visual"] for place in range(min(16, data.size)))
+def precision(config: TrainConfig) -> torch.dtype:
+    """Of the arithmetic and of a checkpoint's LLM."""
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def check_lengths(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse a bound of length that leaves no room for words.
+
+    Raises:
+        UserError: an item's features alone take so many rows.
+    """
+    rows = max(rows_of(sample.arrays)["audio_visual"] for sample in data.some(16))
     if rows >= config.max_tokens:
         raise UserError(f"field 'max_tokens': {config.max_tokens}; an item's features alone take {rows} rows")
 
 
-@dataclass(frozen=True)
+def _held_out(config: TrainConfig) -> HeldOut | None:
+    if config.evaluation is None:
+        return None
+    grid = Grid(config.frames, config.segments)
+    return HeldOut(config.evaluation.sources, config.visual, config.audio, grid, config.evaluation.limit)
+
+
+@dataclass
 class _Run:
     """A stage under way; `log` is that of the first rank."""
 
     config: TrainConfig
     data: TrainingData
-    model: AudioVisualLM
     tokenizer: Any
     engine: Engine
     log: RunLog | None
+    held_out: HeldOut | None
+    saver: Saver
+    saved: State | None
+    best: tuple[float, int] | None = None
+    _peak: float = field(default=0.0, init=False)
 
     def all_steps(self) -> None:
         """Train to the end, saving on the way."""
-        steps = count_steps(self.config, self.data)
+        config, first = self.config, self.saved.step if self.saved else 0
+        self.best = self.saved.best if self.saved else None
+        if self.log:
+            self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
+        done = first
         with contextlib.ExitStack() as stack:
-            meter = stack.enter_context(Meter(f"stage {self.config.stage}", steps, "steps")) if self.log else None
-            asked = time.perf_counter()
-            for step, ready in enumerate(_ahead(self.data, self.config, self.engine, steps)):
-                waited = time.perf_counter() - asked
-                set_lr(self.engine.optimizer, lr_factor(step, steps, self.config.warmup_ratio))
-                values = self._step(ready)
-                if self.log and meter:
-                    taken = time.perf_counter() - asked
-                    values["positions_per_second"] = ready.positions * self.engine.ranks / taken
-                    values["data_wait"] = waited / taken
-                    if step % self.config.log_every == 0 or step == steps - 1:
-                        self.log.write(step, values)
-                    meter.advance(1, f"loss {values['loss']:.4f}")
-                if step == steps - 1 or (self.config.save_every and (step + 1) % self.config.save_every == 0):
-                    self._save(step + 1)
+            name = f"stage {config.stage}" + (f" from step {first}" if first else "")
+            meter = stack.enter_context(Meter(name, self.data.steps - first, "steps")) if self.log else None
+            batches = _ahead(self.data, config, self.engine, first)
+            while done < self.data.steps and not self._tired(done):
                 asked = time.perf_counter()
+                ready = next(batches)
+                waited = time.perf_counter() - asked
+                set_lr(self.engine.optimizer, lr_factor(done, self.data.steps, config.warmup_ratio))
+                torch.manual_seed(config.seed * 1_000_003 + done * 4099 + self.engine.rank)  # of dropout
+                values = self._step(ready)
+                self._add_speed(values, ready, waited, time.perf_counter() - asked)
+                done += 1
+                loss = self._evaluate(done, values)
+                if self.log and meter:
+                    if (done - 1) % config.log_every == 0 or done == self.data.steps or loss is not None:
+                        self.log.write(done - 1, values)
+                    meter.advance(1, f"loss {values['loss']:.4f}")
+                best = loss is not None and self.best is not None and self.best[1] == done
+                if best or (config.save_every and done % config.save_every == 0 and done < self.data.steps):
+                    self.saver.save(self._state(done, loss))
+            batches.close()
+        self.saver.finish()
+        self._save_checkpoint(done)
 
-    def _step(self, ready: StepBatches) -> dict[str, float]:
+    def _step(self, ready: RankBatch) -> dict[str, float]:
         """One optimizer step; the loss is the mean over the response tokens of the global batch."""
-        tokens = self.engine.total(ready.tokens)
-        loss = self.engine.total(sum(self.engine.backward(batch, int(tokens)) for batch in ready.passes)) / tokens
+        passes = ready.passes
+        needed = self.engine.largest(len(passes))
+        if needed > len(passes):
+            passes = _packed(ready.samples, self.data, self.config, needed).passes
+        (tokens,) = self.engine.total(ready.tokens)
+        losses = [
+            self.engine.backward(batch.to(self.engine.device), int(tokens), number == len(passes) - 1)
+            for number, batch in enumerate(passes)
+        ]
         norm = self.engine.step()
-        return {"loss": loss, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
+        (loss,) = self.engine.total(float(torch.stack(losses).sum()))
+        return {"loss": loss / tokens, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
 
-    def _save(self, steps: int) -> None:
-        """Write the checkpoint, gathering one tensor at a time."""
-        llm: dict[str, torch.Tensor] = {}
-        projectors: dict[str, torch.Tensor] = {}
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
-        buffers = self.model.projectors.named_buffers("projectors")
-        for name, tensor in (*self.model.named_parameters(), *buffers):
-            with self.engine.gathered([tensor]):
-                if self.engine.rank == 0:
-                    part, _, rest = name.partition(".")
-                    whole = tensor.detach().cpu().contiguous()
-                    if part == "projectors":
-                        projectors[rest] = whole.float().clone()
-                    else:
-                        llm[rest] = whole.to(dtype).clone()
+    def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
+        """How fast the step was, over all ranks; memory is that of this one."""
+        config = self.config
+        forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.tokens)
+        flops = step_flops(forward, config.stage == 2 and not config.lora)
+        positions, flops = self.engine.total(sum(ready.lengths), flops)
+        values["tokens_per_second"] = positions / taken
+        if self._peak:
+            values["mfu"] = flops / taken / self._peak
+        values["data_wait"] = waited / taken
+        if self.engine.device.type == "cuda":
+            values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        else:
+            values["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    def _evaluate(self, done: int, values: dict[str, float]) -> float | None:
+        """Ask the held-out conversations, if it is time; their loss."""
+        evaluation = self.config.evaluation
+        if self.held_out is None or evaluation is None or (done % evaluation.every and done != self.data.steps):
+            return None
+        judged = self.held_out.judge(self.engine, self.tokenizer, self.config.prompt, self.config.max_tokens)
+        values |= summary(self.engine, judged)
+        loss = values["eval_loss"]
+        if self.best is None or loss < self.best[0]:
+            self.best = loss, done
+        return loss
+
+    def _tired(self, done: int) -> bool:
+        """Whether the loss on held-out conversations has not fallen for too long."""
+        evaluation = self.config.evaluation
+        if evaluation is None or evaluation.patience is None or self.best is None:
+            return False
+        tired = done - self.best[1] >= evaluation.patience * evaluation.every
+        if tired and self.log:
+            console.print(f"stopped early: the held-out loss has not fallen since step {self.best[1]}")
+        return tired
+
+    def _info(self, steps: int) -> CheckpointInfo:
+        return describe(self.config, self.data, steps)
+
+    def _state(self, done: int, loss: float | None) -> State:
+        return State(
+            step=done,
+            identity=self.data.identity,
+            config=self.config,
+            checkpoint=self._info(done),
+            ranks=self.engine.ranks,
+            loss=loss,
+            best=self.best,
+        )
+
+    def _save_checkpoint(self, steps: int) -> None:
+        """Write the model as it is."""
+        llm, projectors = gather_weights(
+            self.engine.model, precision(self.config), self.engine.gathered, self.engine.rank == 0
+        )
         if self.engine.rank == 0:
             folder = Path(self.config.output) / "checkpoint"
-            info = describe(self.config, self.data, steps)
-            save_checkpoint(folder, self.model.llm, llm, projectors, self.tokenizer, info)
+            save_checkpoint(folder, self.engine.model.llm, llm, projectors, self.tokenizer, self._info(steps))
             console.print(f"saved {folder}")
+            if self.best and self.best[1] != steps:
+                console.print(
+                    f"lowest held-out loss: {self.best[0]:.4f} at step {self.best[1]}; for that model: "
+                    f"python -m trainer export {self.config.output} FOLDER --step {self.best[1]}"
+                )

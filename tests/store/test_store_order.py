@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store import Mixture, Order
+from store import Mixture, Order, Phase, Schedule
 from store.order import BLOCK, ORDER_VERSION, WINDOW
 
 SIZES = [1, 2, 99, 100, 101, 1600, 1601, 12345]
-GOLDEN = Path(__file__).parent / "golden-order-1.json"
+GOLDEN = Path(__file__).parent / "golden-order-2.json"
 
 
 def epoch_of(order, epoch):
@@ -58,15 +58,15 @@ def golden():
     }
 
 
-def test_order_version_1_never_changes():
+def test_order_version_2_never_changes():
     """Old runs are repeatable: a change of the order needs a new ORDER_VERSION and a golden file of its own."""
-    assert ORDER_VERSION == 1
-    assert json.loads(GOLDEN.read_text()) == {"order": golden(), "mixture": golden_mixture()}
+    assert ORDER_VERSION == 2
+    assert json.loads(GOLDEN.read_text()) == {"order": golden(), "schedule": golden_schedule()}
 
 
-def golden_mixture():
-    mixture = Mixture({"a": 5, "b": 1, "c": 3, "d": 3})
-    return [list(mixture[place]) for place in range(24)]
+def golden_schedule():
+    schedule = Schedule(8, [Phase(2, {"b": 1}), Phase(4, {"a": 5, "b": 3})], {"a": {"x": 2, "y": 1}, "b": {"z": 1}})
+    return [list(schedule[place]) for place in range(48)]
 
 
 WEIGHTS = [
@@ -111,3 +111,35 @@ def test_cursors_are_consecutive_across_periods(weights):
     assert all(cursors == list(range(len(cursors))) for cursors in seen.values())
     far = 10**12 * mixture.period
     assert mixture[far] == (mixture[0][0], 10**12 * weights[int(mixture[0][0])])
+
+
+PARTS = {"visual": {"a": 260, "b": 650}, "audio": {"c": 45}, "audio_visual": {"d": 85, "e": 3, "f": 777}}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 128, 256])
+def test_every_global_batch_has_its_share_of_each_group(batch):
+    """Of 1,000 batches each holds every modality's share rounded down or up; running counts do not drift."""
+    weights = {group: sum(pools.values()) for group, pools in PARTS.items()}
+    schedule = Schedule(batch, [Phase(1000, weights)], PARTS)
+    groups = {name: group for group, pools in PARTS.items() for name in pools}
+    total = sum(weights.values())
+    for group, weight in weights.items():
+        counts = schedule.counts[:, [groups[name] == group for name in schedule.names]].sum(axis=1)
+        assert set(counts) <= {batch * weight // total, -(-batch * weight // total)}
+        running = np.cumsum(counts) * total - np.arange(1, 1001) * batch * weight
+        assert np.abs(running).max() < 2 * total
+    assert (schedule.counts.sum(axis=1) == batch).all()
+
+
+def test_a_schedules_cursors_are_consecutive_and_its_phases_are_kept():
+    """Each pool's cursors count on over batches and phases; else conversations are skipped or repeated."""
+    phases = [Phase(5, {"audio_visual": 1}), Phase(7, {"visual": 2, "audio": 1}), Phase(3, {"audio": 1})]
+    schedule = Schedule(10, phases, PARTS)
+    seen = {name: [] for name in schedule.names}
+    for place in range(150):
+        name, cursor = schedule[place]
+        seen[name].append(cursor)
+    assert all(cursors == list(range(len(cursors))) for cursors in seen.values())
+    assert (schedule.counts[:5, [3, 4, 5]].sum(axis=1) == 10).all()
+    assert (schedule.counts[12:, 2] == 10).all()
+    assert set(schedule.counts[5:12, 2]) <= {3, 4}

@@ -52,18 +52,42 @@ def test_conversations_of_failed_items_are_left_out_and_counted(feature_store, t
     assert data.counts() == {"text": 1, "visual": 30, "audio": 29, "audio_visual": 29}
 
 
+def stream(data, places):
+    """The first samples of a run, as one rank reads them."""
+    each = data.samples(0, 0, 1)
+    for step in range(1, -(-places // len(each))):
+        each += data.samples(step, 0, 1)
+    return each[:places]
+
+
 def test_an_epoch_holds_every_conversation_once(feature_store, tokenizer):
     """With the data's own shares nothing is dropped and nothing comes twice before all came once."""
-    data = TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer)
-    seen = Counter(data.sample(place).origin for place in range(60))
+    data = TrainingData(config(feature_store, mixture={"visual": 1}, global_batch=15, steps=4), tokenizer)
+    seen = Counter(sample.origin for sample in stream(data, 60))
     assert set(seen.values()) == {2}
     assert len(seen) == 30
+
+
+@pytest.mark.parametrize("schedule", ["mat", "pt1", "pt2"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_two_epochs_hold_every_conversation_twice_at_any_number_of_ranks(feature_store, tokenizer, ranks, schedule):
+    """Two epochs of 89 conversations in batches of 8, though no batch ends with an epoch: none lost, none thrice."""
+    data = TrainingData(config(feature_store, steps=None, epochs=2.0, schedule=schedule), tokenizer)
+    assert data.steps == 23
+    every = [s.origin for step in range(23) for rank in range(ranks) for s in data.samples(step, rank, ranks)]
+    seen = Counter(f"{origin}" for origin in every)
+    assert len(seen) == 89
+    whole = {"mat": {2, 3}, "pt1": {1, 2, 3}, "pt2": {1, 2, 3}}[
+        schedule
+    ]  # 184 places for 2 x 89, phases of whole steps
+    assert set(seen.values()) <= whole
+    assert sum(seen.values()) == 184
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_every_number_of_ranks_sees_the_same_global_batches(feature_store, tokenizer, ranks):
     """Otherwise a run on eight GPUs is not the run on one, and cannot resume as it."""
-    data = TrainingData(config(feature_store), tokenizer)
+    data = TrainingData(config(feature_store, steps=8), tokenizer)
     for step in (0, 7):
         alone = [s.origin for s in data.samples(step, 0, 1)]
         shared = [s.origin for rank in range(ranks) for s in data.samples(step, rank, ranks)]
@@ -72,15 +96,16 @@ def test_every_number_of_ranks_sees_the_same_global_batches(feature_store, token
 
 def test_modalities_are_mixed_in_every_batch_as_asked(feature_store, tokenizer):
     """Modality-augmented training: each batch holds all three, in the shares of the configuration."""
-    data = TrainingData(config(feature_store, mixture={"visual": 2, "audio": 1, "audio_visual": 1}), tokenizer)
+    mixture = {"visual": 2, "audio": 1, "audio_visual": 1}
+    data = TrainingData(config(feature_store, mixture=mixture, steps=20), tokenizer)
     for step in range(20):
         kinds = Counter(s.tokens.media[0][0] for s in data.samples(step, 0, 1))
         assert kinds == {"visual": 4, "audio": 2, "audio_visual": 2}
 
 
 def test_a_coarser_grid_reads_a_subset_of_the_same_column(feature_store, tokenizer):
-    fine = TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer).sample(5)
-    coarse = TrainingData(config(feature_store, mixture={"visual": 1}, frames=2), tokenizer).sample(5)
+    fine = stream(TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer), 6)[-1]
+    coarse = stream(TrainingData(config(feature_store, mixture={"visual": 1}, frames=2), tokenizer), 6)[-1]
     assert fine.origin == coarse.origin
     assert (coarse.arrays["temporal"] == fine.arrays["temporal"][::2]).all()
 
@@ -106,19 +131,19 @@ def test_bad_configuration_is_one_clear_line(feature_store, tokenizer, changes, 
 
 def test_a_damaged_item_stops_training_or_gives_way_to_another_conversation(feature_store, tokenizer, tmp_path, capsys):
     """Never to another clip's features under the same question; and it is said, each time."""
-    sound = TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer)
-    before = [sound.sample(place) for place in range(30)]
+    epoch = {"mixture": {"visual": 1}, "global_batch": 1, "steps": 30}
+    before = stream(TrainingData(config(feature_store, **epoch), tokenizer), 30)
     shutil.copytree(feature_store, tmp_path / "store")
     for tar in (tmp_path / "store" / "columns").glob("clip-tiny.*/*.tar"):
         data = bytearray(tar.read_bytes())
         if (at := data.find(before[0].arrays["temporal"].tobytes())) >= 0:
             data[at] ^= 1
             tar.write_bytes(data)
-    changes = {"mixture": {"visual": 1}, "sources": [{"store": str(tmp_path / "store"), "conversations": "mixed"}]}
+    changes = epoch | {"sources": [{"store": str(tmp_path / "store"), "conversations": "mixed"}]}
     with pytest.raises(DamagedError, match="differs from its checksum"):
-        TrainingData(config(feature_store, **changes), tokenizer).sample(0)
+        TrainingData(config(feature_store, **changes), tokenizer).samples(0, 0, 1)
     hurt = TrainingData(config(feature_store, **changes, tolerate=1), tokenizer)
-    after = [hurt.sample(place) for place in range(30)]
+    after = stream(hurt, 30)
     assert [place for place in range(30) if after[place].origin != before[place].origin] == [0]
     twin = next(sample for sample in before if sample.origin == after[0].origin)
     assert after[0].tokens == twin.tokens
@@ -141,7 +166,48 @@ def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
     save_conversations(storage, "mixed", talks)
     data = TrainingData(config(storage.url, visual="theirs", audio=None, frames=100), tokenizer)
     assert (data.size, data.left_out) == (2, {"visual: unreadable": 1})
-    found = {sample.origin.split()[0]: sample.arrays for sample in data.some_items(2)}
+    found = {sample.origin.split()[0]: sample.arrays for sample in data.some(2)}
     assert {name: len(arrays["temporal"]) for name, arrays in found.items()} == {"whole": 100, "short": 60}
     assert np.array_equal(found["short"]["spatial"], rows[100:])
     assert data.builds["visual"] == {"imported": "video-chatgpt"}
+
+
+def kinds(data, step, ranks=1):
+    """How many of each modality a global batch holds."""
+    return Counter(s.modality for rank in range(ranks) for s in data.samples(step, rank, ranks))
+
+
+def test_pretraining_schedules_separate_the_modalities(feature_store, tokenizer):
+    """PT1: together, then apart; PT2: apart, then together; each kind as often as in MAT."""
+    runs = {}
+    for schedule in ("pt1", "pt2"):
+        data = TrainingData(config(feature_store, schedule=schedule, steps=89), tokenizer)
+        runs[schedule] = [kinds(data, step) for step in range(89)]
+    assert [set(k) for k in runs["pt1"][:29]] == [{"audio_visual"}] * 29
+    assert all("audio_visual" not in k for k in runs["pt1"][29:])
+    assert runs["pt2"][60:] == runs["pt1"][:29]
+    assert runs["pt2"][:60] == runs["pt1"][29:]
+
+
+def test_phases_have_mixtures_of_their_own(feature_store, tokenizer):
+    phases = [{"share": 1, "mixture": {"audio": 1}}, {"share": 3, "mixture": {"visual": 3, "audio_visual": 1}}]
+    data = TrainingData(config(feature_store, schedule=phases, steps=8), tokenizer)
+    assert [kinds(data, step) for step in (1, 2, 7)] == [{"audio": 8}, *[{"visual": 6, "audio_visual": 2}] * 2]
+
+
+def test_audio_visual_conversations_are_also_asked_by_one_sense(feature_store, tokenizer):
+    """Such a sample is a visual-only one: it counts as that, its rows and its token are sight's alone."""
+    augment = {"mixture": {"visual": 1}, "augment": {"visual": 0.5}, "global_batch": 9, "steps": 10}
+    data = TrainingData(config(feature_store, **augment), tokenizer)
+    samples = stream(data, 90)
+    asked = [s for s in samples if "audio_visual" in s.origin]
+    assert len(asked) == pytest.approx(90 / 3, abs=2)  # 30 of their own, half of 30
+    assert all("audio" not in s.arrays and s.tokens.media[0][0] == "visual" for s in asked)
+    assert {s.modality for s in samples} == {"visual"}
+
+
+def test_sources_are_drawn_by_weight(feature_store, tokenizer):
+    twice = [{"store": str(feature_store), "conversations": "mixed", "weight": w} for w in (1, 3)]
+    data = TrainingData(config(feature_store, sources=twice, mixture={"visual": 1}, steps=10), tokenizer)
+    drawn = [[data._schedule[step * 8 + i][0] for i in range(8)] for step in range(10)]
+    assert all(batch.count("0.visual") == 2 and batch.count("1.visual") == 6 for batch in drawn)

@@ -1,0 +1,194 @@
+"""Runs that are stopped at any moment go on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from store import UserError, parse_settings
+from trainer.checkpoint import load_checkpoint
+from trainer.settings import TrainConfig
+from trainer.stage import train
+from trainer.states import States
+
+REPO = Path(__file__).parents[2]
+KILLS = int(os.environ.get("AVLLM_KILLS", "2"))  # 20 in the long form
+STEPS = 10 * KILLS + 4
+
+
+@pytest.fixture(scope="module")
+def base(feature_store, tiny_llm):
+    return {
+        "stage": 2,
+        "model": str(tiny_llm),
+        "sources": [{"store": str(feature_store), "conversations": "mixed"}],
+        "visual": "clip-tiny",
+        "audio": "clap-tiny",
+        "frames": 4,
+        "segments": 2,
+        "global_batch": 8,
+        "steps": STEPS,
+        "lr": 5e-3,
+        "precision": "float32",
+        "batch_tokens": 256,
+        "max_tokens": 256,
+        "save_every": 3,
+    }
+
+
+def start(config: Path, processes: int) -> subprocess.Popen:
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
+    words = [sys.executable, "-m", *launcher, "trainer", "train", str(config)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    with open(config.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True, cwd=REPO)
+
+
+def finish(config: Path, processes: int) -> None:
+    done = start(config, processes)
+    assert done.wait(timeout=900) == 0, config.with_suffix(".log").read_text()[-5000:]
+
+
+def logged(output: Path) -> list[dict]:
+    lines = (output / "log.jsonl").read_text().splitlines() if (output / "log.jsonl").exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def kill_at(config: Path, processes: int, output: Path, step: int) -> bool:
+    """Start the run and `kill -9` all its processes once it has logged a step; False if it ended before."""
+    running = start(config, processes)
+    deadline = time.monotonic() + 900
+    while running.poll() is None and time.monotonic() < deadline:
+        try:
+            reached = max((line["step"] for line in logged(output)), default=-1)
+        except ValueError:  # a line that is being written
+            continue
+        if reached >= step:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            return True
+        time.sleep(0.01)
+    assert running.returncode == 0, config.with_suffix(".log").read_text()[-5000:]
+    return False
+
+
+def write(folder: Path, name: str, settings: dict) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**settings, "output": str(folder / name)}))
+    return path
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    folder = output / "checkpoint"
+    return load_file(folder / "model.safetensors") | load_file(folder / "avllm" / "projectors.safetensors")
+
+
+@pytest.mark.parametrize(("processes", "zero"), [(1, None), (2, 2), (2, 3)])
+def test_kill_9_at_any_step_leaves_no_trace_in_the_weights(base, processes, zero, tmp_path):
+    """The loss curve and the final weights are those of a run that nobody killed, bit for bit."""
+    settings = base | ({"zero": {"stage": zero}} if zero else {})
+    undisturbed, killed = (write(tmp_path, name, settings) for name in ("undisturbed", "killed"))
+    finish(undisturbed, processes)
+    chance = random.Random(zero or 0)
+    kills = 0
+    for step in sorted(chance.sample(range(STEPS - 3), KILLS)):
+        kills += kill_at(killed, processes, tmp_path / "killed", step)
+    finish(killed, processes)
+    assert kills >= KILLS - 1  # a run may go on to its end between a line of the log and the signal
+    whole, resumed = (weights(tmp_path / name) for name in ("undisturbed", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    curves = [[(line["step"], line["loss"], line["grad_norm"]) for line in logged(tmp_path / n)] for n in
+              ("undisturbed", "killed")]  # fmt: skip
+    assert curves[0] == curves[1]
+    assert [step for step, *_ in curves[0]] == list(range(STEPS))
+    print(f"{kills} kills, {processes} processes, ZeRO {zero}: {len(whole)} tensors equal, {STEPS} losses equal")
+
+
+def run(settings, output):
+    train(parse_settings(TrainConfig, {**settings, "output": str(output)}, "test"))
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(base, tmp_path):
+    """Saved by one process, gone on with by two (ZeRO-3), then by one again: the same run up to rounding."""
+    settings = base | {"steps": 9}
+    run(settings, tmp_path / "whole")
+    path = write(tmp_path, "moved", settings)
+    assert kill_at(path, 1, tmp_path / "moved", 4)
+    path = write(tmp_path, "moved", settings | {"zero": {"stage": 3}})
+    assert kill_at(path, 2, tmp_path / "moved", 7)
+    assert States(tmp_path / "moved").state(6).ranks == 2
+    path = write(tmp_path, "moved", settings)
+    finish(path, 1)
+    curves = [[line["loss"] for line in logged(tmp_path / name)] for name in ("whole", "moved")]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def stopped(base, tmp_path_factory):
+    """A run that has saved states and no checkpoint, as after a kill."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run(base | {"steps": 6, "save_every": 2}, folder / "run")
+    for path in sorted((folder / "run" / "checkpoint").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (folder / "run" / "checkpoint").rmdir()
+    return folder / "run"
+
+
+def test_a_stopped_run_refuses_other_settings_and_other_data(base, stopped):
+    """A curve that changes its learning rate halfway is nobody's experiment."""
+    changed = base | {"steps": 6, "save_every": 2, "lr": 1.0}
+    with pytest.raises(UserError, match=r"field 'lr': 1\.0, but the run in .* stopped at step 4 with 0\.005"):
+        run(changed, stopped)
+    state = stopped / "steps" / "00000004" / "state.json"
+    original = state.read_text()
+    state.write_text(original.replace(json.loads(original)["identity"], "0" * 32))
+    with pytest.raises(UserError, match=r"field 'sources': conversations or columns are not those"):
+        run(base | {"steps": 6, "save_every": 2}, stopped)
+    state.write_text(original)
+
+
+def test_half_written_states_are_not_taken_for_states(base, stopped):
+    (stopped / "steps" / ".tmp-00000005").mkdir()
+    (stopped / "steps" / "00000005").mkdir()
+    assert States(stopped).steps() == [2, 4]
+    States(stopped).clear()
+    assert not list((stopped / "steps").glob(".tmp-*"))
+    (stopped / "steps" / "00000005").rmdir()
+
+
+def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
+    """`keep` newest, and the one that did best on held-out conversations; each can be exported."""
+    held_out = {"sources": [{"store": str(feature_store), "conversations": "mixed"}], "every": 2, "limit": 24}
+    run(base | {"steps": 12, "save_every": 1, "keep": 3, "evaluation": held_out}, tmp_path / "run")
+    losses = {line["step"] + 1: line["eval_loss"] for line in logged(tmp_path / "run") if "eval_loss" in line}
+    states = States(tmp_path / "run")
+    best = min(losses, key=losses.get)
+    assert states.best() == best
+    assert states.steps() == sorted({9, 10, 11, best} - ({9} if best == 12 else set())) or states.steps()[-1] == 12
+    from trainer.export import export
+
+    export(tmp_path / "run", tmp_path / "best", "best")
+    exported, _, info = load_checkpoint(tmp_path / "best", torch.float32)
+    assert info.steps == best
+    saved = states.load(best)
+    for name, parameter in exported.named_parameters():
+        assert torch.equal(parameter.flatten(), saved.read(f"weight/{name}", 0, parameter.numel())), name
+    with pytest.raises(UserError, match=r"--step 7: .* saved steps: .*accepted: a step, last, best"):
+        export(tmp_path / "run", tmp_path / "other", "7")
+
+
+def test_training_stops_early_when_held_out_loss_no_longer_falls(base, feature_store, tmp_path):
+    held_out = {"sources": [{"store": str(feature_store), "conversations": "mixed"}], "every": 1, "limit": 8}
+    hopeless = {"steps": 30, "lr": 1.0, "save_every": None, "evaluation": held_out | {"patience": 3}}
+    run(base | hopeless, tmp_path / "run")
+    losses = [line["eval_loss"] for line in logged(tmp_path / "run")]
+    assert len(losses) == losses.index(min(losses)) + 1 + 3 < 30

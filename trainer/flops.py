@@ -1,0 +1,59 @@
+"""Floating-point operations of a step, and how many a device can do: for MFU and for estimates.
+
+Counted as in PaLM's appendix B: 2 for each weight of a matrix product and row, twice that for a backward pass; what
+checkpointing computes again is not counted. A frozen LLM needs half a backward pass: the gradient of its inputs.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+PEAK = {  # dense bfloat16 operations a second, by a part of the device's name (vendors' data sheets)
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12,
+    "A40": 150e12, "V100": 125e12,
+}  # fmt: skip
+
+
+def forward_flops(config: Any, lengths: Sequence[int], targets: int) -> float:
+    """Of the LLM's forward pass over packed conversations.
+
+    Args:
+        config: of a Llama-family LLM.
+        lengths: positions of each conversation.
+        targets: positions whose logits are computed.
+    """
+    hidden, width = config.hidden_size, config.num_attention_heads * head_dim(config)
+    kept = config.num_key_value_heads * head_dim(config)
+    layer = hidden * (2 * width + 2 * kept) + 3 * hidden * config.intermediate_size
+    attention = 2 * width * sum(n * n for n in lengths)  # scores and mixture, the causal half of each
+    products = sum(lengths) * layer
+    return float(config.num_hidden_layers * (2 * products + attention) + 2 * targets * hidden * config.vocab_size)
+
+
+def head_dim(config: Any) -> int:
+    """Of a Llama-family LLM."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def step_flops(forward: float, trains_llm: bool) -> float:
+    """Of forward and backward: with the LLM frozen (or adapted), its weights' gradients are not computed."""
+    return forward * (3 if trains_llm else 2)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a device does at best, operations a second: from its data sheet, else as a matrix product shows."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, peak in PEAK.items():
+            if part in name and dtype == torch.bfloat16:
+                return peak
+    side = 8192 if device.type == "cuda" else 1536
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best

@@ -1,0 +1,225 @@
+"""Saved states of a run: what it needs to go on at a step, with any number of ranks, and to export that step's model.
+
+    <output>/steps/00000100/
+      part-00000-of-00002.safetensors   of each trained parameter what rank 0 keeps, laid out flat, float32:
+                                        weight/<name>@<first element>, exp_avg/..., exp_avg_sq/...
+      state.json                        step, settings, what the checkpoint says; written last
+
+Each rank copies its part to memory and goes on; a thread writes it. The folder gets its name when all parts are there.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from store import Settings, UserError, parse_settings
+from trainer.checkpoint import CheckpointInfo
+from trainer.distributed import MOMENTS, Engine
+from trainer.model import AudioVisualLM
+from trainer.settings import FREE_ON_RESUME, TrainConfig
+
+FOLDER = "steps"
+TEMPORARY = ".tmp-"
+
+
+class State(Settings):
+    """What a saved state says about itself.
+
+    Attributes:
+        step: optimizer steps that were taken.
+        identity: digest of the data's order (`TrainingData.identity`).
+        config: of the run.
+        checkpoint: what a checkpoint of this step says.
+        ranks: that wrote it.
+        loss: on the held-out conversations at this step.
+        best: the lowest such loss until then, and the step it was found at.
+    """
+
+    format: Literal[1] = 1
+    step: int
+    identity: str
+    config: TrainConfig
+    checkpoint: CheckpointInfo
+    ranks: int
+    loss: float | None = None
+    best: tuple[float, int] | None = None
+
+
+class States:
+    """The saved states of a run."""
+
+    def __init__(self, output: str | Path) -> None:
+        self.folder = Path(output) / FOLDER
+
+    def steps(self) -> list[int]:
+        """The steps that are there, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
+
+    def state(self, step: int) -> State:
+        """What the state of a step says.
+
+        Raises:
+            UserError: it is damaged, or of a newer version.
+        """
+        path = self.path(step) / "state.json"
+        try:
+            return parse_settings(State, json.loads(path.read_bytes()), str(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.folder / f"{step:08d}"
+
+    def best(self) -> int | None:
+        """The step with the lowest loss on held-out conversations, or None if none was evaluated."""
+        losses = {step: loss for step in self.steps() if (loss := self.state(step).loss) is not None}
+        return min(losses, key=lambda step: (losses[step], step), default=None)
+
+    def clear(self) -> None:
+        """Remove what a killed run left half written."""
+        for left in self.folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left)
+
+    def load(self, step: int) -> "SavedTensors":
+        """The tensors of a step."""
+        return SavedTensors(self.path(step))
+
+
+def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
+    """Refuse to go on with other settings or data than a state was saved with.
+
+    Raises:
+        UserError: names the field that differs.
+    """
+    now, then = config.model_dump(mode="json"), state.config.model_dump(mode="json")
+    for field in TrainConfig.model_fields:
+        if field not in FREE_ON_RESUME and now[field] != then[field]:
+            raise UserError(
+                f"field {field!r}: {now[field]}, but the run in {config.output} stopped at step {state.step} with "
+                f"{then[field]}; give that, another output, or overwrite=true"
+            )
+    if identity != state.identity:
+        raise UserError(
+            f"field 'sources': conversations or columns are not those that the run in {config.output} stopped with "
+            f"at step {state.step}; take another output, or overwrite=true"
+        )
+
+
+class SavedTensors:
+    """The tensors of one state, whichever rank wrote what."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pieces: dict[str, list[tuple[int, Any, str]]] = {}
+        for path in sorted(folder.glob("part-*.safetensors")):
+            part = safe_open(path, "pt")
+            for key in part.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
+                name, _, start = key.rpartition("@")
+                self._pieces.setdefault(name, []).append((int(start), part, key))
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece[0])
+
+    def read(self, name: str, start: int, size: int) -> torch.Tensor:
+        """Elements [start, start + size) of a tensor that was laid out flat."""
+        found = []
+        for first, part, key in self._pieces.get(name, []):
+            piece = part.get_slice(key)
+            low, high = max(start, first), min(start + size, first + piece.get_shape()[0])
+            if low < high:
+                found.append(piece[low - first : high - first])
+        whole = torch.cat(found) if found else torch.empty(0)
+        if len(whole) != size:
+            raise UserError(f"a saved state does not hold {name}: {len(whole)} of {size} elements are there")
+        return whole
+
+    def load_weights(self, model: AudioVisualLM) -> None:
+        """Give a model the weights that were trained, and its projectors' statistics."""
+        for name, tensor in _trained(model):
+            tensor.data.copy_(self.read(f"weight/{name}", 0, tensor.numel()).view(tensor.shape))
+
+    def load_optimizer(self, engine: Engine, step: int) -> None:
+        """Give an engine, whose model has the weights, their float32 originals and AdamW's moments."""
+        engine.start_moments(step)
+        for fragment in engine.fragments():
+            size = fragment.weight.numel()
+            fragment.weight.copy_(self.read(f"weight/{fragment.name}", fragment.start, size))
+            for kind, moment in fragment.moments.items():
+                moment.copy_(self.read(f"{kind}/{fragment.name}", fragment.start, size))
+
+
+def _trained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    yield from model.projectors.named_buffers("projectors")
+
+
+class Saver:
+    """Saves states while training goes on; one at a time."""
+
+    def __init__(self, states: States, engine: Engine, keep: int) -> None:
+        self._states, self._engine, self._keep = states, engine, keep
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def save(self, state: State) -> None:
+        """Copy this rank's part now and write it in a thread, once the state before it is written."""
+        self.finish()
+        tensors: dict[str, torch.Tensor] = {}
+        for fragment in self._engine.fragments():
+            at = f"{fragment.name}@{fragment.start}"
+            tensors[f"weight/{at}"] = _copy(fragment.weight)
+            tensors |= {f"{kind}/{at}": _copy(fragment.moments[kind]) for kind in MOMENTS}
+        if self._engine.rank == 0:
+            for name, buffer in self._engine.model.projectors.named_buffers("projectors"):
+                tensors[f"weight/{name}@0"] = _copy(buffer.view(-1))
+        self._writing = self._pool.submit(self._write, state, tensors)
+
+    def finish(self) -> None:
+        """Wait until the last state is written."""
+        if self._writing:
+            self._writing.result()
+
+    def close(self) -> None:
+        """Finish and end the thread."""
+        self._pool.shutdown()
+
+    def _write(self, state: State, tensors: dict[str, torch.Tensor]) -> None:
+        folder = self._states.folder / f"{TEMPORARY}{state.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        rank, ranks = self._engine.rank, self._engine.ranks
+        part = folder / f"part-{rank:05d}-of-{ranks:05d}.safetensors"
+        save_file(tensors, part.with_suffix(".part"))
+        _sync(part.with_suffix(".part"))
+        os.replace(part.with_suffix(".part"), part)
+        if rank:
+            return
+        while len(list(folder.glob("part-*.safetensors"))) < ranks:
+            time.sleep(0.05)
+        (folder / "state.json").write_text(state.model_dump_json(indent=2))
+        _sync(folder / "state.json")
+        shutil.rmtree(self._states.path(state.step), ignore_errors=True)
+        os.replace(folder, self._states.path(state.step))
+        _sync(self._states.folder)
+        kept = {*self._states.steps()[-self._keep :], self._states.best()}
+        for step in set(self._states.steps()) - kept:
+            shutil.rmtree(self._states.path(step))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
