@@ -230,9 +230,11 @@ class ZeroEngine(Engine):
                     moments = {kind: self._partition(p, kind)[:size] for kind in MOMENTS}
                     yield Fragment(name, start, self._partition(p, None)[:size], moments)
             elif p._hp_mapping is not None:
-                kept = p._hp_mapping
-                moments = {kind: kept.get_optim_state_fragment(kind) for kind in MOMENTS}
-                yield Fragment(name, kept.lp_fragment_address.start, kept.get_hp_fragment(), moments)
+                kept, zero = p._hp_mapping, self._engine.optimizer
+                state = zero.optimizer.state[zero.single_partition_of_fp32_groups[kept.param_group_index]]
+                place = kept.hp_fragment_address  # its own link to moments misses all groups but the first (0.19)
+                moments = {kind: state[kind].narrow(0, place.start, place.numel) for kind in MOMENTS}
+                yield Fragment(name, kept.lp_fragment_address.start, kept.hp_fragment, moments)
 
     def _partition(self, parameter: Any, kind: str | None) -> torch.Tensor:
         """The view of ZeRO-3's flat float32 state that holds this rank's part of a parameter."""
@@ -249,8 +251,6 @@ class ZeroEngine(Engine):
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:
             zero.optimizer.state[flat] = _moments(flat.data, steps)
-        if self._stage != 3:
-            zero._lazy_init_hp_params_optimizer_state()
 
     def close(self) -> None:
         """See `Engine`."""

@@ -3,12 +3,12 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -73,7 +73,9 @@ def kill_at(config: Path, processes: int, output: Path, step: int) -> bool:
         except ValueError:  # a line that is being written
             continue
         if reached >= step:
-            os.killpg(running.pid, signal.SIGKILL)
+            launcher = psutil.Process(running.pid)
+            for process in [*launcher.children(recursive=True), launcher]:
+                process.kill()
             running.wait()
             return True
         time.sleep(0.01)
@@ -119,13 +121,13 @@ def run(settings, output):
 
 def test_a_run_goes_on_with_another_number_of_ranks(base, tmp_path):
     """Saved by one process, gone on with by two (ZeRO-3), then by one again: the same run up to rounding."""
-    settings = base | {"steps": 9}
+    settings = base | {"steps": 60}
     run(settings, tmp_path / "whole")
     path = write(tmp_path, "moved", settings)
-    assert kill_at(path, 1, tmp_path / "moved", 4)
+    assert kill_at(path, 1, tmp_path / "moved", 10)
     path = write(tmp_path, "moved", settings | {"zero": {"stage": 3}})
-    assert kill_at(path, 2, tmp_path / "moved", 7)
-    assert States(tmp_path / "moved").state(6).ranks == 2
+    assert kill_at(path, 2, tmp_path / "moved", 20)
+    assert States(tmp_path / "moved").state(States(tmp_path / "moved").steps()[-1]).ranks == 2
     path = write(tmp_path, "moved", settings)
     finish(path, 1)
     curves = [[line["loss"] for line in logged(tmp_path / name)] for name in ("whole", "moved")]
@@ -168,12 +170,12 @@ def test_half_written_states_are_not_taken_for_states(base, stopped):
 def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
     """`keep` newest, and the one that did best on held-out conversations; each can be exported."""
     held_out = {"sources": [{"store": str(feature_store), "conversations": "mixed"}], "every": 2, "limit": 24}
-    run(base | {"steps": 12, "save_every": 1, "keep": 3, "evaluation": held_out}, tmp_path / "run")
+    run(base | {"steps": 12, "save_every": 1, "keep": 3, "lr": 0.5, "evaluation": held_out}, tmp_path / "run")
     losses = {line["step"] + 1: line["eval_loss"] for line in logged(tmp_path / "run") if "eval_loss" in line}
     states = States(tmp_path / "run")
     best = min(losses, key=losses.get)
     assert states.best() == best
-    assert states.steps() == sorted({9, 10, 11, best} - ({9} if best == 12 else set())) or states.steps()[-1] == 12
+    assert states.steps() == [best, 9, 10, 11]
     from trainer.export import export
 
     export(tmp_path / "run", tmp_path / "best", "best")
