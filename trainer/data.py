@@ -224,21 +224,26 @@ class TrainingData:
             counts[name.split(".", 1)[1]] += len(pool.conversations)
         return dict(counts)
 
+    def draw(self, step: int, rank: int, ranks: int) -> list[tuple[str, int]]:
+        """One rank's share of a global batch: `<source>.<modality>` and the conversation's number in that pool.
+
+        It is a pure function of the step, the seed and the data.
+        """
+        chosen = (self._schedule[place] for place in places_of(step, self._config.global_batch, rank, ranks))
+        return [(pool, self._orders[pool][cursor]) for pool, cursor in chosen]
+
     def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
-        """One rank's share of a global batch, read at once: a pure function of the step, the seed and the data.
+        """What is drawn, each pool's items read at once.
 
         Raises:
             DamagedError: items are damaged, and no more are tolerated.
         """
-        places = places_of(step, self._config.global_batch, rank, ranks)
-        by_pool: dict[str, dict[int, int]] = {}
-        for place in places:
-            name, cursor = self._schedule[place]
-            by_pool.setdefault(name, {})[place] = self._orders[name][cursor]
+        drawn = self.draw(step, rank, ranks)
         samples: dict[int, Sample] = {}
-        for name, chosen in by_pool.items():
-            samples |= zip(chosen, self._read(name, list(chosen.values())), strict=True)
-        return [samples[place] for place in places]
+        for name in {pool for pool, _ in drawn}:
+            places = [place for place, (pool, _) in enumerate(drawn) if pool == name]
+            samples |= zip(places, self._read(name, [drawn[place][1] for place in places]), strict=True)
+        return [samples[place] for place in range(len(drawn))]
 
     def some(self, count: int) -> Iterator[Sample]:
         """About `count` samples, alike of all pools: to take statistics of."""

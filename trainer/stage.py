@@ -207,6 +207,8 @@ def train(config: TrainConfig) -> None:
         if config.overwrite:
             for old in ("checkpoint", states.folder.name, "tensorboard"):
                 shutil.rmtree(output / old, ignore_errors=True)
+        for left in output.glob(".tmp-checkpoint-*"):
+            shutil.rmtree(left)
         states.clear()
     engine = build_engine(model, build_optimizer(model, config), config)
     if saved:

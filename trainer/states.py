@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from store import Settings, UserError, parse_settings
@@ -194,6 +194,15 @@ class Saver:
         self._pool.shutdown()
 
     def _write(self, state: State, tensors: dict[str, torch.Tensor]) -> None:
+        try:
+            self._write_parts(state, tensors)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self._states.path(state.step)}: cannot be written: {error}; make room, then give the "
+                "same command again: it goes on from the state before"
+            ) from None
+
+    def _write_parts(self, state: State, tensors: dict[str, torch.Tensor]) -> None:
         folder = self._states.folder / f"{TEMPORARY}{state.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         rank, ranks = self._engine.rank, self._engine.ranks

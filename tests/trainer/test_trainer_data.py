@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 from collections import Counter
@@ -66,6 +67,28 @@ def test_an_epoch_holds_every_conversation_once(feature_store, tokenizer):
     seen = Counter(sample.origin for sample in stream(data, 60))
     assert set(seen.values()) == {2}
     assert len(seen) == 30
+
+
+@pytest.mark.parametrize("schedule", ["mat", "pt1", "pt2"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_each_of_1000_global_batches_is_mixed_as_the_schedule_says(feature_store, tokenizer, ranks, schedule):
+    """The shares are exact to rounding in every batch, whatever the number of ranks; and ranks see it alike."""
+    mixture = {"visual": 260, "audio": 45, "audio_visual": 85}
+    changes = {"schedule": schedule, "mixture": mixture, "global_batch": 32, "steps": 1000}
+    data = TrainingData(config(feature_store, **changes), tokenizer)
+    together, apart = {"audio_visual": 85}, {"visual": 260, "audio": 45}
+    phases = {
+        "mat": [(1000, mixture)],
+        "pt1": [(round(1000 * 85 / 390), together), (1000 - round(1000 * 85 / 390), apart)],
+        "pt2": [(round(1000 * 305 / 390), apart), (1000 - round(1000 * 305 / 390), together)],
+    }[schedule]
+    expected = [weights for steps, weights in phases for _ in range(steps)]
+    for step, weights in enumerate(expected):
+        drawn = Counter(pool.split(".")[1] for rank in range(ranks) for pool, _ in data.draw(step, rank, ranks))
+        assert drawn.total() == 32
+        for modality, count in drawn.items():
+            share = 32 * weights[modality] / sum(weights.values())
+            assert math.floor(share) <= count <= math.ceil(share), (step, drawn)
 
 
 @pytest.mark.parametrize("schedule", ["mat", "pt1", "pt2"])
@@ -209,5 +232,5 @@ def test_audio_visual_conversations_are_also_asked_by_one_sense(feature_store, t
 def test_sources_are_drawn_by_weight(feature_store, tokenizer):
     twice = [{"store": str(feature_store), "conversations": "mixed", "weight": w} for w in (1, 3)]
     data = TrainingData(config(feature_store, sources=twice, mixture={"visual": 1}, steps=10), tokenizer)
-    drawn = [[data._schedule[step * 8 + i][0] for i in range(8)] for step in range(10)]
+    drawn = [[pool for pool, _ in data.draw(step, 0, 1)] for step in range(10)]
     assert all(batch.count("0.visual") == 2 and batch.count("1.visual") == 6 for batch in drawn)

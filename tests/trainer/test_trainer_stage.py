@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import UserError, load_settings, parse_settings
-from trainer.checkpoint import load_checkpoint, read_info
+from trainer.checkpoint import load_checkpoint, load_llm, read_info
+from trainer.data import TrainingData
 from trainer.optim import lr_factor
 from trainer.settings import TrainConfig
 from trainer.stage import train
@@ -137,22 +138,43 @@ def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, t
         run(base, tmp_path / "x")
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, zero, tmp_path):
-    """ZeRO shares out the work; it must not change the run."""
-    settings = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "output": str(tmp_path / "zero")}
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**settings, "zero": {"stage": zero}}))
+def two_processes(config):
     words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer", "train", str(config)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     done = subprocess.run(
         [sys.executable, "-m", *words], env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, zero, tmp_path):
+    """ZeRO shares out the work; it must not change the run."""
+    settings = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "output": str(tmp_path / "zero")}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**settings, "zero": {"stage": zero}}))
+    two_processes(config)
     assert losses(tmp_path / "zero") == pytest.approx(stage2[1], rel=1e-3)
     plain, sharded = (load_checkpoint(f / "checkpoint", torch.float32)[0] for f in (stage2[0], tmp_path / "zero"))
     for (name, a), (_, b) in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3, msg=name)
+
+
+def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, tmp_path):
+    """ZeRO-3, two processes, 50 steps: one gets sights only, the other sounds only; the run is that of one process."""
+    mixture = {"visual": 1, "audio": 1}
+    settings = {**base, "stage": 2, "mixture": mixture, "global_batch": 2, "steps": 50, "zero": {"stage": 3}}
+    data = TrainingData(
+        parse_settings(TrainConfig, {**settings, "output": "x"}, "test"), load_llm(base["model"], torch.float32)[1]
+    )
+    shares = [{pool for step in range(50) for pool, _ in data.draw(step, rank, 2)} for rank in range(2)]
+    assert shares == [{"0.visual"}, {"0.audio"}]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**settings, "output": str(tmp_path / "zero")}))
+    two_processes(config)
+    alone = run(settings, tmp_path / "alone")
+    assert losses(tmp_path / "zero") == pytest.approx(alone, rel=1e-3)
+    assert losses(tmp_path / "zero")[-1] < losses(tmp_path / "zero")[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
