@@ -142,9 +142,11 @@ def merge_stores(
 
     They hold shards of one plan, or plans of different files. Stopped, the same command goes on.
     """
-    storage = Storage(out)
+    storage, sources = Storage(out), [Storage(each) for each in stores]
+    if not storage.exists(NAME):
+        merge.plan_merge(storage, sources, prefix=prefix)  # what is refused makes no folder
     with storage.lock():
-        planned = merge.plan_merge(storage, [Storage(each) for each in stores], prefix=prefix)
+        planned = merge.plan_merge(storage, sources, prefix=prefix)
         console.print(f"{storage.url}: {len(planned.corpus)} items, {planned.new} of them new")
         with Meter("merge", planned.shards, "shards") as meter:
             differing = merge.run_merge(planned, meter.advance)

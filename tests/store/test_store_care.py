@@ -245,6 +245,8 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(toy, tmp_pa
         assert code == 2
         assert message in err
         assert files(toy.storage.url) == before
+    assert command("merge", tmp_path / "new", toy.storage.url, other.url)[0] == 2
+    assert not (tmp_path / "new").exists()  # not even a lock
     assert other.exists("corpus.parquet")
     for _ in range(2):
         assert command("merge", toy.storage.url, chatty.url, "--prefix")[0] == 0
