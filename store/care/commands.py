@@ -150,7 +150,7 @@ def merge_stores(
         console.print(f"{storage.url}: {len(planned.corpus)} items, {planned.new} of them new")
         with Meter("merge", planned.shards, "shards") as meter:
             differing = merge.run_merge(planned, meter.advance)
-    for line in differing:
+    for line in [*differing, *merge.half_filled(storage)]:
         console.print(line, markup=False)
 
 
