@@ -16,7 +16,7 @@ from store.conversation import load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError, UserError
-from store.repair import repair_shards
+from store.repair import check_overrides, repair_shards
 from store.storage import Storage
 from store.verify import Checked, column_stats, unknown_files, verify_column, verify_tables
 
@@ -93,6 +93,7 @@ def verify(
     storage = Storage(store)
     if overrides and not repair:
         raise UserError(f"{' '.join(overrides)}: settings are for --repair; to check one column name it by --column")
+    check_overrides(overrides or ())
     tables = dict(verify_tables(storage))
     for fault in tables.values():
         console.print(f"damaged: {fault}", markup=False)

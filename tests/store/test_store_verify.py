@@ -237,6 +237,16 @@ def test_the_command_says_what_to_do(small):
     assert "settings are for --repair" in verify(storage.url, "gpus=1")[2]
 
 
+@pytest.mark.parametrize("word", ["bogus=1", "gpus=many", "columns.0.batch=4", "gpus"])
+def test_settings_of_a_repair_are_checked_before_anything_is_read(disk, command, word):
+    """Else a typing error shows on the day of the damage; a column's own settings would make another column."""
+    assert command("verify", disk.storage.url, "--repair", "gpus=1")[0] == 0
+    code, out, err = command("verify", disk.storage.url, "--repair", word)
+    assert (code, out) == (2, "")
+    assert word.partition("=")[0].partition(".")[0] in err
+    assert "\n" not in err
+
+
 def test_an_imported_column_is_not_repaired_but_imported_again(disk):
     """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
     column = create_column(disk.storage, disk.spec.model_copy(update={"name": "theirs"}), {"imported": "webdataset"})
