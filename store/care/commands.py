@@ -184,6 +184,7 @@ def push(
         console.print(f"{NAME} names media as {cargo.corpus.items[0].uri}", markup=False)
     _say_cargo(cargo)
     if dry_run:
+        console.print(f"{target}: {cargo.shards} shards would be sent, but for those that are there", markup=False)
         return
     with Meter("push", cargo.shards, "shards") as meter:
         if hub.is_repository(target):
@@ -203,9 +204,11 @@ def pull(
     remote = Storage(hub.repository_url(source) if hub.is_repository(source) else source)
     cargo = transfer.load_cargo(remote, strip_uris=False)
     _say_cargo(cargo)
-    if dry_run:
-        return
     storage = Storage(store)
+    if dry_run:
+        line = f"{storage.url}: {cargo.shards} shards would be fetched from {source}, but for those that are there"
+        console.print(line, markup=False)
+        return
     with storage.lock():
         with Meter("pull", cargo.shards, "shards") as meter:
             fetched = transfer.send(storage, cargo, meter.advance)
