@@ -1,7 +1,8 @@
 """The leakage check: media that stand both in training and in evaluation conversations."""
 
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from featurize.sources.clips import YOUTUBE
 from featurize.sources.kinds import stem_of
-from store import Corpus, MediaItem, Outline, Storage, list_conversations, load_outline
+from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline
 from store.console import console
 
 SHOWN = 50
@@ -55,12 +56,17 @@ def find_leaks(train: Iterable[MediaItem], evaluation: Iterable[MediaItem]) -> l
     return [Leak(*sign, train=known[sign], evaluation=item) for item, sign in found if sign]
 
 
-def media_of(storage: Storage, names: Iterable[str]) -> list[MediaItem]:
+def media_of(storage: Storage, names: Sequence[str]) -> list[MediaItem]:
     """The media items of the conversations called `names`, in the order of the corpus.
 
     Raises:
-        UserError: the store has no such conversations.
+        UserError: the store has no such conversations; lists those that it has.
     """
+    there = list_conversations(storage)
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(
+            f"{storage.url}: has no conversations {', '.join(unknown)}; it has: {', '.join(there) or 'none'}"
+        )
     outlines = [load_outline(storage, name) for name in names]
     return _items(Corpus.load(storage), outlines)
 
@@ -79,16 +85,17 @@ def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline]) -> None:
         for name, outline in evaluation.items():
             others = {other: each for other, each in train.items() if not is_evaluation(other, each)}
             if others and is_evaluation(name, outline):
-                _warn(corpus, name, outline, others)
+                _warn(storage, corpus, name, outline, others)
 
 
-def _warn(corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
+def _warn(storage: Storage, corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
     found = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]))
     if found:
         console.print(
             f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
             f"{found[0].evaluation.uri} (same {found[0].by}); "
-            f"see: python -m featurize leaks {' '.join(training)} --against {name} --store ...",
+            f"see: python -m featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
+            f"--store {shlex.quote(storage.url)}",
             markup=False,
         )
 

@@ -191,7 +191,7 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     assert "warning" not in plan("more", tmp_path / "other")
     said = plan("test", media)
     assert "warning: 1 media of the evaluation conversations test are also in training, first" in said
-    assert "python -m featurize leaks more train --against test" in said
+    assert f"python -m featurize leaks more train --against test --store {tmp_path / 'store'}\n" in said
     assert "warning: 1 media" in plan("train", tmp_path / "other")  # the same clip under another path
     assert "warning" not in plan("more", tmp_path / "other")
     done = leaks("train", "more", "--against", "test")
@@ -202,7 +202,9 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     plan("test", tmp_path / "other", "second")
     across = leaks("train", "--against", "test", "--against-store", tmp_path / "second")
     assert across.returncode == 1
-    assert leaks("none", "--against", "test").returncode == 2
+    wrong = leaks("none", "--against", "test")
+    assert wrong.returncode == 2
+    assert wrong.stderr.endswith("store: has no conversations none; it has: more, test, train\n")
 
 
 def test_splits_of_one_file_are_kept_apart(python, tmp_path):
