@@ -13,7 +13,7 @@ from rich.table import Table
 from featurize.sources.clips import YOUTUBE
 from featurize.sources.kinds import stem_of
 from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline
-from store.console import console
+from store.console import console, say_json
 
 SHOWN = 50
 EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|evaluation|heldout|benchmark)(?![a-z])")
@@ -110,11 +110,21 @@ def leaks(
     store: Annotated[str, typer.Option("--store", help="Their store: a folder or an fsspec URL.")],
     against: Annotated[list[str], typer.Option("--against", help="Evaluation conversations; may stand several times.")],
     against_store: Annotated[str | None, typer.Option(help="The store of these, if it is another.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for scripts.")] = False,
 ) -> None:
     """List media that are in training and in evaluation conversations; exit 1 if there are any."""
     training = media_of(Storage(store), train)
     evaluation = media_of(Storage(against_store or store), against)
     found = find_leaks(training, evaluation)
+    if as_json:
+        said = [{"by": f.by, "shared": f.value, "train": f.train.uri, "evaluation": f.evaluation.uri} for f in found]
+        say_json({"training": len(training), "evaluation": len(evaluation), "leaks": said})
+    else:
+        _say(found, len(training), len(evaluation))
+    raise typer.Exit(1 if found else 0)
+
+
+def _say(found: Sequence[Leak], training: int, evaluation: int) -> None:
     table = Table("by", "shared", "training file", "evaluation file")
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut cannot be looked for
@@ -124,5 +134,4 @@ def leaks(
         console.print(table)
     if found[SHOWN:]:
         console.print(f"... and {len(found) - SHOWN} more")
-    console.print(f"{len(found)} of {len(evaluation)} evaluation media are among the {len(training)} of training")
-    raise typer.Exit(1 if found else 0)
+    console.print(f"{len(found)} of {evaluation} evaluation media are among the {training} of training")

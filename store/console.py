@@ -1,6 +1,7 @@
 """How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,11 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def say_json(value: object) -> None:
+    """Print one JSON document; a command that does prints nothing else on stdout, so that scripts can read it."""
+    print(json.dumps(value, indent=1))
 
 
 def _say(line: str, status: int) -> int:

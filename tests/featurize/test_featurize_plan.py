@@ -198,6 +198,11 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     assert done.returncode == 1
     assert "1 of 1 evaluation media are among the 3 of training" in done.stdout
     assert "stem" in done.stdout
+    done = leaks("train", "more", "--against", "test", "--json")
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert [(leak["by"], leak["evaluation"]) for leak in said.pop("leaks")] == [("stem", f"{media}/red-loud.mp4")]
+    assert said == {"training": 3, "evaluation": 1}
     assert leaks("more", "--against", "test").returncode == 0
     plan("test", tmp_path / "other", "second")
     across = leaks("train", "--against", "test", "--against-store", tmp_path / "second")
