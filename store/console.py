@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from store.errors import UserError
+from store.errors import DamagedError, UserError
 
 INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
@@ -35,7 +35,8 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        remedy = isinstance(error, DamagedError) and error.remedy
+        sys.exit(_say(f"error: {error}" + (f"; mend it: {remedy}" if remedy else ""), 2))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise

@@ -15,6 +15,8 @@ from store import (
     Conversation,
     Corpus,
     DamagedError,
+    Storage,
+    Stream,
     Turn,
     UserError,
     create_column,
@@ -23,6 +25,8 @@ from store import (
     save_conversations,
     verify_column,
 )
+from store.care.merge import plan_merge, run_merge
+from store.care.transfer import load_cargo, send
 from store.repair import repair_shards
 from store.sealed import seal_json, seal_table, unseal_table
 from store.verify import unknown_files, verify_tables
@@ -245,6 +249,34 @@ def test_settings_of_a_repair_are_checked_before_anything_is_read(disk, command,
     assert (code, out) == (2, "")
     assert word.partition("=")[0].partition(".")[0] in err
     assert "\n" not in err
+
+
+def test_an_error_about_a_shard_names_the_command_that_mends_it(tmp_path, build_store, python):
+    """Of the plan there is no such command, so none is named."""
+    store = build_store(tmp_path / "my store")
+    sidecar = store.column.path("000001.json")
+    store.storage.write(sidecar, b"{}")
+    done = python("store", "card", store.storage.url)
+    remedy = f"mend it: python -m store verify '{tmp_path}/my store' --repair"
+    assert done.stderr == f"error: {store.storage.where(sidecar)}: differs from its checksum; {remedy}\n"
+    store.storage.write("corpus.parquet", b"PAR1")
+    assert "mend it" not in python("store", "card", store.storage.url).stderr
+
+
+@pytest.mark.parametrize("name", ["000001.json", "000001.tar"])
+def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name):
+    """Reading, streaming, merging and sending all blame the file by its full path."""
+    path = Path(disk.storage.path(disk.column.path(name)))
+    path.write_bytes(path.read_bytes()[:-1])
+    for use in (
+        lambda: ColumnReader(disk.column).read("clip-4"),
+        lambda: Stream([ColumnReader(disk.column)], ["clip-4"])[0],
+        lambda: run_merge(plan_merge(Storage(tmp_path / "all"), [disk.storage], prefix=False), bool),
+        lambda: send(Storage(tmp_path / "far"), load_cargo(disk.storage, strip_uris=False), bool),
+    ):
+        with pytest.raises(DamagedError) as caught:
+            use()
+        assert caught.value.remedy == f"python -m store verify {disk.storage.url} --repair"
 
 
 def test_an_imported_column_is_not_repaired_but_imported_again(disk):
