@@ -1,7 +1,7 @@
 """`python -m store ...`: look at what a store holds, check it, and take care of it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -9,8 +9,8 @@ from rich.table import Table
 
 from store.care.commands import app as care
 from store.column import FOLDER as COLUMNS
-from store.column import Column, list_columns, open_column
-from store.console import Meter, console, make_app, run, say_json
+from store.column import Column, open_column
+from store.console import Meter, console, line_of, make_app, run, say_json
 from store.conversation import list_conversations, load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
@@ -28,8 +28,25 @@ NO_COLUMNS = "{}: no columns yet; python -m featurize run makes them"
 DESCRIBED = {"modality", "features"}
 
 
-def _columns(storage: Storage, name: str | None) -> list[Column]:
-    return [open_column(storage, name)] if name else list_columns(storage)
+def _counted(
+    storage: Storage, name: str | None, corpus: Corpus, damaged: list[DamagedError]
+) -> Iterator[tuple[Column, ColumnStats]]:
+    """The columns with their counts; what is damaged goes to `damaged` and the rest is counted."""
+    for each in _names(storage, name):
+        try:
+            column = _opened(storage, each)
+        except DamagedError as error:
+            damaged.append(error)
+        else:
+            yield column, column_stats(column, corpus, damaged)
+
+
+def _end(damaged: list[DamagedError]) -> None:
+    """Say on stderr what is damaged; then the exit status is 1."""
+    for error in damaged:
+        typer.echo(f"damaged: {line_of(error)}", err=True)
+    if damaged:
+        raise typer.Exit(1)
 
 
 def _counts(column: Column, stats: ColumnStats) -> dict[str, object]:
@@ -48,13 +65,21 @@ def list_store(store: Where, as_json: AsJson = False) -> None:
     """List the corpus, the columns with their features, and the conversations."""
     storage = Storage(store)
     corpus = Corpus.load(storage)
-    columns = [(column, column_stats(column, corpus)) for column in list_columns(storage)]
+    damaged: list[DamagedError] = []
+    columns = list(_counted(storage, None, corpus, damaged))
     talks = {name: len(load_conversations(storage, name)) for name in list_conversations(storage)}
     if as_json:
         said = [_counts(*each) | each[0].spec.model_dump(mode="json", include=DESCRIBED) for each in columns]
         shards = len(corpus.shards)
         say_json({"items": len(corpus), "shards": shards, "columns": said, "conversations": talks})
-        return
+    else:
+        _say_store(storage, corpus, columns, talks)
+    _end(damaged)
+
+
+def _say_store(
+    storage: Storage, corpus: Corpus, columns: list[tuple[Column, ColumnStats]], talks: dict[str, int]
+) -> None:
     console.print(f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards")
     table = Table("column", "features", "shards", "usable", "MB")
     for column, stats in columns:
@@ -88,16 +113,17 @@ def stats(
     storage = Storage(store)
     corpus = Corpus.load(storage)
     said = []
-    for each in _columns(storage, column):
-        found = column_stats(each, corpus)
+    damaged: list[DamagedError] = []
+    for each, found in _counted(storage, column, corpus, damaged):
         defects = [failure for failure in found.failures if failures and failure.code != "absent"]
         said.append(_counts(each, found) | {"failures": [failure.model_dump() for failure in defects]})
         if not as_json:
             _say_stats(each, found, defects)
     if as_json:
         say_json(said)
-    elif not said:
+    elif not said and not damaged:
         console.print(NO_COLUMNS.format(storage.url))
+    _end(damaged)
 
 
 def _say_stats(column: Column, found: ColumnStats, defects: list[Failure]) -> None:
@@ -130,22 +156,24 @@ def verify(
     if CORPUS in tables:
         raise typer.Exit(1)
     corpus = Corpus.load(storage)
-    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in _names(storage, column)]
+    names = _names(storage, column)
+    if not names:
+        console.print(NO_COLUMNS.format(storage.url))
+    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in names]
     raise typer.Exit(0 if all(sound) and not tables else 1)
 
 
 def _names(storage: Storage, name: str | None) -> list[str]:
     """The folders of the columns, also of those whose `column.json` cannot be read."""
-    names = [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
-    if not names:
-        console.print(NO_COLUMNS.format(storage.url))
-    return names
+    return [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
 
 
 def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *, repair: bool) -> bool:
     """Check one column; whether it is sound in the end."""
-    column = _opened(storage, name)
-    if not column:
+    try:
+        column = _opened(storage, name)
+    except DamagedError as error:
+        console.print(f"damaged: {error}", markup=False)
         return False
     shards = column.shards()
     with Meter(f"verify {column.name}", len(shards), "shards") as meter:
@@ -158,8 +186,12 @@ def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *
     return not damaged
 
 
-def _opened(storage: Storage, name: str) -> Column | None:
-    """A column; if its `column.json` is damaged or lost, that is said."""
+def _opened(storage: Storage, name: str) -> Column:
+    """A column.
+
+    Raises:
+        DamagedError: its `column.json` is damaged or lost; says what mends it.
+    """
     file = f"{COLUMNS}/{name}/column.json"
     try:
         if storage.names(f"{COLUMNS}/{name}") and not storage.exists(file):
@@ -167,8 +199,7 @@ def _opened(storage: Storage, name: str) -> Column | None:
         return open_column(storage, name)
     except DamagedError as error:
         remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
-        console.print(f"damaged: {error}; remove it, if it is there: {remedy}", markup=False)
-        return None
+        raise DamagedError(f"{error}; remove it, if it is there: {remedy}") from None
 
 
 def _say_damaged(column: Column, checked: Iterable[Checked], meter: Meter | None = None) -> list[int]:

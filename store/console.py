@@ -35,12 +35,17 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     try:
         app()
     except UserError as error:
-        remedy = isinstance(error, DamagedError) and error.remedy
-        sys.exit(_say(f"error: {error}" + (f"; mend it: {remedy}" if remedy else ""), 2))
+        sys.exit(_say(f"error: {line_of(error)}", 2))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def line_of(error: UserError) -> str:
+    """An error's line, with the command that mends it where there is one."""
+    remedy = isinstance(error, DamagedError) and error.remedy
+    return f"{error}; mend it: {remedy}" if remedy else str(error)
 
 
 def say_json(value: object) -> None:

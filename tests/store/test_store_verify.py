@@ -279,6 +279,30 @@ def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name
         assert caught.value.remedy == f"python -m store verify {disk.storage.url} --repair"
 
 
+def test_counting_goes_on_past_what_is_damaged(disk, python):
+    """The other shards and columns are counted; the damaged file is named on stderr, and the exit status is 1."""
+    other = create_column(disk.storage, disk.spec.model_copy(update={"name": "other"}), {})
+    lost = create_column(disk.storage, disk.spec.model_copy(update={"name": "lost"}), {})
+    disk.fill(other, 0, ["clip-0", "clip-1", "clip-2", "clip-3"])
+    disk.storage.write(disk.column.path("000000.json"), b"{}")
+    disk.storage.write(lost.path("column.json"), b"{}")
+    for command in ("stats", "ls"):
+        done = python("store", command, disk.storage.url, "--json")
+        assert done.returncode == 1
+        said = json.loads(done.stdout)
+        counts = {
+            each["column"]: (each["shards"], each["usable"])
+            for each in (said if command == "stats" else said["columns"])
+        }
+        assert counts == {other.name: (1, 3), disk.column.name: (1, 2)}
+        first, second = done.stderr.splitlines()
+        assert first.startswith(
+            f"damaged: {disk.storage.where(lost.path('column.json'))}: differs from its checksum; remove"
+        )
+        assert second.startswith(f"damaged: {disk.storage.where(disk.column.path('000000.json'))}: differs")
+        assert second.endswith(f"python -m store verify {disk.storage.url} --repair")
+
+
 def test_an_imported_column_is_not_repaired_but_imported_again(disk):
     """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
     column = create_column(disk.storage, disk.spec.model_copy(update={"name": "theirs"}), {"imported": "webdataset"})
