@@ -79,22 +79,22 @@ def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     for source in sources:
         new = corpus.append(source.media, shard_size)
-        console.print(f"{source.url}: {new} new media files", markup=False)
+        console.print(f"{source.url}: {new} new media files{'' if write else ' would be added'}", markup=False)
     kinds = Counter(item.kind for item in corpus.items)
     unseen = sum(item.bytes is None for item in corpus.items)
     console.print(
-        f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
+        f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards "
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
         markup=False,
     )
     found, keys = by_split(sources, name), corpus.key_of_uri
     warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
-    if not write:
-        return corpus
-    corpus.save(storage)
+    if write:
+        corpus.save(storage)
     for each, records in found.items():
-        save_conversations(storage, each, [_conversation(record, keys) for record in records])
-        console.print(f"conversations {each}: {len(records)} written")
+        if write:
+            save_conversations(storage, each, [_conversation(record, keys) for record in records])
+        console.print(f"conversations {each}: {len(records)} {'' if write else 'would be '}written", markup=False)
     return corpus
 
 
