@@ -39,6 +39,8 @@ def plan(
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
+    if price is not None and not estimate:
+        raise UserError("--price: is for --estimate CONFIG, which measures what to multiply it with")
     storage = Storage(store)
     read = read_sources(sources, media_root, format)
     reports = [join(source, probe) for source in read]

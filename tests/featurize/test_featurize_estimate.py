@@ -71,4 +71,7 @@ def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, 
     assert "clip-vit-s-32." in done.stdout
     assert "with 2 workers, cost 0.0" in done.stdout
     assert "a shard of 9 items" in done.stdout
+    wrong = python(*words, "--price", 2.5)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: --price: is for --estimate")
     assert not (tmp_path / "store").exists()
