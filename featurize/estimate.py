@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from featurize.decode import decoded
 from featurize.encoders import Encoder, Units, build_encoder
@@ -16,7 +15,7 @@ from featurize.media import MediaError
 from featurize.settings import FeaturizeConfig
 from featurize.shard_job import Batcher
 from store import MediaItem, Storage, create_column
-from store.console import console
+from store.console import console, make_table
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def show(found: Estimate, items: int, shard: int, config: FeaturizeConfig, price
         config: of the run.
         price: of a worker for an hour.
     """
-    table = Table("column", "usable items", "encoding, hours", "GB")
+    table = make_table("column", "usable items", "encoding, hours", "GB")
     for column in found.columns:
         table.add_row(
             column.name,

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from featurize.sources.clips import YOUTUBE
 from featurize.sources.kinds import stem_of
 from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline
-from store.console import console, say_json
+from store.console import console, make_table, say_json
 
 SHOWN = 50
 EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|evaluation|heldout|benchmark)(?![a-z])")
@@ -125,9 +124,7 @@ def leaks(
 
 
 def _say(found: Sequence[Leak], training: int, evaluation: int) -> None:
-    table = Table("by", "shared", "training file", "evaluation file")
-    for column in table.columns:
-        column.overflow = "fold"  # a name that is cut cannot be looked for
+    table = make_table("by", "shared", "training file", "evaluation file")
     for leak in found[:SHOWN]:
         table.add_row(leak.by, *map(escape, (leak.value, leak.train.uri, leak.evaluation.uri)))
     if found:

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from store.care.commands import app as care
 from store.column import FOLDER as COLUMNS
 from store.column import Column, open_column
-from store.console import Meter, console, line_of, make_app, run, say_json
+from store.console import Meter, console, line_of, make_app, make_table, run, say_json
 from store.conversation import list_conversations, load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
@@ -81,7 +80,7 @@ def _say_store(
     storage: Storage, corpus: Corpus, columns: list[tuple[Column, ColumnStats]], talks: dict[str, int]
 ) -> None:
     console.print(f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards")
-    table = Table("column", "features", "shards", "usable", "MB")
+    table = make_table("column", "features", "shards", "usable", "MB")
     for column, stats in columns:
         features = ", ".join(
             f"{name} [{' x '.join('*' if n is None else str(n) for n in f.shape)}] {f.dtype}"

@@ -10,6 +10,7 @@ from types import TracebackType
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from store.errors import DamagedError, UserError
 
@@ -40,6 +41,14 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def make_table(*heads: str) -> Table:
+    """A table that folds what is too wide for the terminal: a name that is cut cannot be looked for."""
+    table = Table(*heads)
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 def line_of(error: UserError) -> str:

@@ -337,6 +337,17 @@ def command(*words):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_a_long_name_is_never_cut(disk):
+    """It folds: a name that ends in an ellipsis cannot be given to another command."""
+    name = "a-very-long-name-of-an-encoder" * 3
+    features = {f"spatial.t{n}": Feature(shape=(3,), dtype="float32") for n in (4, 8, 16, 32)}
+    column = create_column(disk.storage, disk.spec.model_copy(update={"name": name, "features": features}), {})
+    out = command("ls", disk.storage.url)[1]
+    assert "\u2026" not in out
+    cells = [[cell.strip() for cell in line.split("\u2502")] for line in out.splitlines() if "\u2502" in line]
+    assert column.name in "".join(cell[1] for cell in cells)
+
+
 def test_scripts_read_one_json_document(disk):
     """The same counts as the tables show, whole and in full precision, and nothing else on stdout."""
     save_conversations(disk.storage, "chat", [Conversation("1", "clip-0", (Turn("What?", "visual", "A cat"),))])
