@@ -79,8 +79,14 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
 
 def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> Corpus:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
+    stripped = corpus.stripped
     for source in sources:
         new = corpus.append(source.media, shard_size)
+        if new and stripped:
+            raise UserError(
+                f"{storage.url}: came by push --strip-uris and names media without their folder, so files planned here "
+                "would stand in it twice; plan them into a new store and train on both, or into the store it came from"
+            )
         console.print(f"{source.url}: {new} new media files{'' if write else ' would be added'}", markup=False)
     kinds = Counter(item.kind for item in corpus.items)
     unseen = sum(item.bytes is None for item in corpus.items)

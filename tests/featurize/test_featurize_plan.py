@@ -12,6 +12,7 @@ from featurize.leaks import find_leaks
 from featurize.sources import LeftOut, read_sources
 from featurize.sources.files import MediaFiles
 from store import Corpus, MediaItem, Storage, load_conversations
+from store.care.transfer import strip
 
 
 def chat(id, video, answer="yes"):
@@ -86,6 +87,20 @@ def test_the_report_is_printed_and_written(python, tmp_path, media):
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["missing"] == [f"{media}/gone[1].mp4"]
     assert not (tmp_path / "store").exists()
+
+
+def test_a_store_with_stripped_names_takes_no_files(python, tmp_path, media):
+    """Their folder is not known there, so each known file would be planned and encoded again under another key."""
+    assert python("featurize", "plan", media, "--store", tmp_path / "store").returncode == 0
+    strip(Corpus.load(Storage(tmp_path / "store"))).save(Storage(tmp_path / "far"))
+    before = (tmp_path / "far" / "corpus.parquet").read_bytes()
+    done = python("featurize", "plan", media, "--store", tmp_path / "far")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'far'}: came by push --strip-uris")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "far" / "corpus.parquet").read_bytes() == before
+    (tmp_path / "words.json").write_text(json.dumps([{**chat("1", ""), "video": None}]))
+    assert python("featurize", "plan", tmp_path / "words.json", "--store", tmp_path / "far").returncode == 0
 
 
 def test_a_file_whose_name_is_not_utf8_is_planned_like_any_other(python, tmp_path, media):
