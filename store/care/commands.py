@@ -9,7 +9,7 @@ import yaml
 
 from store.care import clearing, export, hub, merge, transfer, video_chatgpt, webdataset
 from store.care.card import make_card
-from store.care.foreign import Foreign, import_column, place, plan_foreign, some
+from store.care.foreign import Foreign, check_sources, import_column, place, plan_foreign, some
 from store.column import Column, list_columns, open_column
 from store.console import Meter, console, make_app
 from store.corpus import NAME, Corpus, Kind
@@ -90,6 +90,7 @@ def import_video_chatgpt(
 def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int) -> None:
     storage = Storage(store)
     with storage.lock():
+        check_sources(storage, foreign.spec)
         if not storage.exists(NAME):
             corpus = Corpus()
             plan_foreign(corpus, foreign, kind, shard_size)

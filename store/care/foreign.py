@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from store.column import create_column
+from store.column import create_column, list_columns
 from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
 from store.errors import UserError
 from store.reader import Arrays
@@ -73,6 +73,25 @@ def make_spec(**fields: Any) -> ColumnSpec:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise UserError(f"column {fields['name']!r}: field {field!r}: {first['msg']}") from None
+
+
+def check_sources(storage: Storage, spec: ColumnSpec) -> None:
+    """Refuse to import more files of what is a column already: its digest is of all its files.
+
+    Raises:
+        UserError: a column of this name and these numerics was imported from other files.
+    """
+    for column in list_columns(storage):
+        there = column.spec
+        if there.name == spec.name and there != spec and _but_sources(there) == _but_sources(spec):
+            raise UserError(
+                f"{storage.url}: {column.name} was imported from other files, and a column is all of its files; "
+                f"import old and new together (after store gc --remove {column.name}), or under another --name"
+            )
+
+
+def _but_sources(spec: ColumnSpec) -> dict[str, JsonValue]:
+    return spec.numerics | {"sources": None}
 
 
 def plan_foreign(corpus: Corpus, foreign: Foreign, kind: Kind, shard_size: int) -> None:

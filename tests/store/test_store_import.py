@@ -258,6 +258,29 @@ def test_tars_join_a_planned_store(toy, tmp_path, command):
     assert sound(toy.storage.url)
 
 
+def test_more_files_under_one_name_are_refused(toy, tmp_path, command):
+    """They would be a second column, with the first files' items missing in it; other numerics are another column."""
+    a, b = (write_tar(tmp_path / f"{n}.tar", {f"clip-{n}.x.npy": npy(halves(2, 4))}) for n in (0, 1))
+    words = ("--name", "vit", "--modality", "visual")
+
+    def imported(*more):
+        return command("import", "webdataset", toy.storage.url, *more, *words)
+
+    assert imported(a)[0] == 0
+    (first,) = (column for column in list_columns(toy.storage) if column.spec.name == "vit")
+    for tars in ((b,), (a, b)):
+        code, _, err = imported(*tars)
+        assert (code, err.count("\n")) == (2, 0)
+        assert f"{first.name} was imported from other files" in err
+    assert imported(a)[0] == 0  # the same again goes on
+    assert len(list_columns(toy.storage)) == 2
+    assert imported(b, "--about", "layer=-1")[0] == 0
+    assert len(list_columns(toy.storage)) == 3
+    assert command("gc", toy.storage.url, "--remove", first.name, "--yes")[0] == 0
+    assert imported(a, b)[0] == 0
+    assert sound(toy.storage)
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
