@@ -57,7 +57,9 @@ def import_webdataset(
     about: Annotated[
         list[str] | None, typer.Option(help="field=value of how the numbers were made, such as layer=-2.")
     ] = None,
-    kind: Annotated[Kind | None, typer.Option(help="What the media are, if the store is new.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="What the media are that do not tell it, if the store is new.")
+    ] = None,
     shard_size: ShardSize = 256,
 ) -> None:
     """Import arrays from WebDataset tars.

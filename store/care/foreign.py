@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,11 +41,13 @@ class Foreign:
         spec: of the column to be; its numerics hold `imported`, the form, and a digest of all that was read.
         uris: where each item's features were found, by the id it has there.
         load: the arrays and facts of an id; raises `UnusableError`.
+        kinds: what each item's medium is, by its id, where that is told.
     """
 
     spec: ColumnSpec
     uris: Mapping[str, str]
     load: Callable[[str], tuple[Arrays, dict[str, JsonValue]]]
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,13 @@ def _but_sources(spec: ColumnSpec) -> dict[str, JsonValue]:
 
 
 def plan_foreign(corpus: Corpus, foreign: Foreign, kind: Kind, shard_size: int) -> None:
-    """Make the plan of a new store from what was imported; the media themselves are not known."""
-    corpus.append((Candidate(name, uri, kind) for name, uri in foreign.uris.items()), shard_size)
+    """Make the plan of a new store from what was imported; the media themselves are not known.
+
+    Args:
+        kind: of the items that do not tell theirs.
+    """
+    candidates = (Candidate(name, uri, foreign.kinds.get(name, kind)) for name, uri in foreign.uris.items())
+    corpus.append(candidates, shard_size)
 
 
 def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:

@@ -258,6 +258,20 @@ def test_tars_join_a_planned_store(toy, tmp_path, command):
     assert sound(toy.storage.url)
 
 
+def test_each_item_keeps_its_kind(tmp_path, command):
+    """Our own tars tell it, so a still among videos stays one; what tells none is what the user says."""
+    said = {"a": {"kind": "image"}, "b": {"kind": "audio"}, "c": {"kind": "cat"}, "d": ["no object"]}
+    members = {f"{key}.x.npy": npy(halves(2, 4)) for key in "abcde"}
+    members |= {f"{key}.json": json.dumps(facts).encode() for key, facts in said.items()}
+    tar = write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    words = ("--name", "vit", "--modality", "visual")
+    for more, others in (((), "video"), (("--kind", "image"), "image")):
+        store = tmp_path / others
+        assert command("import", "webdataset", store, tar, *words, *more)[0] == 0
+        kinds = {item.key: item.kind for item in Corpus.load(Storage(store)).items}
+        assert kinds == {"a": "image", "b": "audio", "c": others, "d": others, "e": others}
+
+
 def test_more_files_under_one_name_are_refused(toy, tmp_path, command):
     """They would be a second column, with the first files' items missing in it; other numerics are another column."""
     a, b = (write_tar(tmp_path / f"{n}.tar", {f"clip-{n}.x.npy": npy(halves(2, 4))}) for n in (0, 1))
