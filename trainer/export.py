@@ -47,8 +47,7 @@ def export(output: Path, folder: Path, step: str) -> None:
     model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
     choose_trained(state.config, model)
     states.load(chosen).load_weights(model)
-    weights, projectors = gather_weights(model, precision(state.config))
-    save_checkpoint(folder, llm, weights, projectors, tokenizer, state.checkpoint)
+    save_checkpoint(folder, llm, gather_weights(model, precision(state.config)), tokenizer, state.checkpoint)
     console.print(f"saved {folder}: step {chosen} of {output}")
 
 

@@ -170,8 +170,9 @@ class TrainConfig(Settings):
         return self
 
 
-# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding.
+# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding. (That the
+# sources hold the same data is checked by its identity, wherever they lie now.)
 FREE_ON_RESUME = {
-    *("overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
-    *("log_every", "track", "save_every", "keep", "evaluation"),
+    *("output", "overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
+    *("log_every", "track", "save_every", "keep", "evaluation", "sources"),
 }
