@@ -7,6 +7,7 @@ import math
 import resource
 import shutil
 import time
+import warnings
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,9 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
     )
     torch.manual_seed(config.seed)  # of the adapters' start
     try:
-        inject_adapter_in_model(settings, llm, ADAPTER)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            inject_adapter_in_model(settings, llm, ADAPTER)
     except ValueError as error:
         raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
     weights = dict(llm.named_parameters())  # what is tied has one name
