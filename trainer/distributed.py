@@ -14,6 +14,8 @@ from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
 
 
 class Fragment(NamedTuple):

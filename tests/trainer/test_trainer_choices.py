@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from serve.engine import Assistant, Question
 from store import UserError, parse_settings
 from trainer.__main__ import main
 from trainer.batch import pack
-from trainer.checkpoint import load_checkpoint, read_info
+from trainer.checkpoint import describe, load_checkpoint, model_card, read_info
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
 from trainer.evaluation import _judge
@@ -246,7 +249,47 @@ def test_mistakes_cost_a_line(base, adapted, words, message, monkeypatch, capsys
     assert not printed
 
 
+def test_a_damaged_state_is_named(adapted, monkeypatch, capsys, tmp_path):
+    shutil.copytree(adapted / "steps", tmp_path / "run" / "steps")
+    part = tmp_path / "run" / "steps" / "00000003" / "part-00000-of-00001.safetensors"
+    part.write_bytes(part.read_bytes()[:-7])
+    status, _, error = cli(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "new")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"{part}: cannot be read" in error
+
+
 def test_the_conversations_that_are_left_out_are_named(adapted):
     lines = [json.loads(line) for line in (adapted / "left_out.jsonl").read_text().splitlines()]
     fault = {"key": "clips-3-mp4", "reason": "audio: absent"}
     assert lines == [{"id": "3-audio", **fault}, {"id": "3-audio_visual", **fault}]
+
+
+@pytest.mark.parametrize("service", ["wandb", "trackio"])
+def test_a_run_that_goes_on_goes_on_where_it_is_tracked(base, service, monkeypatch, tmp_path):
+    """One curve for one run, however often it was stopped."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    settings = base | {"track": service, "steps": 4, "save_every": 2}
+    run(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    run(settings, tmp_path / "run")
+    if service == "wandb":
+        files = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+        assert (len(files), len({file.stem for file in files})) == (2, 1)
+    else:
+        with closing(sqlite3.connect(tmp_path / "trackio" / "avllm.db")) as database:
+            logged = database.execute("SELECT DISTINCT run_id, run_name, step FROM metrics ORDER BY step").fetchall()
+        assert [step for *_, step in logged] == [0, 1, 2, 3]
+        assert len({run_id for run_id, *_ in logged}) == 1
+        assert {name for _, name, _ in logged} == {str(tmp_path / "run")}
+
+
+def test_a_card_names_the_llm_that_a_hub_has(base, adapted):
+    """And not a folder of somebody's disk."""
+    info = read_info(adapted / "checkpoint")
+    assert info.base is None
+    assert "base_model" not in model_card(info)
+    config = parse_settings(TrainConfig, {**base, "model": "lmsys/vicuna-7b-v1.5", "output": "x"}, "test")
+    data = SimpleNamespace(specs=info.columns, builds=info.builds)
+    assert "\nbase_model: lmsys/vicuna-7b-v1.5\n" in model_card(describe(config, data, 1))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,22 +24,33 @@ REPO = Path(__file__).parents[2]
 LORA = {"rank": 4, "alpha": 8}
 SAVED = 4
 ALL_RUNS = """
-import json, os, sys
+import json, os, shutil, sys, time
+from pathlib import Path
 from store import parse_settings
 from trainer.settings import TrainConfig
 from trainer.stage import train
-for port, settings in json.load(open(sys.argv[1])):
+for port, settings, saved in json.load(open(sys.argv[1])):
     os.environ["MASTER_PORT"] = str(port)
+    if saved:
+        steps = Path(settings["output"], "steps")
+        if os.environ["RANK"] == "0":
+            shutil.copytree(saved, steps.with_name("copying") / Path(saved).name)
+            os.replace(steps.with_name("copying"), steps)
+        while not steps.exists():
+            time.sleep(0.05)
     train(parse_settings(TrainConfig, settings, "test"))
 """
 
 
 def in_two_processes(runs, folder):
-    """Train several configurations, one after the other, in the same two processes: starting them is what takes time."""
-    with contextlib.ExitStack() as open_:
-        sockets = [open_.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in runs]
+    """Train configurations, each from a saved state if one is named, one after the other in the same two processes.
+
+    Starting processes is what takes time.
+    """
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in runs]
         ports = [s.getsockname()[1] for s in sockets]
-    (folder / "runs.json").write_text(json.dumps(list(zip(ports, runs, strict=True))))
+    (folder / "runs.json").write_text(json.dumps([(port, *run) for port, run in zip(ports, runs, strict=True)]))
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     ranks = []
     for rank in range(2):
@@ -80,12 +90,11 @@ def choices(tied_stage2):
 def shared(choices, tmp_path_factory):
     """The runs by two processes, and again from the states that they saved on the way."""
     folder = tmp_path_factory.mktemp("zero")
-    runs = [s | {"zero": zero, "output": str(folder / name)} for name, (s, zero) in choices.items()]
+    runs = [(s | {"zero": zero, "output": str(folder / name)}, None) for name, (s, zero) in choices.items()]
+    for settings, _ in runs.copy():
+        saved = Path(settings["output"], "steps", f"{SAVED:08d}")
+        runs.append((settings | {"output": str(folder / "resumed" / saved.parts[-3])}, str(saved)))
     in_two_processes(runs, folder)
-    for name in choices:
-        at = Path("steps", f"{SAVED:08d}")
-        shutil.copytree(folder / name / at, folder / "resumed" / name / at)
-    in_two_processes([r | {"output": str(folder / "resumed" / Path(r["output"]).name)} for r in runs], folder)
     return folder
 
 
