@@ -302,7 +302,7 @@ class _Run:
                 ready = next(batches)
                 waited = time.perf_counter() - asked
                 set_lr(self.engine.optimizer, lr_factor(done, self.data.steps, config.warmup_ratio))
-                torch.manual_seed(config.seed * 1_000_003 + done * 4099 + self.engine.rank)  # of dropout
+                torch.manual_seed((config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63)  # of dropout
                 values = self._step(ready)
                 self._add_speed(values, ready, waited, time.perf_counter() - asked)
                 done += 1
