@@ -138,7 +138,7 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.model,
     )
-    torch.manual_seed(config.seed)  # of the adapters' start
+    torch.manual_seed(config.seed % 2**63)  # of the adapters' start
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
