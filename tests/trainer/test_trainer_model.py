@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn
 from trainer import attention
-from trainer.attention import Packing, flash_attention, padded_attention
+from trainer.attention import Packing, flash_attention, torch_attention
 from trainer.batch import Sample, pack
 from trainer.checkpoint import load_llm
 from trainer.features import rows_of
@@ -118,23 +118,23 @@ def test_projectors_start_at_the_scale_of_words_whatever_the_columns_scale(model
 
 
 @pytest.mark.gpu
-def test_flash_attention_equals_padded_attention():
+def test_flash_attention_equals_torch_attention():
     packing = Packing.of([5, 17, 1, 64]).to(torch.device("cuda"))
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, 87, 64, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2))
     torch.testing.assert_close(
         flash_attention(query, key, value, packing, 0.125),
-        padded_attention(query, key, value, packing, 0.125),
+        torch_attention(query, key, value, packing, 0.125),
         atol=2e-2,
         rtol=2e-2,
     )
 
 
-def test_padded_attention_equals_each_sample_alone():
+def test_torch_attention_equals_each_sample_alone():
     lengths = [5, 17, 1]
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, sum(lengths), 8) for h in (4, 2, 2))
-    mixed = padded_attention(query, key, value, Packing.of(lengths), None)
+    mixed = torch_attention(query, key, value, Packing.of(lengths), None)
     start = 0
     for length in lengths:
         part = slice(start, start + length)
