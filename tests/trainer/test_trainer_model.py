@@ -145,6 +145,21 @@ def test_torch_attention_equals_each_sample_alone():
         start += length
 
 
+def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monkeypatch):
+    """Stage 2 keeps float32 weights: rows that stayed float32 under autocast would shut flash-attn's kernel out."""
+    llm, _ = load_llm(str(tiny_llm), torch.float32)
+    seen = set()
+
+    def watched(query, key, value, packing, scaling):
+        seen.update(x.dtype for x in (query, key, value))
+        return torch_attention(query, key, value, packing, scaling)
+
+    monkeypatch.setattr(attention, "torch_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        AudioVisualLM(llm, WIDTHS)(pack(samples, WIDTHS, 2048))
+    assert seen == {torch.bfloat16}
+
+
 def test_a_checkpoint_llm_is_a_plain_hugging_face_model(tiny_llm):
     """What we load is what everybody else loads."""
     ours, _ = load_llm(str(tiny_llm), torch.float32)
