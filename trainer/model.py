@@ -76,6 +76,8 @@ class AudioVisualLM(nn.Module):
         takes part on every rank and step, and no collective can wait for one that a batch has no use for.
         """
         embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
+        if torch.is_autocast_enabled(embedded.device.type):  # else the rows of layers and heads would stay float32
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         for name, projector in self.linears.items():
             rows = batch.rows[name].float()
             projected = projector(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])).to(embedded.dtype)

@@ -339,6 +339,7 @@ class _Run:
         forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.tokens)
         flops = step_flops(forward, config.stage == 2 and not config.lora)
         positions, flops = self.engine.total(sum(ready.lengths), flops)
+        values["seconds"] = taken
         values["tokens_per_second"] = positions / taken
         if self._peak:
             values["mfu"] = flops / taken / self._peak
