@@ -78,8 +78,11 @@ def torch_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
     """The path of torch's own attention."""
-    parts = zip(*(x.split(packing.lengths, 2) for x in (query, key, value)), strict=True)
-    mixed = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True) for part in parts]
+    queries, keys, values = (torch.split(x, list(packing.lengths), 2) for x in (query, key, value))
+    mixed = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in zip(queries, keys, values, strict=True)
+    ]
     return torch.cat([x.transpose(1, 2) for x in mixed], 1)
 
 
