@@ -101,7 +101,7 @@ def _serve(pipe: Connection, work: Callable[..., Iterator[Done]], words: Sequenc
 @app.command()
 def race(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETUPS)}; all if not given.")] = None,
-    steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 5,
+    steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 3,
     epoch: Annotated[int, typer.Option(help="Items of the epoch whose hours are told.")] = 100_000,
     threads: Annotated[int, typer.Option(help="Torch and decoding threads.")] = os.cpu_count() or 1,
     model: Annotated[Path, typer.Option(help="The LLM; made of a package if it is not there.")] = Path("build/smollm2"),
@@ -178,16 +178,15 @@ def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, step
 def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> None:
     """The table of a setup, and what follows from it."""
     console.print(f"\n{setup.what}; SmolLM2-135M; {BATCH} conversations a step, {len(raced[0].online)} steps of each")
-    console.print(f"featurizing: {item:.3f} s an item, {item * epoch / 3600:.1f} h for {epoch} items")
-    table = Table("stage", "encoders", "s a step", "least and most", f"h an epoch of {epoch}", "peak GiB", "last loss")
+    console.print(f"featurizing: {item:.3f} s an item, {item * epoch / 3600:.1f} h for an epoch of {epoch}")
+    table = Table("stage", "encoders", "s a step (least - most)", "h an epoch", "peak GiB", "last loss")
     for race in raced:
         for name, turns, step in zip(("online", "cached"), (race.online, race.cached), race.steps, strict=True):
             seconds = [done.seconds for done in turns]
             table.add_row(
                 str(race.stage),
                 name,
-                f"{step:.3f}",
-                f"{min(seconds):.3f} - {max(seconds):.3f}",
+                f"{step:.2f} ({min(seconds):.2f} - {max(seconds):.2f})",
                 f"{_hours(step, epoch):.2f}",
                 f"{turns[-1].peak:.2f}",
                 f"{turns[-1].loss:.4f}",
