@@ -114,7 +114,8 @@ def _show_points(ablation: Ablation) -> None:
         said += [f"{len(runs) - len(own)} shared"] if len(runs) > len(own) else []
         table.add_row(point.axis or "base", str(point.value or base), ", ".join(said))
     for sense in config.axes.ask:
-        table.add_row("ask", f"{sense} only", "none: the base's model is asked")
+        asked = [name for name in config.benchmarks if sense in ablation.senses(name)]
+        table.add_row("ask", f"{sense} only", f"none: the base's model is asked {', '.join(asked) or 'nothing'}")
     console.print(table)
 
 

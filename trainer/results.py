@@ -1,8 +1,4 @@
-"""What an ablation found: numbers with intervals, the paper's tables and figures by their content, as files.
-
-Intervals are 95% by bootstrap over media items (what is asked about one item is drawn together), with a fixed seed;
-answers to a conversation are averaged over seeds first. The deviation between seeds stands beside them.
-"""
+"""What an ablation found: the paper's tables and figures, by their content, as files."""
 
 import json
 import os
@@ -13,16 +9,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from numpy.typing import NDArray
 
-from trainer.features import PERCEIVES
+from trainer.answers import DRAWS, Answers, Estimate, averaged, read_answers
 from trainer.variants import AXES, Ablation, Asking, Point, Value
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FORMAT = 1
-DRAWS = 2000
 ASKED = {None: "as asked", "visual": "sight only", "audio": "sound only"}
 # Top-1 accuracies of the paper, in %, judged by an LLM.
 BENCHMARKS = ("MSRVTT-QA", "ActivityNet-QA", "AVSSD", "MUSIC-AVQA")
@@ -41,83 +35,6 @@ PAPER = {
         "mat": (60.4, 50.6, 48.3, 47.9),
     },
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
-    """The ratio of two sums over conversations, [n] each, with its interval.
-
-    Args:
-        above: summed above the line.
-        below: summed below it; ones give a mean.
-        groups: conversations of one group are drawn together.
-    """
-    _, owner = np.unique(groups, return_inverse=True)
-    sums = np.stack([np.bincount(owner, above), np.bincount(owner, below)])
-    rng = np.random.default_rng(0)
-    drawn = [sums[:, rng.integers(0, sums.shape[1], sums.shape[1])].sum(1) for _ in range(DRAWS)]
-    low, high = np.percentile([a / b for a, b in drawn], [2.5, 97.5])
-    return Estimate(float(above.sum() / below.sum()), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one evaluation judged; each array is [n], in the order of `ids`."""
-
-    ids: list[str]
-    items: list[str]
-    modalities: list[str]
-    exact: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    tokens: NDArray[np.float64]
-
-    @property
-    def accuracy(self) -> Estimate:
-        """Share of conversations whose answers would all be given word for word."""
-        return bootstrap(self.exact, np.ones_like(self.exact), self.items)
-
-    @property
-    def mean_loss(self) -> Estimate:
-        """Of a response token."""
-        return bootstrap(self.loss, self.tokens, self.items)
-
-    def minus(self, other: "Answers") -> Estimate:
-        """The difference of accuracies over the conversations that both have."""
-        mine, theirs = (answers.only(set(self.ids) & set(other.ids)) for answers in (self, other))
-        return bootstrap(mine.exact - theirs.exact, np.ones_like(mine.exact), mine.items)
-
-    def only(self, chosen: set[str]) -> "Answers":
-        """Those to some conversations, in the order of their ids."""
-        kept = sorted((i for i, id_ in enumerate(self.ids) if id_ in chosen), key=lambda i: self.ids[i])
-        ids, items, modalities = ([values[i] for i in kept] for values in (self.ids, self.items, self.modalities))
-        return Answers(ids, items, modalities, self.exact[kept], self.loss[kept], self.tokens[kept])
-
-
-def read_answers(report: Mapping[str, Any]) -> Answers:
-    """Of the file that `trainer evaluate --out` wrote."""
-    judged = report["judged"]
-    return Answers(
-        [j["id"] for j in judged],
-        [j["id"] if j["key"] is None else j["key"] for j in judged],
-        [j["modality"] for j in judged],
-        *(np.array([j[name] for j in judged], np.float64) for name in ("exact", "loss", "tokens")),
-    )
-
-
-def averaged(seeds: Sequence[Answers]) -> Answers:
-    """Answers of several seeds as one: means over the seeds, of the conversations that all have."""
-    common = set.intersection(*(set(answers.ids) for answers in seeds))
-    kept = [answers.only(common) for answers in seeds]
-    means = (np.mean([getattr(a, name) for a in kept], axis=0) for name in ("exact", "loss", "tokens"))
-    return Answers(kept[0].ids, kept[0].items, kept[0].modalities, *means)
 
 
 @dataclass(frozen=True)
@@ -162,22 +79,18 @@ class Results:
 
     def __init__(self, ablation: Ablation, failed: Sequence[Mapping[str, object]]) -> None:
         self._ablation, self._failed = ablation, list(failed)
-        self._reports: dict[Asking, dict[str, Any]] = {}
+        self._found: list[tuple[Asking, dict[str, Any], Answers]] = []
         for seed in ablation.config.seeds:
             for asking in (a for point in ablation.points() for a in ablation.askings(point, seed)):
                 if asking.file.exists():
-                    self._reports[asking] = json.loads(asking.file.read_bytes())
-        self._answers = {asking: read_answers(report) for asking, report in self._reports.items()}
+                    report = json.loads(asking.file.read_bytes())
+                    self._found.append((asking, report, read_answers(report)))
 
     def numbers(self) -> list[dict[str, Any]]:
         """One for each point, seed, benchmark and way of asking, with all that it came from."""
-        return [self._number(asking, answers) for asking, answers in self._answers.items()]
+        return [self._number(*found) for found in self._found]
 
-    def _number(self, asking: Asking, answers: Answers) -> dict[str, Any]:
-        report = self._reports[asking]
-        present = [m for m in PERCEIVES if m in answers.modalities]
-        parts = {m: answers.only({i for i, own in zip(answers.ids, answers.modalities, strict=True) if own == m})
-                 for m in present}  # fmt: skip
+    def _number(self, asking: Asking, report: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
         return {
             "axis": asking.point.axis or "base",
             "value": asking.point.value,
@@ -187,7 +100,7 @@ class Results:
             "n": len(answers.ids),
             "accuracy": asdict(answers.accuracy),
             "loss": asdict(answers.mean_loss),
-            "accuracy_by_modality": {m: {"n": len(p.ids), **asdict(p.accuracy)} for m, p in parts.items()},
+            "accuracy_by_modality": {m: {"n": len(p.ids), **asdict(p.accuracy)} for m, p in answers.parts().items()},
             "config_digest": asking.run.digest,
             "columns": report["columns"],
             "column_digests": report["digests"],
@@ -226,7 +139,7 @@ class Results:
     def _of(self, point: Point, benchmark: str, sense: str | None) -> list[Answers]:
         """Of the seeds that are there."""
         wanted = (point, benchmark, sense)
-        return [answers for a, answers in self._answers.items() if (a.point, a.benchmark, a.sense) == wanted]
+        return [answers for a, _, answers in self._found if (a.point, a.benchmark, a.sense) == wanted]
 
     def write(self, folder: Path) -> None:
         """Write results.json, results.md and a plot of each table; each appears whole."""
@@ -248,7 +161,7 @@ class Results:
 def _row(axis: str, value: Value, benchmark: str, seeds: Sequence[Answers], base: Sequence[Answers]) -> Row:
     answers = averaged(seeds)
     accuracies = [float(each.exact.mean()) for each in seeds]
-    is_base = seeds is base or [id(a) for a in seeds] == [id(a) for a in base]
+    is_base = [id(each) for each in seeds] == [id(each) for each in base]
     return Row(
         value=value,
         benchmark=benchmark,
@@ -279,8 +192,8 @@ def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]]) -
     ]
     for table in tables:
         has_paper = any(row.paper is not None for row in table.rows)
-        head = ["", "benchmark", "n", "seeds", "accuracy", "interval", "deviation of seeds", "difference", "interval"]
-        head += ["loss", "interval", *(["paper, judged by an LLM"] if has_paper else [])]
+        head = [table.axis, "benchmark", "n", "seeds", "accuracy", "deviation of seeds", "difference", "loss"]
+        head += ["paper, judged by an LLM"] if has_paper else []
         lines += ["", f"## {table.title}", "", _line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(row)[: len(head)]) for row in table.rows]
         lines += ["", f"![{table.title}]({table.axis}.png)"]
@@ -295,21 +208,23 @@ def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]]) -
 
 
 def _cells(row: Row) -> list[str]:
-    accuracy, difference, loss = row.accuracy, row.difference, row.loss
+    loss = row.loss
     return [
         str(row.value),
         row.benchmark,
         str(row.n),
         str(row.seeds),
-        f"{100 * accuracy.value:.1f}",
-        f"{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}",
+        _percent(row.accuracy, ""),
         "" if row.deviation is None else f"{100 * row.deviation:.1f}",
-        "" if difference is None else f"{100 * difference.value:+.1f}",
-        "" if difference is None else f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
-        f"{loss.value:.4f}",
-        f"{loss.low:.4f} to {loss.high:.4f}",
+        "" if row.difference is None else _percent(row.difference, "+"),
+        f"{loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f})",
         "" if row.paper is None else f"{row.paper:.1f}",
     ]
+
+
+def _percent(found: Estimate, sign: str) -> str:
+    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
+    return f"{value} ({low} to {high})"
 
 
 def _line(cells: Iterable[str]) -> str:

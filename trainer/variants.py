@@ -17,6 +17,7 @@ from store import (
     canonical_json,
     list_columns,
     list_conversations,
+    load_conversations,
     load_settings,
     parse_settings,
 )
@@ -185,6 +186,22 @@ class Asking:
     file: Path
 
 
+def base_stages(config: AblateConfig) -> list[TrainConfig]:
+    """The stages at the base point; where they are written, and what the later ones begin with, comes later.
+
+    Raises:
+        UserError: a setting is refused, or the file of a `base` cannot be read.
+    """
+    stages = []
+    for number, fields in enumerate(config.stages):
+        given: dict[str, Any] = {"output": "", **({"model": ""} if number else {})}
+        if base := fields.get("base"):
+            given |= load_settings(TrainConfig, str(base)).model_dump(mode="json", exclude_unset=True)
+        given |= {name: value for name, value in fields.items() if name != "base"}
+        stages.append(parse_settings(TrainConfig, given, f"field 'stages.{number}'"))
+    return stages
+
+
 class Ablation:
     """The points, runs and questions of a configuration over a store as it is now.
 
@@ -198,18 +215,10 @@ class Ablation:
         self._columns = list_columns(self._storage)
         self._shards = len(Corpus.load(self._storage).shards)
         self._conversations: dict[str, str] = {}
-        self._stages = [self._stage(number, fields) for number, fields in enumerate(config.stages)]
+        self._senses: dict[str, list[Sense]] = {}
+        self._stages = base_stages(config)
         for benchmark in config.benchmarks.values():
             self._conversations_digest(benchmark.conversations)
-
-    def _stage(self, number: int, fields: dict[str, JsonValue]) -> TrainConfig:
-        """A stage at the base point."""
-        base = fields.get("base")
-        given: dict[str, Any] = {"output": "", **({"model": ""} if number else {})}
-        if base is not None:
-            given |= load_settings(TrainConfig, str(base)).model_dump(mode="json", exclude_unset=True)
-        given |= {name: value for name, value in fields.items() if name != "base"}
-        return parse_settings(TrainConfig, given, f"field 'stages.{number}'")
 
     def base_value(self, axis: str) -> Value:
         """Where the base point lies on an axis that is trained."""
@@ -294,12 +303,22 @@ class Ablation:
     def askings(self, point: Point, seed: int) -> list[Asking]:
         """What the model of a point is asked."""
         run = self.runs(point, seed)[-1]
-        senses: list[Sense | None] = [None, *(() if point.axis else dict.fromkeys(self.config.axes.ask))]
         return [
             Asking(point, seed, name, run, sense, self._answers(run, name, sense))
             for name in self.config.benchmarks
-            for sense in senses
+            for sense in (None, *(() if point.axis else self.senses(name)))
         ]
+
+    def senses(self, benchmark: str) -> list[Sense]:
+        """Those of the axis by which alone something in a benchmark can be asked."""
+        wanted = list(dict.fromkeys(self.config.axes.ask))
+        if benchmark not in self._senses:
+            from trainer.data import asked_by  # brings torch, which planning needs for nothing else
+
+            name = self.config.benchmarks[benchmark].conversations
+            asked = load_conversations(self._storage, name) if wanted else []
+            self._senses[benchmark] = [sense for sense in wanted if any(asked_by(sense, c) for c in asked)]
+        return self._senses[benchmark]
 
     def _answers(self, run: Run, name: str, sense: Sense | None) -> Path:
         benchmark = self.config.benchmarks[name]
