@@ -44,6 +44,7 @@ class Packing:
         return replace(self, bounds=self.bounds.to(device, non_blocking=non_blocking))
 
 
+@torch.compiler.disable  # lengths differ in every pass: compiled, each would be a program of its own
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

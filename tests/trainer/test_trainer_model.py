@@ -12,7 +12,20 @@ from trainer.checkpoint import load_llm
 from trainer.features import rows_of
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.prompt import PromptFormat, tokenize
+from trainer.settings import TrainConfig
+from trainer.stage import choose_trained
 
+BASE = {
+    "stage": 2,
+    "model": "none",
+    "sources": ({"store": "none", "conversations": "none"},),
+    "visual": "none",
+    "audio": "none",
+    "output": "none",
+    "global_batch": 4,
+    "steps": 1,
+    "lr": 1e-3,
+}
 WIDTHS = {"temporal": 6, "spatial": 6, "audio": 7}
 
 
@@ -158,6 +171,27 @@ def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monke
     with torch.autocast("cpu", torch.bfloat16):
         AudioVisualLM(llm, WIDTHS)(pack(samples, WIDTHS, 2048))
     assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_change_nothing_but_rounding(tiny_llm, samples, checkpointing):
+    """And new lengths are no new program: compiling anew would cost more than it saves."""
+    found = []
+    for compiled in (False, True):
+        llm, _ = load_llm(str(tiny_llm), torch.float32)
+        torch.manual_seed(0)
+        model = AudioVisualLM(llm, WIDTHS)
+        settings = {"compile": compiled, "gradient_checkpointing": checkpointing}
+        choose_trained(TrainConfig(**BASE, **settings), model)
+        values = []
+        for count in (2, 4, 3):
+            with torch._dynamo.config.patch(error_on_recompile=count != 2):
+                loss = model(pack(samples[:count], WIDTHS, 2048))
+                loss.backward()
+            values += [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+        found.append(values)
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_llm_is_a_plain_hugging_face_model(tiny_llm):
