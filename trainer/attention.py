@@ -44,7 +44,6 @@ class Packing:
         return replace(self, bounds=self.bounds.to(device, non_blocking=non_blocking))
 
 
-@torch.compiler.disable  # lengths differ in every pass: compiled, each would be a program of its own
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -103,4 +102,5 @@ def flash_attention(
     return mixed[None]
 
 
-AttentionInterface.register(NAME, packed_attention)
+# Lengths differ in every pass: compiled, each would be a program of its own.
+AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from store import Order, UserError
+from store.console import Meter
 from trainer.batch import Sample, pack, share_out
 from trainer.data import Joined, Pool, asked_by
 from trainer.distributed import Engine
@@ -84,8 +85,10 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._members)
 
-    def judge(self, engine: Engine, tokenizer: Any, prompt: PromptFormat, max_tokens: int) -> list[Judged]:
-        """This rank's share of the conversations, judged. All ranks call it together."""
+    def judge(
+        self, engine: Engine, tokenizer: Any, prompt: PromptFormat, max_tokens: int, meter: Meter | None = None
+    ) -> list[Judged]:
+        """This rank's share of the conversations, judged. All ranks call it together; `meter` counts what is done."""
         share = -(-len(self) // engine.ranks)
         mine = self._members[engine.rank * share : (engine.rank + 1) * share]
         judged: list[Judged] = []
@@ -97,6 +100,8 @@ class HeldOut:
             for (pool, number), (tokens, loss, exact) in zip(part, found, strict=False):
                 c = self._pools[pool].conversations[number]
                 judged.append(Judged(c.id, c.key, c.modality, tokens, loss, exact))
+            if meter:
+                meter.advance(len(part))
         return judged
 
     def _samples(self, members: Sequence[tuple[int, int]], tokenizer: Any, prompt: PromptFormat) -> list[Sample]:

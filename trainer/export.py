@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from store import UserError
-from store.console import console
+from store.console import Meter, console
 from trainer.checkpoint import gather_weights, load_checkpoint, load_llm, save_checkpoint
 from trainer.distributed import PlainEngine
 from trainer.evaluation import HeldOut, summary
@@ -83,7 +83,8 @@ def evaluate(
     source = Source(store=store, conversations=conversations)
     held_out = HeldOut([source], columns.get("visual"), columns.get("audio"), info.grid, limit, sense)
     engine = PlainEngine(model.requires_grad_(False))
-    judged = held_out.judge(engine, tokenizer, info.prompt, MAX_TOKENS)
+    with Meter("asking", len(held_out), "conversations") as meter:
+        judged = held_out.judge(engine, tokenizer, info.prompt, MAX_TOKENS, meter)
     found = summary(engine, judged)
     table = Table("asked by", "conversations", "loss", "exact")
     for modality in ("", *sorted({j.modality for j in judged})):
