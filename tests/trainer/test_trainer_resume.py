@@ -175,7 +175,8 @@ def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
     states = States(tmp_path / "run")
     best = min(losses, key=losses.get)
     assert states.best() == best
-    assert states.steps() == [best, 9, 10, 11]
+    newest = [10, 11, 12] if best == 12 else [9, 10, 11]  # the end is a checkpoint, and a state only if it is best
+    assert states.steps() == sorted({best, *newest})
     from trainer.export import export
 
     export(tmp_path / "run", tmp_path / "best", "best")
