@@ -1,0 +1,254 @@
+"""Memory of a run: the bytes that a rank's device and its host hold.
+
+The model is built without weights and a full pass is run on tensors without data (torch's FakeTensorMode), in which
+every byte that would be alive is counted. What DeepSpeed keeps beside the model is counted as its code (0.19,
+`runtime/zero/stage_1_and_2.py` and `stage3.py`) allocates it.
+"""
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from trainer.attention import NAME as PACKED
+from trainer.batch import Batch
+from trainer.model import AudioVisualLM
+from trainer.settings import TrainConfig
+from trainer.stage import choose_trained, precision
+
+# DeepSpeed's defaults, in elements (runtime/zero/config.py)
+BUCKET = 500_000_000  # gradients that are reduced at once
+LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered
+SUB_GROUP = 1_000_000_000  # weights that ZeRO-3 updates at once
+MASTER = 4  # bytes of the float32 original of a trained weight
+MOMENTS = 8  # bytes of AdamW's two moments of it
+
+
+def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> AudioVisualLM:
+    """The model of a run on the meta device: what is trained and in which dtype, but no weights.
+
+    Args:
+        config: of the run.
+        shape: configuration of the LLM.
+        widths: the width D of each feature.
+    """
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(shape, dtype=precision(config), attn_implementation=PACKED)
+        model = AudioVisualLM(llm, widths)
+        choose_trained(config.model_copy(update={"compile": False}), model)
+    return model
+
+
+def shards_state(config: TrainConfig, ranks: int | None) -> bool:
+    """Whether DeepSpeed runs the steps: `zero` is set and a launcher starts so many ranks."""
+    return config.zero is not None and (ranks is not None or "RANK" in os.environ)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights.
+
+    Attributes:
+        projectors: of the three linear layers.
+        llm: of the LLM, adapters included.
+        adapters: of the LLM's, those that were added to it.
+        trained: of both.
+        groups: trained weights of each of the optimizer's groups.
+        largest: the largest trained tensor.
+        bytes: of all weights and buffers, as the model is loaded.
+    """
+
+    projectors: int
+    llm: int
+    adapters: int
+    trained: int
+    groups: tuple[int, ...]
+    largest: int
+    bytes: int
+
+    @property
+    def all(self) -> int:
+        """Of the model."""
+        return self.projectors + self.llm
+
+    @classmethod
+    def of(cls, model: AudioVisualLM) -> "Parameters":
+        """Count a model's weights."""
+        trained = [p.numel() for p in model.parameters() if p.requires_grad]
+        groups = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model.projectors, model.llm)]
+        return cls(
+            projectors=sum(p.numel() for p in model.projectors.parameters()),
+            llm=sum(p.numel() for p in model.llm.parameters()),
+            adapters=sum(p.numel() for name, p in model.llm.named_parameters() if ".lora_" in name),
+            trained=sum(trained),
+            groups=tuple(n for n in groups if n),
+            largest=max(trained),
+            bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+        )
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, beside those given to it.
+
+    Attributes:
+        now: bytes.
+        peak: the most there were.
+    """
+
+    def __init__(self, given: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        for tensor in given:
+            self._known[tensor.untyped_storage()] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                size = self._known[storage] = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, size)
+        return made
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
+    """The most bytes that forward and backward of one pass hold, beside weights and weights' gradients.
+
+    Args:
+        model: its gradients are dropped as soon as they are there.
+        batch: a pass, on the model's device.
+        autocast: compute in bfloat16 what is kept in float32.
+    """
+    handles = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
+    with (
+        Alive([*model.parameters(), *model.buffers()]) as alive,
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        loss: torch.Tensor = model(batch)
+    with alive:
+        loss.backward()  # type: ignore[no-untyped-call]
+    for handle in handles:
+        handle.remove()
+    return alive.peak
+
+
+def _drop(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def pass_without_data(model: AudioVisualLM, batch: Batch, config: TrainConfig, sharded: bool) -> int:
+    """`pass_bytes` of a model on the meta device, run on tensors without data; the model is used up.
+
+    Attention goes the way of torch's own kernel, which takes no less than flash-attn's.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        if sharded:
+            model.to(precision(config))  # as DeepSpeed does
+        return pass_bytes(model, batch, config.precision == "bfloat16" and not sharded)
+
+
+PHASES = ("start", "pass", "step")
+Bytes = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a rank holds while it starts, in a pass, and while the optimizer steps.
+
+    Attributes:
+        device: by what holds them.
+        host: by what holds them, of one rank.
+    """
+
+    device: dict[str, Bytes]
+    host: dict[str, Bytes]
+
+    def total(self, place: str = "device") -> Bytes:
+        """By phase."""
+        rows: dict[str, Bytes] = getattr(self, place)
+        start, passing, step = (sum(column) for column in zip(*rows.values(), strict=True))
+        return start, passing, step
+
+
+def plain_memory(config: TrainConfig, found: Parameters, activations: float) -> Memory:
+    """Of one process of plain torch: what is trained, gradients and moments are float32."""
+    device: dict[str, Bytes] = {
+        "weights": (found.bytes, found.bytes, found.bytes),
+        "moments": (0, MOMENTS * found.trained, MOMENTS * found.trained),
+        "gradients": (0, 4 * found.trained, 4 * found.trained),
+        "activations": (0, activations, 0),
+    }
+    return Memory(device, _host(config, found, found.trained))
+
+
+def _host(config: TrainConfig, found: Parameters, trained: float) -> dict[str, Bytes]:
+    """What a rank that keeps so many trained weights takes of its host, without offload."""
+    saving = (MASTER + MOMENTS) * trained if config.save_every else 0
+    return {"the model, as it is read": (found.bytes, 0, 0), "a state that is being saved": (0, saving, saving)}
+
+
+def zero_memory(
+    config: TrainConfig, found: Parameters, activations: float, ranks: int, passes: int, gpu: bool
+) -> Memory:
+    """Of one of several ranks of DeepSpeed.
+
+    Args:
+        config: of the run, with `zero`.
+        found: of the model.
+        activations: bytes of a pass.
+        ranks: W.
+        passes: of a step; gradients are summed up over them.
+        gpu: whether the device is one.
+    """
+    assert config.zero is not None
+    stage, offload, size = config.zero.stage, config.zero.offload, precision(config).itemsize
+    whole, trained = size * found.all, found.trained / ranks
+    group = max(found.groups) / ranks
+    optimizer = (MASTER + MOMENTS) * trained
+    bucket = size * BUCKET
+    copied = size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
+    device: dict[str, Bytes]
+    if stage == 3:
+        shard, sums = whole / ranks, size * trained
+        sub_group = min(group, SUB_GROUP)
+        device = {
+            "weights": (whole + shard, shard + size * min(found.all, LIVE), shard),
+            "originals and moments": (MASTER * trained, optimizer, optimizer),
+            "gradients": (sums, sums, sums + (size + 4) * sub_group),
+            "buckets": (0, bucket + copied, bucket),
+        }
+    else:
+        sums = size * (found.trained if stage == 1 else trained) if passes > 1 else 0
+        sums = sums if stage == 1 or not offload else 0
+        device = {
+            "weights": (whole + size * max(found.groups), whole, whole),
+            "originals and moments": (MASTER * trained, optimizer, optimizer),
+            "gradients": (0, sums + size * trained, size * trained + (size + 4) * group),
+            "buckets": (0, bucket * (2 if gpu else 1) + copied, 0),
+        }
+    host = _host(config, found, trained)
+    if offload:
+        kept = (size + 4) * trained  # gradients, summed up and in float32
+        staged = size * trained if stage < 3 else 0
+        device["originals and moments"] = (0, 0, 0)
+        device["gradients"] = (0, sums if stage == 1 else 0, 0)
+        if stage < 3:
+            device["buckets"] = (0, device["buckets"][1] + size * found.largest, 0)
+        host["originals, moments, gradients"] = (0, optimizer + kept + staged, optimizer + kept + staged)
+    device["activations"] = (0, activations, 0)
+    return Memory(device, host)
