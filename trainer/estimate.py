@@ -174,21 +174,13 @@ class Estimate:
     """What a run takes.
 
     Attributes:
-        parameters: of the model.
-        load: of its steps.
-        activations: bytes of a full pass, without gradient checkpointing and with it.
         memory: of a rank.
-        steps: of the run.
-        hours: of all of them.
+        hours: of all its steps.
         state: bytes of a saved state.
         checkpoint: bytes of the checkpoint.
     """
 
-    parameters: Parameters
-    load: Load
-    activations: tuple[int, int]
     memory: Memory
-    steps: int
     hours: float
     state: int
     checkpoint: int
@@ -196,9 +188,9 @@ class Estimate:
 
 def estimate(
     config: TrainConfig,
-    shape: Any,
-    widths: dict[str, int],
-    batches: Sequence[Sequence[Sample]],
+    parameters: Parameters,
+    load: Load,
+    activations: float,
     steps: int,
     ranks: int | None,
     device: Device,
@@ -208,34 +200,24 @@ def estimate(
 
     Args:
         config: of the run.
-        shape: of the LLM.
-        widths: of each feature.
-        batches: global batches, a sample of the run's.
+        parameters: of the model.
+        load: of the run's steps.
+        activations: bytes of a full pass.
         steps: of the run.
-        ranks: that a launcher starts; None for one process of plain torch.
+        ranks: that a launcher starts; None for those it did start, or one process of plain torch.
         device: of a rank.
         mfu: share of the device's operations at best that go into the model.
     """
-    world, sharded = ranks or world_size(), shards_state(config, ranks)
-    load = load_of(batches, config, shape, widths, world)
-    activations = []
-    for checkpointing in (False, True):
-        run = config.model_copy(update={"gradient_checkpointing": checkpointing})
-        activations.append(pass_without_data(build_shape(run, shape, widths), load.fullest, config, sharded))
-    found, held = Parameters.of(build_shape(config, shape, widths)), activations[config.gradient_checkpointing]
-    if sharded:
-        memory = zero_memory(config, found, held, world, load.passes, device.gpu)
+    world = ranks or world_size()
+    if shards_state(config, ranks):
+        memory = zero_memory(config, parameters, activations, world, load.passes, device.gpu)
     else:
-        memory = plain_memory(config, found, held)
+        memory = plain_memory(config, parameters, activations)
     return Estimate(
-        parameters=found,
-        load=load,
-        activations=(activations[0], activations[1]),
         memory=memory,
-        steps=steps,
         hours=steps * config.global_batch * load.flops / (world * device.peak * mfu) / 3600,
-        state=(MASTER + MOMENTS) * found.trained,
-        checkpoint=precision(config).itemsize * (found.llm - found.adapters) + 4 * found.projectors,
+        state=(MASTER + MOMENTS) * parameters.trained,
+        checkpoint=precision(config).itemsize * (parameters.llm - parameters.adapters) + 4 * parameters.projectors,
     )
 
 
@@ -259,40 +241,48 @@ def dry_run(config: TrainConfig, ranks: int | None = None, device: str | None = 
     if not is_first():
         return
     report_data(data, config)
-    count = min(data.steps, -(-SAMPLED // config.global_batch))
+    count, world = min(data.steps, -(-SAMPLED // config.global_batch)), ranks or world_size()
     batches = [data.samples(number * data.steps // count, 0, 1) for number in range(count)]
-    found = estimate(config, shape, data.widths, batches, data.steps, ranks, chosen, mfu)
-    show(found, config, ranks or world_size(), chosen, mfu)
-
-
-def show(found: Estimate, config: TrainConfig, ranks: int, device: Device, mfu: float) -> None:
-    """Print an estimate."""
-    parameters, memory, load = found.parameters, found.memory, found.load
-    table = Table("GB of each rank's device", "at the start", "in a pass", "as it steps")
-    for name, row in memory.device.items():
-        table.add_row(name, *(f"{size / 1e9:.2f}" for size in row))
-    table.add_section()
-    table.add_row("all", *(f"{size / 1e9:.2f}" for size in memory.total()))
-    console.print(table)
-    trained = f"{parameters.trained / 1e6:.1f} M trained"
-    console.print(f"{parameters.all / 1e6:.1f} M weights, {parameters.projectors / 1e6:.1f} M of projectors; {trained}")
-    without, checkpointed = (size / 1e9 for size in found.activations)
+    load = load_of(batches, config, shape, data.widths, world)
+    parameters = Parameters.of(build_shape(config, shape, data.widths))
+    held = [pass_without_data(c, shape, data.widths, load.fullest, shards_state(config, ranks)) for c in both(config)]
+    activations = held[config.gradient_checkpointing]
+    found = estimate(config, parameters, load, activations, data.steps, ranks, chosen, mfu)
+    _show_memory(found, parameters, world)
     console.print(
         f"activations of a pass of {len(load.fullest.ids)} rows, {len(load.fullest.targets)} response tokens: "
-        f"{without:.2f} GB, with gradient checkpointing {checkpointed:.2f} GB"
-    )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
-    starting, training, _ = memory.total("host")
-    console.print(
-        f"host memory of {local} ranks: {local * starting / 1e9:.1f} GB as they start, "
-        f"{local * training / 1e9:.1f} GB in training; a saved state {found.state / 1e9:.2f} GB on disk, "
-        f"the checkpoint {found.checkpoint / 1e9:.2f} GB"
+        f"{held[0] / 1e9:.2f} GB, with gradient checkpointing {held[1] / 1e9:.2f} GB"
     )
     console.print(
         f"{load.rows:.0f} rows a conversation (of {load.conversations}), at most {load.passes} passes a step; "
-        f"{found.steps} steps take {found.hours:.2f} h on {ranks} x {device.name} at an assumed MFU of {mfu}"
+        f"{data.steps} steps take {found.hours:.2f} h on {world} x {chosen.name} at an assumed MFU of {mfu}"
     )
-    console.print(verdict(max(memory.total()), device))
+    console.print(verdict(max(found.memory.on_device), chosen))
+
+
+def both(config: TrainConfig) -> list[TrainConfig]:
+    """Without gradient checkpointing, and with it."""
+    return [config.model_copy(update={"gradient_checkpointing": value}) for value in (False, True)]
+
+
+def _show_memory(found: Estimate, parameters: Parameters, ranks: int) -> None:
+    table = Table("GB of each rank's device", "at the start", "between steps", "in a pass", "in a step")
+    for name, row in found.memory.device.items():
+        table.add_row(name, *(f"{size / 1e9:.2f}" for size in row))
+    table.add_section()
+    table.add_row("all", *(f"{size / 1e9:.2f}" for size in found.memory.on_device))
+    console.print(table)
+    console.print(
+        f"{parameters.projectors / 1e6:.2f} M weights of projectors, {parameters.llm / 1e6:.2f} M of the LLM; "
+        f"{parameters.trained / 1e6:.2f} M are trained"
+    )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
+    starting, training, *_ = found.memory.on_host
+    console.print(
+        f"host memory of {local} ranks: {local * starting / 1e9:.1f} GB as they start, "
+        f"{local * training / 1e9:.1f} GB in training; a saved state takes {found.state / 1e9:.2f} GB of disk, "
+        f"the checkpoint {found.checkpoint / 1e9:.2f} GB"
+    )
 
 
 def verdict(need: float, device: Device) -> str:

@@ -40,7 +40,9 @@ def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> A
         widths: the width D of each feature.
     """
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(shape, dtype=precision(config), attn_implementation=PACKED)
+        llm = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            shape, dtype=precision(config), attn_implementation=PACKED
+        )
         model = AudioVisualLM(llm, widths)
         choose_trained(config.model_copy(update={"compile": False}), model)
     return model
@@ -62,7 +64,7 @@ class Parameters:
         trained: of both.
         groups: trained weights of each of the optimizer's groups.
         largest: the largest trained tensor.
-        bytes: of all weights and buffers, as the model is loaded.
+        bytes: of all weights and buffers, as one process of plain torch keeps them.
     """
 
     projectors: int
@@ -104,7 +106,8 @@ class Alive(TorchDispatchMode):
 
     def __init__(self, given: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         for tensor in given:
             self._known[tensor.untyped_storage()] = 0
@@ -113,8 +116,10 @@ class Alive(TorchDispatchMode):
         """Run an operation and count what it made."""
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
-                storage = tensor.untyped_storage()
+            if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
                 size = self._known[storage] = storage.nbytes()
                 self.now += size
                 self.peak = max(self.peak, self.now)
@@ -133,7 +138,8 @@ def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
         batch: a pass, on the model's device.
         autocast: compute in bfloat16 what is kept in float32.
     """
-    handles = [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
+    trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(_drop) for p in trained]
     with (
         Alive([*model.parameters(), *model.buffers()]) as alive,
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
@@ -143,32 +149,40 @@ def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
         loss.backward()  # type: ignore[no-untyped-call]
     for handle in handles:
         handle.remove()
-    return alive.peak
+    peak: int = alive.peak
+    return peak
 
 
 def _drop(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def pass_without_data(model: AudioVisualLM, batch: Batch, config: TrainConfig, sharded: bool) -> int:
-    """`pass_bytes` of a model on the meta device, run on tensors without data; the model is used up.
+def pass_without_data(config: TrainConfig, shape: Any, widths: Mapping[str, int], batch: Batch, sharded: bool) -> int:
+    """`pass_bytes` of a model without weights on tensors without data.
 
     Attention goes the way of torch's own kernel, which takes no less than flash-attn's.
+
+    Args:
+        config: of the run.
+        shape: configuration of the LLM.
+        widths: the width D of each feature.
+        batch: a pass.
+        sharded: DeepSpeed runs it: all weights have the precision of the arithmetic.
     """
+    model = build_shape(config, shape, widths)
+    if sharded:
+        model.to(precision(config))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        if sharded:
-            model.to(precision(config))  # as DeepSpeed does
         return pass_bytes(model, batch, config.precision == "bfloat16" and not sharded)
 
 
-PHASES = ("start", "pass", "step")
-Bytes = tuple[float, float, float]
+Bytes = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a rank holds while it starts, in a pass, and while the optimizer steps.
+    """Bytes that a rank holds as it starts, between steps, in a pass, and as the optimizer steps.
 
     Attributes:
         device: by what holds them.
@@ -178,28 +192,38 @@ class Memory:
     device: dict[str, Bytes]
     host: dict[str, Bytes]
 
-    def total(self, place: str = "device") -> Bytes:
-        """By phase."""
-        rows: dict[str, Bytes] = getattr(self, place)
-        start, passing, step = (sum(column) for column in zip(*rows.values(), strict=True))
-        return start, passing, step
+    @property
+    def on_device(self) -> Bytes:
+        """All told."""
+        return _total(self.device)
+
+    @property
+    def on_host(self) -> Bytes:
+        """All told."""
+        return _total(self.host)
+
+
+def _total(rows: dict[str, Bytes]) -> Bytes:
+    start, kept, passing, stepping = (sum(column) for column in zip(*rows.values(), strict=True))
+    return start, kept, passing, stepping
 
 
 def plain_memory(config: TrainConfig, found: Parameters, activations: float) -> Memory:
     """Of one process of plain torch: what is trained, gradients and moments are float32."""
+    weights, moments, gradients = found.bytes, MOMENTS * found.trained, 4 * found.trained
     device: dict[str, Bytes] = {
-        "weights": (found.bytes, found.bytes, found.bytes),
-        "moments": (0, MOMENTS * found.trained, MOMENTS * found.trained),
-        "gradients": (0, 4 * found.trained, 4 * found.trained),
-        "activations": (0, activations, 0),
+        "weights": (weights, weights, weights, weights),
+        "moments": (0, moments, moments, moments),
+        "gradients": (0, 0, gradients, gradients),
+        "activations": (0, 0, activations, 0),
     }
-    return Memory(device, _host(config, found, found.trained))
+    return Memory(device, _host(config, weights, found.trained))
 
 
-def _host(config: TrainConfig, found: Parameters, trained: float) -> dict[str, Bytes]:
-    """What a rank that keeps so many trained weights takes of its host, without offload."""
-    saving = (MASTER + MOMENTS) * trained if config.save_every else 0
-    return {"the model, as it is read": (found.bytes, 0, 0), "a state that is being saved": (0, saving, saving)}
+def _host(config: TrainConfig, read: float, trained: float) -> dict[str, Bytes]:
+    """What a rank takes of its host without offload: it reads a model of so many bytes, and keeps `trained` weights."""
+    saved = (MASTER + MOMENTS) * trained if config.save_every else 0
+    return {"the model, as it is read": (read, 0, 0, 0), "a state that is saved": (0, saved, saved, saved)}
 
 
 def zero_memory(
@@ -213,42 +237,40 @@ def zero_memory(
         activations: bytes of a pass.
         ranks: W.
         passes: of a step; gradients are summed up over them.
-        gpu: whether the device is one.
+        gpu: whether the device is one; its communication is overlapped, by a second bucket.
     """
     assert config.zero is not None
     stage, offload, size = config.zero.stage, config.zero.offload, precision(config).itemsize
-    whole, trained = size * found.all, found.trained / ranks
-    group = max(found.groups) / ranks
-    optimizer = (MASTER + MOMENTS) * trained
-    bucket = size * BUCKET
-    copied = size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
+    whole, trained, group = size * found.all, found.trained / ranks, max(found.groups) / ranks
+    states = (MASTER + MOMENTS) * trained
+    bucket, reduced = size * BUCKET, size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
+    sums = size * trained  # gradients of this rank's part
+    more = passes > 1
     device: dict[str, Bytes]
     if stage == 3:
-        shard, sums = whole / ranks, size * trained
-        sub_group = min(group, SUB_GROUP)
-        device = {
-            "weights": (whole + shard, shard + size * min(found.all, LIVE), shard),
-            "originals and moments": (MASTER * trained, optimizer, optimizer),
-            "gradients": (sums, sums, sums + (size + 4) * sub_group),
-            "buckets": (0, bucket + copied, bucket),
-        }
+        shard, stepped = whole / ranks, (size + 4) * min(group, SUB_GROUP)
+        weights = (whole + shard, shard, shard + size * min(found.all, LIVE), shard)
+        gradients = (sums, sums, sums, sums + stepped)
+        buckets = (0, bucket, bucket + reduced, bucket)
     else:
-        sums = size * (found.trained if stage == 1 else trained) if passes > 1 else 0
-        sums = sums if stage == 1 or not offload else 0
-        device = {
-            "weights": (whole + size * max(found.groups), whole, whole),
-            "originals and moments": (MASTER * trained, optimizer, optimizer),
-            "gradients": (0, sums + size * trained, size * trained + (size + 4) * group),
-            "buckets": (0, bucket * (2 if gpu else 1) + copied, 0),
-        }
-    host = _host(config, found, trained)
+        stepped = (size + 4) * group
+        own = size * found.trained if stage == 1 else sums  # summed up over passes
+        weights = (whole + size * max(found.groups), whole, whole, whole)
+        gradients = (0, 0, sums + own * more, sums + stepped)
+        buckets = (0, 0, bucket * (2 if gpu else 1) + reduced, 0)
+    host = _host(config, size * found.llm + 4 * found.projectors, trained)
     if offload:
-        kept = (size + 4) * trained  # gradients, summed up and in float32
-        staged = size * trained if stage < 3 else 0
-        device["originals and moments"] = (0, 0, 0)
-        device["gradients"] = (0, sums if stage == 1 else 0, 0)
-        if stage < 3:
-            device["buckets"] = (0, device["buckets"][1] + size * found.largest, 0)
-        host["originals, moments, gradients"] = (0, optimizer + kept + staged, optimizer + kept + staged)
-    device["activations"] = (0, activations, 0)
+        moved = states + 4 * trained + sums * (stage == 3 or more) + sums * (stage < 3)  # and a copy of the weights
+        host["originals, moments, gradients"] = (0, moved, moved, moved)
+        states = 0
+        gradients = (0, 0, size * found.trained * (stage == 1 and more), 0)
+        largest = size * found.largest * (stage < 3)
+        buckets = (buckets[0], buckets[1] + largest, buckets[2] + largest, buckets[3] + largest)
+    device = {
+        "weights": weights,
+        "originals and moments": (states * MASTER / (MASTER + MOMENTS), states, states, states),
+        "gradients": gradients,
+        "buckets": buckets,
+        "activations": (0, 0, activations, 0),
+    }
     return Memory(device, host)
