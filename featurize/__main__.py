@@ -4,7 +4,6 @@ import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from featurize.leaks import leaks
 from featurize.plan import Store, plan
@@ -21,7 +20,7 @@ from store import (
     load_settings,
     open_column,
 )
-from store.console import Meter, console, make_app, run
+from store.console import Meter, console, make_app, make_table, run
 
 if TYPE_CHECKING:
     from featurize.cluster import Pool, Task
@@ -100,7 +99,7 @@ def _encode(pool: "Pool", tasks: "list[Task]", max_failed: float) -> None:
 
 
 def _summary(columns: list[Column], corpus: Corpus) -> None:
-    table = Table("column", "shards", "usable", "absent", "failed", "MB")
+    table = make_table("column", "shards", "usable", "absent", "failed", "MB")
     reasons: list[str] = []
     for column in columns:
         stats = column_stats(column, corpus)

@@ -13,6 +13,7 @@ import ray
 from featurize.report import ShardReport
 from featurize.settings import FeaturizeConfig
 from store import Column, MediaItem, Storage, UserError, create_column
+from store.console import console
 
 LOST = (
     ray.exceptions.RayActorError,
@@ -24,6 +25,7 @@ LOST = (
 CAREFUL = 2  # a shard that lost its worker this often is decoded in child processes: a file in it may crash FFmpeg
 LOST_IN_A_ROW = 30  # workers lost without one shard finished in between: something else is wrong
 LOOK_SECONDS = 5.0  # between looks at whether the cluster has grown
+STARTS = 4  # of a local Ray
 
 
 class Worker:
@@ -78,7 +80,20 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        _start_local()
+
+
+def _start_local() -> None:
+    """Start a local Ray. It gives its own node 30 s to come up, which can be too short on a busy machine."""
+    for attempt in range(STARTS):
+        try:
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises nothing more special
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+            console.print("Ray's node took more than 30 s to start (is the machine busy?); starting it again")
+            ray.shutdown()
 
 
 class Pool:

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from featurize.decode import decoded
 from featurize.encoders import Encoder, Units, build_encoder
@@ -16,7 +15,7 @@ from featurize.media import MediaError
 from featurize.settings import FeaturizeConfig
 from featurize.shard_job import Batcher
 from store import MediaItem, Storage, create_column
-from store.console import console
+from store.console import console, make_table
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,14 @@ class ColumnEstimate:
         usable: share of the items that the column will hold.
         seconds: of encoding, in one worker, without decoding.
         bytes: in the tars.
+        failed: keys of the sampled items that are defective (absent streams are none).
     """
 
     name: str
     usable: float
     seconds: float
     bytes: float
+    failed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Estimate:
 
     Attributes:
         sampled: how many items were measured.
+        load_seconds: of building the encoders, once in every worker; no part of `seconds`.
         decode_seconds: of decoding once for all columns, in one worker.
         columns: what each column takes.
         overlap: whether decoding and encoding run side by side (on a GPU) or share the cores.
     """
 
     sampled: int
+    load_seconds: float
     decode_seconds: float
     columns: tuple[ColumnEstimate, ...]
     overlap: bool
@@ -57,6 +60,11 @@ class Estimate:
         """Of an item in one worker, all told."""
         encode = sum(column.seconds for column in self.columns)
         return max(encode, self.decode_seconds) if self.overlap else encode + self.decode_seconds
+
+    @property
+    def failed(self) -> int:
+        """How many of the sampled items some column records as defective."""
+        return len(frozenset[str]().union(*(column.failed for column in self.columns)))
 
 
 def choose(items: Sequence[MediaItem], count: int) -> list[MediaItem]:
@@ -73,31 +81,38 @@ def estimate(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) ->
         UserError: an encoder cannot be had.
     """
     torch.set_num_threads(config.cpus)
+    began = time.perf_counter()
     encoders = [build_encoder(settings) for settings in config.columns]
+    load_seconds = time.perf_counter() - began
     sample = choose(items, count)
     began = time.perf_counter()
     prepared = list(decoded(sample, encoders, config.cpus))
     decode_seconds = (time.perf_counter() - began) / max(1, len(sample))
     columns = [_column(encoder, [(item, units[n]) for item, units in prepared]) for n, encoder in enumerate(encoders)]
-    return Estimate(len(sample), decode_seconds, tuple(columns), any(e.device.type != "cpu" for e in encoders))
+    overlap = any(encoder.device.type != "cpu" for encoder in encoders)
+    return Estimate(len(sample), load_seconds, decode_seconds, tuple(columns), overlap)
 
 
 def _column(encoder: Encoder[Any], prepared: Sequence[tuple[MediaItem, Units | MediaError]]) -> ColumnEstimate:
-    usable = [(item, units) for item, units in prepared if not isinstance(units, MediaError)]
-    if usable:
-        encoder.encode(usable[0][1].rows[: encoder.settings.batch])  # the first batch of a process is slow
+    rows = [units.rows for _, units in prepared if not isinstance(units, MediaError)]
+    if rows:
+        encoder.encode(rows[0][: encoder.settings.batch])  # the first batch of a process is slow
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         column = create_column(Storage(folder), encoder.spec, {})
         with column.write_shard(0) as writer:
             batcher = Batcher(encoder, writer)
-            for item, units in usable:
-                batcher.push(item, units)
+            for item, units in prepared:
+                if isinstance(units, MediaError):
+                    batcher.fail(item, units)
+                else:
+                    batcher.push(item, units)
             batcher.flush()
-        written = column.sidecar(0).tar_bytes if usable else 0
-    seconds = (time.perf_counter() - began) * _share_of_real_rows(encoder, [len(units.rows) for _, units in usable])
-    count = max(1, len(prepared))
-    return ColumnEstimate(column.name, len(usable) / count, seconds / count, written / count)
+        sidecar = column.sidecar(0)
+    seconds = (time.perf_counter() - began) * _share_of_real_rows(encoder, list(map(len, rows)))
+    count, written = max(1, len(prepared)), sidecar.tar_bytes if sidecar.items else 0
+    failed = frozenset(failure.key for failure in sidecar.failed if failure.code != "absent")
+    return ColumnEstimate(column.name, len(sidecar.items) / count, seconds / count, written / count, failed)
 
 
 def _share_of_real_rows(encoder: Encoder[Any], rows: Sequence[int]) -> float:
@@ -116,7 +131,7 @@ def show(found: Estimate, items: int, shard: int, config: FeaturizeConfig, price
         config: of the run.
         price: of a worker for an hour.
     """
-    table = Table("column", "usable items", "encoding, hours", "GB")
+    table = make_table("column", "usable items", "encoding, hours", "GB")
     for column in found.columns:
         table.add_row(
             column.name,
@@ -129,7 +144,8 @@ def show(found: Estimate, items: int, shard: int, config: FeaturizeConfig, price
     workers = f", {hours / config.workers:.2f} h with {config.workers} workers" if config.workers else ""
     cost = f", cost {hours * price:.2f}" if price is not None else ""
     console.print(
-        f"from {found.sampled} of {items} items, measured here: decoding {found.decode_seconds * items / 3600:.2f} h, "
-        f"all told {hours:.2f} worker-hours{workers}{cost}; "
+        f"from {found.sampled} of {items} items, {found.failed} of them failed, measured here: "
+        f"loading the encoders {found.load_seconds:.1f} s in each worker, "
+        f"then decoding {found.decode_seconds * items / 3600:.2f} h, all told {hours:.2f} worker-hours{workers}{cost}; "
         f"a lost worker costs at most {found.seconds * shard / 60:.1f} min, a shard of {shard} items"
     )

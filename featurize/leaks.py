@@ -1,18 +1,18 @@
 """The leakage check: media that stand both in training and in evaluation conversations."""
 
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from featurize.sources.clips import YOUTUBE
 from featurize.sources.kinds import stem_of
-from store import Corpus, MediaItem, Outline, Storage, list_conversations, load_outline
-from store.console import console
+from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline
+from store.console import console, make_table, say_json
 
 SHOWN = 50
 EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|evaluation|heldout|benchmark)(?![a-z])")
@@ -55,12 +55,17 @@ def find_leaks(train: Iterable[MediaItem], evaluation: Iterable[MediaItem]) -> l
     return [Leak(*sign, train=known[sign], evaluation=item) for item, sign in found if sign]
 
 
-def media_of(storage: Storage, names: Iterable[str]) -> list[MediaItem]:
+def media_of(storage: Storage, names: Sequence[str]) -> list[MediaItem]:
     """The media items of the conversations called `names`, in the order of the corpus.
 
     Raises:
-        UserError: the store has no such conversations.
+        UserError: the store has no such conversations; lists those that it has.
     """
+    there = list_conversations(storage)
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(
+            f"{storage.url}: has no conversations {', '.join(unknown)}; it has: {', '.join(there) or 'none'}"
+        )
     outlines = [load_outline(storage, name) for name in names]
     return _items(Corpus.load(storage), outlines)
 
@@ -79,16 +84,17 @@ def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline]) -> None:
         for name, outline in evaluation.items():
             others = {other: each for other, each in train.items() if not is_evaluation(other, each)}
             if others and is_evaluation(name, outline):
-                _warn(corpus, name, outline, others)
+                _warn(storage, corpus, name, outline, others)
 
 
-def _warn(corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
+def _warn(storage: Storage, corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline]) -> None:
     found = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]))
     if found:
         console.print(
             f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
             f"{found[0].evaluation.uri} (same {found[0].by}); "
-            f"see: python -m featurize leaks {' '.join(training)} --against {name} --store ...",
+            f"see: python -m featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
+            f"--store {shlex.quote(storage.url)}",
             markup=False,
         )
 
@@ -103,19 +109,26 @@ def leaks(
     store: Annotated[str, typer.Option("--store", help="Their store: a folder or an fsspec URL.")],
     against: Annotated[list[str], typer.Option("--against", help="Evaluation conversations; may stand several times.")],
     against_store: Annotated[str | None, typer.Option(help="The store of these, if it is another.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for scripts.")] = False,
 ) -> None:
     """List media that are in training and in evaluation conversations; exit 1 if there are any."""
     training = media_of(Storage(store), train)
     evaluation = media_of(Storage(against_store or store), against)
     found = find_leaks(training, evaluation)
-    table = Table("by", "shared", "training file", "evaluation file")
-    for column in table.columns:
-        column.overflow = "fold"  # a name that is cut cannot be looked for
+    if as_json:
+        said = [{"by": f.by, "shared": f.value, "train": f.train.uri, "evaluation": f.evaluation.uri} for f in found]
+        say_json({"training": len(training), "evaluation": len(evaluation), "leaks": said})
+    else:
+        _say(found, len(training), len(evaluation))
+    raise typer.Exit(1 if found else 0)
+
+
+def _say(found: Sequence[Leak], training: int, evaluation: int) -> None:
+    table = make_table("by", "shared", "training file", "evaluation file")
     for leak in found[:SHOWN]:
         table.add_row(leak.by, *map(escape, (leak.value, leak.train.uri, leak.evaluation.uri)))
     if found:
         console.print(table)
     if found[SHOWN:]:
         console.print(f"... and {len(found) - SHOWN} more")
-    console.print(f"{len(found)} of {len(evaluation)} evaluation media are among the {len(training)} of training")
-    raise typer.Exit(1 if found else 0)
+    console.print(f"{len(found)} of {evaluation} evaluation media are among the {training} of training")

@@ -39,6 +39,8 @@ def plan(
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
+    if price is not None and not estimate:
+        raise UserError("--price: is for --estimate CONFIG, which measures what to multiply it with")
     storage = Storage(store)
     read = read_sources(sources, media_root, format)
     reports = [join(source, probe) for source in read]
@@ -77,24 +79,30 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
 
 def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> Corpus:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
+    stripped = corpus.stripped
     for source in sources:
         new = corpus.append(source.media, shard_size)
-        console.print(f"{source.url}: {new} new media files", markup=False)
+        if new and stripped:
+            raise UserError(
+                f"{storage.url}: came by push --strip-uris and names media without their folder, so files planned here "
+                "would stand in it twice; plan them into a new store and train on both, or into the store it came from"
+            )
+        console.print(f"{source.url}: {new} new media files{'' if write else ' would be added'}", markup=False)
     kinds = Counter(item.kind for item in corpus.items)
     unseen = sum(item.bytes is None for item in corpus.items)
     console.print(
-        f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards "
+        f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards "
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
         markup=False,
     )
     found, keys = by_split(sources, name), corpus.key_of_uri
     warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
-    if not write:
-        return corpus
-    corpus.save(storage)
+    if write:
+        corpus.save(storage)
     for each, records in found.items():
-        save_conversations(storage, each, [_conversation(record, keys) for record in records])
-        console.print(f"conversations {each}: {len(records)} written")
+        if write:
+            save_conversations(storage, each, [_conversation(record, keys) for record in records])
+        console.print(f"conversations {each}: {len(records)} {'' if write else 'would be '}written", markup=False)
     return corpus
 
 

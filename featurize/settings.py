@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from featurize.grid import check_nested
 from store import Settings
+from store.repair import RunSettings
 
 MAX_SECONDS = 14400.0
 ENCODER = re.compile(r"(?P<family>[a-z]+):(?P<architecture>[^/]+)/(?P<weights>.+)")
@@ -168,19 +169,11 @@ AnyEncoder = Annotated[
 ]
 
 
-class FeaturizeConfig(Settings):
+class FeaturizeConfig(RunSettings):
     """Settings of `featurize run`.
 
     Attributes:
         columns: one encoder each.
-        workers: Ray actors; by default as many as the cluster's CPUs and GPUs admit.
-        cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
-        gpus: GPUs of a worker; a fraction shares one.
-        max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
     """
 
     columns: Annotated[tuple[AnyEncoder, ...], Field(min_length=1)]
-    workers: Annotated[int, Field(gt=0)] | None = None
-    cpus: Annotated[int, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 1.0

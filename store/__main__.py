@@ -1,57 +1,97 @@
 """`python -m store ...`: look at what a store holds, check it, and take care of it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from store.care.commands import app as care
 from store.column import FOLDER as COLUMNS
-from store.column import Column, list_columns, open_column
-from store.console import Meter, console, make_app, run
-from store.conversation import FOLDER as CONVERSATIONS
-from store.conversation import load_conversations
+from store.column import Column, open_column
+from store.console import Meter, console, line_of, make_app, make_table, run, say_json
+from store.conversation import list_conversations, load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError, UserError
-from store.repair import repair_shards
+from store.repair import check_overrides, repair_shards
+from store.shard import Failure
 from store.storage import Storage
-from store.verify import Checked, column_stats, unknown_files, verify_column, verify_tables
+from store.verify import Checked, ColumnStats, column_stats, unknown_files, verify_column, verify_tables
 
 app = make_app("List, count and verify what a store holds, and take care of it.")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for scripts.")]
 Name = Annotated[str | None, typer.Option("--column", help="One column only, by name or name.digest.")]
+NO_COLUMNS = "{}: no columns yet; python -m featurize run makes them"
+DESCRIBED = {"modality", "features"}
 
 
-def _columns(storage: Storage, name: str | None) -> list[Column]:
-    columns = [open_column(storage, name)] if name else list_columns(storage)
-    if not columns:
-        console.print(f"{storage.url}: no columns yet; python -m featurize run makes them")
-    return columns
+def _counted(
+    storage: Storage, name: str | None, corpus: Corpus, damaged: list[DamagedError]
+) -> Iterator[tuple[Column, ColumnStats]]:
+    """The columns with their counts; what is damaged goes to `damaged` and the rest is counted."""
+    for each in _names(storage, name):
+        try:
+            column = _opened(storage, each)
+        except DamagedError as error:
+            damaged.append(error)
+        else:
+            yield column, column_stats(column, corpus, damaged)
+
+
+def _end(damaged: list[DamagedError]) -> None:
+    """Say on stderr what is damaged; then the exit status is 1."""
+    for error in damaged:
+        typer.echo(f"damaged: {line_of(error)}", err=True)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _counts(column: Column, stats: ColumnStats) -> dict[str, object]:
+    return {
+        "column": column.name,
+        "shards": stats.shards,
+        "planned": stats.planned,
+        "usable": stats.usable,
+        "not_usable": dict(stats.by_code),
+        "bytes": stats.bytes,
+    }
 
 
 @app.command("ls")
-def list_store(store: Where) -> None:
+def list_store(store: Where, as_json: AsJson = False) -> None:
     """List the corpus, the columns with their features, and the conversations."""
     storage = Storage(store)
     corpus = Corpus.load(storage)
+    damaged: list[DamagedError] = []
+    columns = list(_counted(storage, None, corpus, damaged))
+    talks = {name: len(load_conversations(storage, name)) for name in list_conversations(storage)}
+    if as_json:
+        said = [_counts(*each) | each[0].spec.model_dump(mode="json", include=DESCRIBED) for each in columns]
+        shards = len(corpus.shards)
+        say_json({"items": len(corpus), "shards": shards, "columns": said, "conversations": talks})
+    else:
+        _say_store(storage, corpus, columns, talks)
+    _end(damaged)
+
+
+def _say_store(
+    storage: Storage, corpus: Corpus, columns: list[tuple[Column, ColumnStats]], talks: dict[str, int]
+) -> None:
     console.print(f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards")
-    table = Table("column", "features", "shards", "usable", "MB")
-    for column in list_columns(storage):
+    table = make_table("column", "features", "shards", "usable", "MB")
+    for column, stats in columns:
         features = ", ".join(
             f"{name} [{' x '.join('*' if n is None else str(n) for n in f.shape)}] {f.dtype}"
             for name, f in column.spec.features.items()
         )
-        stats = column_stats(column, corpus)
         table.add_row(
             column.name, features, f"{stats.shards}/{stats.planned}", str(stats.usable), f"{stats.bytes / 1e6:.1f}"
         )
     console.print(table)
-    for name in storage.names(CONVERSATIONS):
-        stem = name.removesuffix(".parquet")
-        console.print(f"conversations {stem}: {len(load_conversations(storage, stem))}")
+    for name, count in talks.items():
+        console.print(f"conversations {name}: {count}")
 
 
 @app.command()
@@ -66,20 +106,33 @@ def stats(
     store: Where,
     column: Name = None,
     failures: Annotated[bool, typer.Option(help="List every failed item with its reason.")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Count usable and failed items of each column, and say why items failed."""
     storage = Storage(store)
     corpus = Corpus.load(storage)
-    for each in _columns(storage, column):
-        found = column_stats(each, corpus)
-        codes = ", ".join(f"{count} {code}" for code, count in sorted(found.by_code.items()))
-        console.print(
-            f"{each.name}: {found.shards}/{found.planned} shards, {found.usable} usable, "
-            f"{len(found.failures)} not ({codes or 'none'}), {found.bytes / 1e6:.1f} MB"
-        )
-        for failure in found.failures if failures else ():
-            if failure.code != "absent":
-                console.print(f"  {failure.code:<10} {failure.key}: {failure.reason}", markup=False)
+    said = []
+    damaged: list[DamagedError] = []
+    for each, found in _counted(storage, column, corpus, damaged):
+        defects = [failure for failure in found.failures if failures and failure.code != "absent"]
+        said.append(_counts(each, found) | {"failures": [failure.model_dump() for failure in defects]})
+        if not as_json:
+            _say_stats(each, found, defects)
+    if as_json:
+        say_json(said)
+    elif not said and not damaged:
+        console.print(NO_COLUMNS.format(storage.url))
+    _end(damaged)
+
+
+def _say_stats(column: Column, found: ColumnStats, defects: list[Failure]) -> None:
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(found.by_code.items()))
+    console.print(
+        f"{column.name}: {found.shards}/{found.planned} shards, {found.usable} usable, "
+        f"{len(found.failures)} not ({codes or 'none'}), {found.bytes / 1e6:.1f} MB"
+    )
+    for failure in defects:
+        console.print(f"  {failure.code:<10} {failure.key}: {failure.reason}", markup=False)
 
 
 @app.command()
@@ -93,6 +146,7 @@ def verify(
     storage = Storage(store)
     if overrides and not repair:
         raise UserError(f"{' '.join(overrides)}: settings are for --repair; to check one column name it by --column")
+    check_overrides(overrides or ())
     tables = dict(verify_tables(storage))
     for fault in tables.values():
         console.print(f"damaged: {fault}", markup=False)
@@ -101,22 +155,24 @@ def verify(
     if CORPUS in tables:
         raise typer.Exit(1)
     corpus = Corpus.load(storage)
-    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in _names(storage, column)]
+    names = _names(storage, column)
+    if not names:
+        console.print(NO_COLUMNS.format(storage.url))
+    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in names]
     raise typer.Exit(0 if all(sound) and not tables else 1)
 
 
 def _names(storage: Storage, name: str | None) -> list[str]:
     """The folders of the columns, also of those whose `column.json` cannot be read."""
-    names = [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
-    if not names:
-        console.print(f"{storage.url}: no columns yet; python -m featurize run makes them")
-    return names
+    return [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
 
 
 def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *, repair: bool) -> bool:
     """Check one column; whether it is sound in the end."""
-    column = _opened(storage, name)
-    if not column:
+    try:
+        column = _opened(storage, name)
+    except DamagedError as error:
+        console.print(f"damaged: {error}", markup=False)
         return False
     shards = column.shards()
     with Meter(f"verify {column.name}", len(shards), "shards") as meter:
@@ -129,8 +185,12 @@ def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *
     return not damaged
 
 
-def _opened(storage: Storage, name: str) -> Column | None:
-    """A column; if its `column.json` is damaged or lost, that is said."""
+def _opened(storage: Storage, name: str) -> Column:
+    """A column.
+
+    Raises:
+        DamagedError: its `column.json` is damaged or lost; says what mends it.
+    """
     file = f"{COLUMNS}/{name}/column.json"
     try:
         if storage.names(f"{COLUMNS}/{name}") and not storage.exists(file):
@@ -138,8 +198,7 @@ def _opened(storage: Storage, name: str) -> Column | None:
         return open_column(storage, name)
     except DamagedError as error:
         remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
-        console.print(f"damaged: {error}; remove it, if it is there: {remedy}", markup=False)
-        return None
+        raise DamagedError(f"{error}; remove it, if it is there: {remedy}") from None
 
 
 def _say_damaged(column: Column, checked: Iterable[Checked], meter: Meter | None = None) -> list[int]:

@@ -60,8 +60,11 @@ class Column:
             raise DamagedError(f"{self.storage.where(name)}: belongs to another shard or column")
         return sidecar
 
-    def sidecars(self) -> Iterator[tuple[int, Sidecar]]:
+    def sidecars(self, damaged: list[DamagedError] | None = None) -> Iterator[tuple[int, Sidecar]]:
         """The shards that are there with their sidecars, in order; many are fetched at once.
+
+        Args:
+            damaged: takes the errors of sidecars that are damaged, and these are left out; without it the first raises.
 
         Raises:
             DamagedError: as `sidecar`.
@@ -70,7 +73,19 @@ class Column:
         with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
             for start in range(0, len(shards), FETCHED_AT_ONCE):
                 some = shards[start : start + FETCHED_AT_ONCE]
-                yield from zip(some, pool.map(self.sidecar, some), strict=True)
+                for shard, found in zip(some, pool.map(self._sidecar_or_error, some), strict=True):
+                    if isinstance(found, Sidecar):
+                        yield shard, found
+                    elif damaged is None:
+                        raise found
+                    else:
+                        damaged.append(found)
+
+    def _sidecar_or_error(self, shard: int) -> Sidecar | DamagedError:
+        try:
+            return self.sidecar(shard)
+        except DamagedError as error:
+            return error
 
     def withdraw(self, shard: int) -> None:
         """Make a shard not there, by removing its sidecar."""

@@ -1,6 +1,7 @@
 """How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from types import TracebackType
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
-from store.errors import UserError
+from store.errors import DamagedError, UserError
 
 INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
@@ -34,11 +36,30 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        sys.exit(_say(f"error: {line_of(error)}", 2))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def make_table(*heads: str) -> Table:
+    """A table that folds what is too wide for the terminal: a name that is cut cannot be looked for."""
+    table = Table(*heads)
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
+
+
+def line_of(error: UserError) -> str:
+    """An error's line, with the command that mends it where there is one."""
+    remedy = isinstance(error, DamagedError) and error.remedy
+    return f"{error}; mend it: {remedy}" if remedy else str(error)
+
+
+def say_json(value: object) -> None:
+    """Print one JSON document; a command that does prints nothing else on stdout, so that scripts can read it."""
+    print(json.dumps(value, indent=1))
 
 
 def _say(line: str, status: int) -> int:

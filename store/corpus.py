@@ -82,6 +82,11 @@ class Corpus:
         """The key of each item by its URI."""
         return {item.uri: item.key for item in self.items}
 
+    @property
+    def stripped(self) -> bool:
+        """Whether some media are named without their folder, as `store push --strip-uris` leaves them."""
+        return any("://" not in item.uri and not item.uri.startswith("/") for item in self.items)
+
     def append(self, candidates: Iterable[Candidate], shard_size: int) -> int:
         """Add the files that are new (by URI) in fresh shards of `shard_size` items; return how many were new.
 

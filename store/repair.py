@@ -5,13 +5,44 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
 from store.column import Column
 from store.corpus import Corpus
 from store.errors import UserError
+from store.settings import Settings, override, parse_settings
 from store.verify import Checked, verify_column
+
+
+class RunSettings(Settings):
+    """What a run of `featurize` takes of the machines; none of it shapes the numbers of a column.
+
+    Attributes:
+        workers: Ray actors; by default as many as the cluster's CPUs and GPUs admit.
+        cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
+        gpus: GPUs of a worker; a fraction shares one.
+        max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
+    """
+
+    workers: Annotated[int, Field(gt=0)] | None = None
+    cpus: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse words that a repair cannot take.
+
+    Raises:
+        UserError: one names no field of `RunSettings`, or a value that is not accepted.
+    """
+    data: dict[str, Any] = {}
+    for word in overrides:
+        override(data, word)
+    parse_settings(RunSettings, data, "--repair")
 
 
 def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[Checked]:

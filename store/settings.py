@@ -33,8 +33,8 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
-    for override in overrides:
-        _override(data, override)
+    for each in overrides:
+        override(data, each)
     return parse_settings(model, data, str(path))
 
 
@@ -46,6 +46,29 @@ def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
         found = error.errors()
         deepest = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
         raise UserError(f"{where}: " + "; ".join(_explain(model, data, e) for e in deepest)) from None
+
+
+def override(data: dict[str, Any], word: str) -> None:
+    """Set the field of plain data that `field=value` or `field.0.inner=value` names.
+
+    Raises:
+        UserError: it is no such word, its value is not YAML, or there is no such place.
+    """
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {word!r}: expected field=value, for example global_batch=64")
+    *parents, last = name.split(".")
+    node: Any = data
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override {word!r}: {value!r} is not YAML") from None
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = parsed
+    except (IndexError, ValueError, TypeError, AttributeError):
+        raise UserError(f"override {word!r}: there is no field {name!r} to set") from None
 
 
 def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
@@ -79,21 +102,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"override {override!r}: expected field=value, for example global_batch=64")
-    *parents, last = name.split(".")
-    node: Any = data
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {value!r} is not YAML") from None
-    try:
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = parsed
-    except (IndexError, ValueError, TypeError, AttributeError):
-        raise UserError(f"override {override!r}: there is no field {name!r} to set") from None

@@ -52,10 +52,17 @@ class ColumnStats:
         return Counter(failure.code for failure in self.failures)
 
 
-def column_stats(column: Column, corpus: Corpus) -> ColumnStats:
-    """Count a column's shards, items, failures and bytes, from its sidecars alone."""
+def column_stats(column: Column, corpus: Corpus, damaged: list[DamagedError] | None = None) -> ColumnStats:
+    """Count a column's shards, items, failures and bytes, from its sidecars alone.
+
+    Args:
+        damaged: takes the errors of sidecars that are damaged, and these are not counted; without it the first raises.
+
+    Raises:
+        DamagedError: a sidecar is damaged.
+    """
     stats = ColumnStats(0, len(corpus.shards))
-    for _, sidecar in column.sidecars():
+    for _, sidecar in column.sidecars(damaged):
         stats.shards += 1
         stats.usable += len(sidecar.items)
         stats.bytes += sidecar.tar_bytes

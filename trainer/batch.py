@@ -93,12 +93,12 @@ def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int) -> 
     targets_at = np.flatnonzero(answers) - 1
     rows: dict[str, list[NDArray[Any]]] = {name: [] for name in widths}
     rows_at: dict[str, list[NDArray[np.int64]]] = {name: [] for name in widths}
-    for sample, start in zip(samples, starts[:-1].tolist(), strict=True):
+    for sample, start, end in zip(samples, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         for modality, first in sample.tokens.media:
             at = start + first
             for name in FEATURES:
                 if name in PERCEIVES[modality]:
-                    array = sample.arrays[name]
+                    array = sample.arrays[name][: max(0, end - at)]
                     rows[name].append(array)
                     rows_at[name].append(np.arange(at, at + len(array)))
                     at += len(array)

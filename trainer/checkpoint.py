@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +30,20 @@ ADAPTER = "default"  # peft's name of the adapters that a run trains
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+class Weights(NamedTuple):
+    """The weights of a model on the CPU, named as in the files of a checkpoint.
+
+    Attributes:
+        llm: with adapters merged into what they adapt.
+        projectors: float32.
+        adapter: low-rank adapters alone, float32, named as peft does; empty without them.
+    """
+
+    llm: dict[str, torch.Tensor]
+    projectors: dict[str, torch.Tensor]
+    adapter: dict[str, torch.Tensor]
+
+
 class CheckpointInfo(Settings):
     """What a checkpoint says about itself.
 
@@ -41,6 +55,7 @@ class CheckpointInfo(Settings):
         prompt: the texts around turns.
         stage: that trained it last.
         steps: optimizer steps of that stage.
+        base: hub name of the LLM that training began with; None if it was a folder.
     """
 
     format: Literal[1] = 1
@@ -51,6 +66,7 @@ class CheckpointInfo(Settings):
     prompt: PromptFormat
     stage: int
     steps: int
+    base: str | None = None
 
     @property
     def grid(self) -> Grid:
@@ -60,6 +76,10 @@ class CheckpointInfo(Settings):
 
 def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointInfo:
     """What the checkpoint of a run says."""
+    if is_checkpoint(config.model):
+        base = read_info(config.model).base
+    else:
+        base = None if Path(config.model).is_dir() else config.model
     return CheckpointInfo(
         frames=config.frames,
         segments=config.segments,
@@ -68,6 +88,7 @@ def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointI
         prompt=config.prompt,
         stage=config.stage,
         steps=steps,
+        base=base,
     )
 
 
@@ -76,8 +97,8 @@ def gather_weights(
     dtype: torch.dtype,
     gathered: Callable[[list[torch.Tensor]], AbstractContextManager[None]] = lambda _: nullcontext(),
     keep: bool = True,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The weights of LLM and projectors on the CPU, one tensor at a time; adapters are merged into what they adapt.
+) -> Weights:
+    """Copy a model's weights to the CPU, one tensor at a time.
 
     Args:
         model: whose weights they are.
@@ -86,46 +107,47 @@ def gather_weights(
         keep: whether this rank is the one that gets them; the others take part and get nothing.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.projectors.named_buffers("projectors"))}
-    adapters = {n: t for n, t in tensors.items() if ".lora_" in n}
+    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     scalings = {name: module.scaling[ADAPTER] for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    llm: dict[str, torch.Tensor] = {}
-    projectors: dict[str, torch.Tensor] = {}
+    weights = Weights({}, {}, {})
     for name, tensor in tensors.items():
-        if name in adapters:
+        if name in lora:
             continue
         layer = name.removesuffix(".base_layer.weight")
-        pair = [adapters[f"{layer}.lora_{x}.{ADAPTER}.weight"] for x in "BA"] if layer in scalings else []
-        with gathered([tensor, *pair]):
+        pair = {x: lora[f"{layer}.lora_{x}.{ADAPTER}.weight"] for x in "BA"} if layer in scalings else {}
+        with gathered([tensor, *pair.values()]):
             if not keep:
                 continue
-            whole = tensor.detach()
+            whole = tensor.detach().float()
             if pair:
-                delta = pair[0].detach().float() @ pair[1].detach().float()
-                whole = (whole.float() + scalings[layer] * delta).to(whole.dtype)
+                own = {x: _copy(factor, torch.float32) for x, factor in pair.items()}
+                whole = whole + scalings[layer] * (own["B"].to(whole.device) @ own["A"].to(whole.device))
+                at = layer.replace("llm", "base_model.model", 1)
+                weights.adapter.update({f"{at}.lora_{x}.weight": factor for x, factor in own.items()})
             part, _, rest = name.replace(".base_layer.", ".").partition(".")
             if part == "projectors":
-                projectors[rest] = whole.to("cpu", torch.float32, copy=True).contiguous()
+                weights.projectors[rest] = _copy(whole, torch.float32)
             else:
-                llm[rest] = whole.to("cpu", dtype, copy=True).contiguous()
-    return llm, projectors
+                weights.llm[rest] = _copy(whole, dtype)
+    return weights
 
 
-def save_checkpoint(
-    folder: str | Path,
-    llm: Any,
-    llm_state: dict[str, torch.Tensor],
-    projectors: dict[str, torch.Tensor],
-    tokenizer: Any,
-    info: CheckpointInfo,
-) -> None:
+def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: Any, info: CheckpointInfo) -> None:
     """Write a checkpoint; the folder appears whole, in place of an older one of that name."""
     folder = Path(folder)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     (temporary / FOLDER).mkdir(parents=True)
     try:
-        llm.save_pretrained(temporary, state_dict=llm_state)
+        llm.save_pretrained(temporary, state_dict=weights.llm)
         tokenizer.save_pretrained(temporary)
-        save_file(projectors, temporary / FOLDER / "projectors.safetensors")
+        save_file(weights.projectors, temporary / FOLDER / "projectors.safetensors")
+        if weights.adapter:
+            llm.peft_config[ADAPTER].save_pretrained(temporary / FOLDER / "adapter")
+            save_file(weights.adapter, temporary / FOLDER / "adapter" / "adapter_model.safetensors")
         (temporary / FOLDER / "config.json").write_text(info.model_dump_json(indent=2))
         (temporary / "README.md").write_text(model_card(info))
         if folder.exists():
@@ -146,6 +168,7 @@ def model_card(info: CheckpointInfo) -> str:
         "---",
         "library_name: avllm",
         "tags: [video, audio, multimodal]",
+        *([f"base_model: {info.base}"] if info.base else []),
         "---",
         "",
         "# An audio-visual LLM",

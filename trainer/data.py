@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -35,12 +35,20 @@ WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
 READ_AT_ONCE = 16  # samples that statistics are taken of
 
 
+class LeftOut(NamedTuple):
+    """A conversation that cannot be trained on, and why."""
+
+    id: str
+    key: str | None
+    reason: str
+
+
 class Joined:
     """The conversations of one source whose media the columns hold.
 
     Attributes:
         usable: the conversations to train on.
-        left_out: how many were not, by reason.
+        left_out: those that are not.
         columns: the columns that are read.
     """
 
@@ -55,11 +63,11 @@ class Joined:
                 self.columns.append(column)
         self.readers = [ColumnReader(column) for column in self.columns]
         self.usable: list[Conversation] = []
-        self.left_out: Counter[str] = Counter()
+        self.left_out: list[LeftOut] = []
         for conversation in load_conversations(storage, source.conversations):
             reason = self._fault(conversation)
             if reason:
-                self.left_out[reason] += 1
+                self.left_out.append(LeftOut(conversation.id, conversation.key, reason))
             else:
                 self.usable.append(conversation)
 
@@ -131,7 +139,7 @@ class TrainingData:
     Attributes:
         size: conversations in an epoch, of the modalities that are mixed.
         steps: of the run.
-        left_out: conversations left out, by reason.
+        left_out: conversations that are not trained on.
         specs: the columns' specs by modality.
         builds: how each column's encoder is built again, by modality.
         widths: the width D of each feature.
@@ -142,7 +150,7 @@ class TrainingData:
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
         joined = [Joined(source, config.visual, config.audio) for source in config.sources]
-        self.left_out = sum((j.left_out for j in joined), Counter[str]())
+        self.left_out = [each for j in joined for each in j.left_out]
         self.specs: dict[str, ColumnSpec] = {}
         self.builds: dict[str, dict[str, object]] = {}
         for column in (column for j in joined for column in j.columns):
@@ -162,7 +170,8 @@ class TrainingData:
                 self.size += round(times * len(asked))
         weights = {modality: pools for modality, pools in weights.items() if pools}
         if not weights:
-            raise UserError(f"field 'sources': no usable conversation; left out: {dict(self.left_out) or 'none'}")
+            reasons = Counter(each.reason for each in self.left_out)
+            raise UserError(f"field 'sources': no usable conversation; left out: {dict(reasons) or 'none'}")
         self.steps = config.steps or math.ceil(self.size * (config.epochs or 0) / config.global_batch)
         phases = self._phases({modality: sum(pools.values()) for modality, pools in weights.items()})
         self._schedule = Schedule(config.global_batch, phases, weights)

@@ -14,6 +14,8 @@ from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
 
 
 class Fragment(NamedTuple):
@@ -220,42 +222,47 @@ class ZeroEngine(Engine):
     def fragments(self) -> Iterator[Fragment]:
         """See `Engine`."""
         parameters: list[tuple[str, Any]] = list(self.model.named_parameters())  # DeepSpeed adds attributes to them
+        state = self._engine.optimizer.optimizer.state
         for name, p in parameters:
             if not p.requires_grad:
                 continue
-            if self._stage == 3:
-                start = p.ds_tensor.numel() * self.rank
-                size = max(0, min(p.ds_tensor.numel(), p.ds_numel - start))  # what follows is padding
-                if size:
-                    moments = {kind: self._partition(p, kind)[:size] for kind in MOMENTS}
-                    yield Fragment(name, start, self._partition(p, None)[:size], moments)
-            elif p._hp_mapping is not None:
-                kept, zero = p._hp_mapping, self._engine.optimizer
-                state = zero.optimizer.state[zero.single_partition_of_fp32_groups[kept.param_group_index]]
-                place = kept.hp_fragment_address  # its own link to moments misses all groups but the first (0.19)
-                moments = {kind: state[kind].narrow(0, place.start, place.numel) for kind in MOMENTS}
-                yield Fragment(name, kept.lp_fragment_address.start, kept.hp_fragment, moments)
+            group, offset, start, size = self._place(p)
+            if size:
+                flat = self._flats[group]
+                moments = {kind: state[flat][kind].narrow(0, offset, size) for kind in MOMENTS}
+                yield Fragment(name, start, flat.data.narrow(0, offset, size), moments)
 
-    def _partition(self, parameter: Any, kind: str | None) -> torch.Tensor:
-        """The view of ZeRO-3's flat float32 state that holds this rank's part of a parameter."""
+    @property
+    def _flats(self) -> list[torch.Tensor]:
+        """The flat float32 tensors that the optimizer sees on this rank."""
         zero = self._engine.optimizer
-        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-        flat = zero.fp32_partitioned_groups_flat[group]
-        whole = flat.data if kind is None else zero.optimizer.state[flat][kind]
-        part: torch.Tensor = whole.narrow(0, offset, size)
-        return part
+        flats: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return flats
+
+    def _place(self, parameter: Any) -> tuple[int, int, int, int]:
+        """Which flat tensor holds this rank's part of a parameter, where in it, its first element, and its size."""
+        if self._stage == 3:
+            zero = self._engine.optimizer
+            group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+            start = parameter.ds_tensor.numel() * self.rank
+            return group, offset, start, max(0, min(size, parameter.ds_numel - start))  # what follows is padding
+        kept = parameter._hp_mapping
+        if kept is None:
+            return 0, 0, 0, 0
+        place = kept.hp_fragment_address
+        return kept.param_group_index, place.start, kept.lp_fragment_address.start, place.numel
 
     def start_moments(self, steps: int) -> None:
         """See `Engine`."""
-        zero = self._engine.optimizer
-        flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        for flat in flats:
-            zero.optimizer.state[flat] = _moments(flat.data, steps)
+        for flat in self._flats:
+            self._engine.optimizer.optimizer.state[flat] = _moments(flat.data, steps)
 
     def close(self) -> None:
         """See `Engine`."""
         self._engine.destroy()
-        torch.distributed.destroy_process_group()
+        self._deepspeed.comm.destroy_process_group()
 
 
 def _moments(weight: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:

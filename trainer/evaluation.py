@@ -31,7 +31,7 @@ class Judged:
         modality: all that it perceives.
         tokens: of its responses.
         loss: sum of their cross-entropies.
-        exact: whether each is the most likely token.
+        exact: whether each is the most likely token, and none was cut.
     """
 
     id: str
@@ -119,7 +119,8 @@ def _judge(engine: Engine, samples: list[Sample], max_tokens: int) -> list[tuple
         owner = np.searchsorted(batch.packing.bounds.numpy(), batch.targets_at.numpy(), side="right") - 1
         for place, i in enumerate(chosen):
             own = owner == place
-            found[i] = int(own.sum()), float(losses[own].sum(dtype=np.float64)), bool(hits[own].all())
+            exact = len(samples[i].tokens.ids) == lengths[i] and bool(hits[own].all())
+            found[i] = int(own.sum()), float(losses[own].sum(dtype=np.float64)), exact
     return [found[i] for i in range(len(samples))]
 
 

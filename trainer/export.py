@@ -47,8 +47,7 @@ def export(output: Path, folder: Path, step: str) -> None:
     model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
     choose_trained(state.config, model)
     states.load(chosen).load_weights(model)
-    weights, projectors = gather_weights(model, precision(state.config))
-    save_checkpoint(folder, llm, weights, projectors, tokenizer, state.checkpoint)
+    save_checkpoint(folder, llm, gather_weights(model, precision(state.config)), tokenizer, state.checkpoint)
     console.print(f"saved {folder}: step {chosen} of {output}")
 
 
@@ -69,11 +68,15 @@ def evaluate(
         Loss and share of exact answers, of all and of each modality.
 
     Raises:
-        UserError: `ask` names no sense, or the store lacks conversations or columns.
+        UserError: `ask` names no sense, `out` is a folder, or the store lacks conversations or columns.
     """
     sense: Sense | None = next((s for s in get_args(Sense) if s == ask), None)
     if ask is not None and sense is None:
         raise UserError(f"--ask {ask}: accepted: {', '.join(get_args(Sense))}")
+    if out:
+        if out.is_dir():
+            raise UserError(f"--out {out}: is a folder; name a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, tokenizer, info = load_checkpoint(checkpoint, dtype)
     columns = {modality: spec.folder for modality, spec in info.columns.items()}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class RunLog:
         path.write_text("".join(kept))
         self._lines = open(path, "a", buffering=1)  # noqa: SIM115
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
-        self._tracker = _tracker(config)
+        self._tracker = _tracker(config, first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of a step."""
@@ -47,12 +48,23 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _tracker(config: TrainConfig) -> Any:
-    """The module of the tracking service, with a run begun; wandb and trackio are called alike."""
+def _tracker(config: TrainConfig, first_step: int) -> Any:
+    """The module of the tracking service, with a run begun or gone on with; wandb and trackio are called alike."""
     if config.track is None:
         return None
     service = import_tracker(config.track)
-    service.init(project="avllm", name=Path(config.output).name, config=config.model_dump(mode="json"))
+    run = {"project": "avllm", "name": config.output, "config": config.model_dump(mode="json")}
+    if config.track == "trackio":
+        service.init(**run, resume="allow" if first_step else "never")
+        return service
+    path = Path(config.output) / "wandb" / "run"
+    if not first_step or not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(uuid.uuid4().hex)
+    try:
+        service.init(**run, dir=config.output, id=path.read_text(), resume="allow")
+    except service.Error as error:
+        raise UserError(f"field 'track': wandb: {' '.join(str(error).split())[:300]}") from None
     return service
 
 
@@ -65,4 +77,4 @@ def import_tracker(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"field 'track': {name} is not installed: pip install {name}") from None
+        raise UserError(f"field 'track': {name} is not installed: pip install 'avllm[track]'") from None

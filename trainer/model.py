@@ -1,7 +1,7 @@
 """AudioVisualLM: three linear projectors and any Hugging Face causal LM of the Llama family."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,8 +33,16 @@ class Projector(nn.Linear):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows float32 [R, D] to [R, D_l] in the weights' dtype."""
-        standard = (rows - self.mean.float()) / self.deviation.float()
-        return super().forward(standard.to(self.weight.dtype))
+        return super().forward(((rows - self.mean) / self.deviation).to(self.weight.dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What moves or casts a module; the statistics stay in float32, whatever the weights are cast to."""
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != torch.float32:
+                setattr(self, name, exact[name].to(buffer.device))
+        return self
 
 
 class AudioVisualLM(nn.Module):
@@ -68,6 +76,8 @@ class AudioVisualLM(nn.Module):
         takes part on every rank and step, and no collective can wait for one that a batch has no use for.
         """
         embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
+        if torch.is_autocast_enabled(embedded.device.type):  # else the rows of layers and heads would stay float32
+            embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         for name, projector in self.linears.items():
             rows = batch.rows[name].float()
             projected = projector(torch.cat([rows, rows.new_zeros(1, rows.shape[1])])).to(embedded.dtype)

@@ -111,7 +111,7 @@ class TrainConfig(Settings):
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.
-        track: a service that also gets the log: its package is wanted.
+        track: a service that also gets the log, under the name of `output`; a run that goes on goes on there too.
         save_every: steps between saved states, from which the same command goes on; None saves none.
         keep: newest states that are kept.
         evaluation: held-out conversations; the state with the lowest loss on them is kept too.
@@ -170,8 +170,9 @@ class TrainConfig(Settings):
         return self
 
 
-# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding.
+# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding. (That the
+# sources hold the same data is checked by its identity, wherever they lie now.)
 FREE_ON_RESUME = {
-    *("overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
-    *("log_every", "track", "save_every", "keep", "evaluation"),
+    *("output", "overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
+    *("log_every", "track", "save_every", "keep", "evaluation", "sources"),
 }

@@ -2,9 +2,13 @@
 
 import contextlib
 import fnmatch
+import json
+import math
 import resource
 import shutil
 import time
+import warnings
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,12 +63,16 @@ class RankBatch:
 
 
 def report_data(data: TrainingData, config: TrainConfig) -> None:
-    """Say what is trained on and what was left out."""
+    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter."""
     counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
     console.print(f"{data.size} usable conversations ({counts})")
     if data.left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(data.left_out.items()))
-        console.print(f"{data.left_out.total()} conversations left out ({reasons})")
+        reasons = Counter(each.reason for each in data.left_out)
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        path = Path(config.output) / "left_out.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
+        console.print(f"{len(data.left_out)} conversations left out ({counts}): {path}")
     columns = ", ".join(spec.folder for spec in data.specs.values())
     console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
 
@@ -88,7 +96,7 @@ def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
     """Say what of a model is trained: projectors, and in stage 2 the LLM or adapters in it; keep that in float32.
 
     Raises:
-        UserError: a pattern of `freeze` names no parameter that would be trained.
+        UserError: a pattern of `freeze` names no parameter that would be trained, or all of them are frozen.
     """
     llm = model.llm
     llm.requires_grad_(config.stage == 2)
@@ -101,12 +109,15 @@ def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
             raise UserError(f"field 'freeze': {pattern} matches no trained parameter; there are {', '.join(some)} ...")
         for parameter in named:
             parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("field 'freeze': nothing is left to train")
     by_deepspeed = uses_deepspeed(config)  # it keeps float32 originals of its own
     for name, parameter in model.named_parameters():
         if name.startswith("projectors.") or (parameter.requires_grad and not by_deepspeed):
             parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
-        llm.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the name until transformers 5.2x
         llm.enable_input_require_grads()
     if config.compile:
         for layer in llm.base_model.layers:
@@ -125,12 +136,19 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
         lora_dropout=config.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
+        base_model_name_or_path=config.model,
     )
-    torch.manual_seed(config.seed)  # of the adapters' start
+    torch.manual_seed(config.seed % 2**63)  # of the adapters' start
     try:
-        inject_adapter_in_model(settings, llm, ADAPTER)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            inject_adapter_in_model(settings, llm, ADAPTER)
     except ValueError as error:
         raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
+    weights = dict(llm.named_parameters())  # what is tied has one name
+    for name, module in llm.named_modules():
+        if hasattr(module, "lora_A") and (module.lora_embedding_A or f"{name}.base_layer.weight" not in weights):
+            raise UserError(f"field 'lora.targets': {name} is an embedding or tied to one; accepted: linear layers")
 
 
 def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
@@ -271,7 +289,7 @@ class _Run:
                 ready = next(batches)
                 waited = time.perf_counter() - asked
                 set_lr(self.engine.optimizer, lr_factor(done, self.data.steps, config.warmup_ratio))
-                torch.manual_seed(config.seed * 1_000_003 + done * 4099 + self.engine.rank)  # of dropout
+                torch.manual_seed((config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63)  # of dropout
                 values = self._step(ready)
                 self._add_speed(values, ready, waited, time.perf_counter() - asked)
                 done += 1
@@ -308,6 +326,7 @@ class _Run:
         forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.tokens)
         flops = step_flops(forward, config.stage == 2 and not config.lora)
         positions, flops = self.engine.total(sum(ready.lengths), flops)
+        values["seconds"] = taken
         values["tokens_per_second"] = positions / taken
         if self._peak:
             values["mfu"] = flops / taken / self._peak
@@ -325,18 +344,19 @@ class _Run:
         judged = self.held_out.judge(self.engine, self.tokenizer, self.config.prompt, self.config.max_tokens)
         values |= summary(self.engine, judged)
         loss = values["eval_loss"]
-        if self.best is None or loss < self.best[0]:
+        if loss < (self.best[0] if self.best else math.inf):
             self.best = loss, done
         return loss
 
     def _tired(self, done: int) -> bool:
         """Whether the loss on held-out conversations has not fallen for too long."""
         evaluation = self.config.evaluation
-        if evaluation is None or evaluation.patience is None or self.best is None:
+        if evaluation is None or evaluation.patience is None:
             return False
-        tired = done - self.best[1] >= evaluation.patience * evaluation.every
+        since = self.best[1] if self.best else 0
+        tired = done - since >= evaluation.patience * evaluation.every
         if tired and self.log:
-            console.print(f"stopped early: the held-out loss has not fallen since step {self.best[1]}")
+            console.print(f"stopped early: the held-out loss has not fallen since step {since}")
         return tired
 
     def _info(self, steps: int) -> CheckpointInfo:
@@ -355,12 +375,11 @@ class _Run:
 
     def _save_checkpoint(self, steps: int) -> None:
         """Write the model as it is."""
-        llm, projectors = gather_weights(
-            self.engine.model, precision(self.config), self.engine.gathered, self.engine.rank == 0
-        )
+        model, dtype = self.engine.model, precision(self.config)
+        weights = gather_weights(model, dtype, self.engine.gathered, self.engine.rank == 0)
         if self.engine.rank == 0:
             folder = Path(self.config.output) / "checkpoint"
-            save_checkpoint(folder, self.engine.model.llm, llm, projectors, self.tokenizer, self._info(steps))
+            save_checkpoint(folder, model.llm, weights, self.tokenizer, self._info(steps))
             console.print(f"saved {folder}")
             if self.best and self.best[1] != steps:
                 console.print(

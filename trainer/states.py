@@ -118,12 +118,19 @@ def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
 
 
 class SavedTensors:
-    """The tensors of one state, whichever rank wrote what."""
+    """The tensors of one state, whichever rank wrote what.
+
+    Raises:
+        UserError: a file is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._pieces: dict[str, list[tuple[int, Any, str]]] = {}
         for path in sorted(folder.glob("part-*.safetensors")):
-            part = safe_open(path, "pt")
+            try:
+                part = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise UserError(f"{path}: cannot be read: {error}; remove {folder}") from None
             for key in part.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
                 name, _, start = key.rpartition("@")
                 self._pieces.setdefault(name, []).append((int(start), part, key))

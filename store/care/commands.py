@@ -9,7 +9,7 @@ import yaml
 
 from store.care import clearing, export, hub, merge, transfer, video_chatgpt, webdataset
 from store.care.card import make_card
-from store.care.foreign import Foreign, import_column, place, plan_foreign, some
+from store.care.foreign import Foreign, check_sources, import_column, place, plan_foreign, some
 from store.column import Column, list_columns, open_column
 from store.console import Meter, console, make_app
 from store.corpus import NAME, Corpus, Kind
@@ -57,7 +57,9 @@ def import_webdataset(
     about: Annotated[
         list[str] | None, typer.Option(help="field=value of how the numbers were made, such as layer=-2.")
     ] = None,
-    kind: Annotated[Kind | None, typer.Option(help="What the media are, if the store is new.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="What the media are that do not tell it, if the store is new.")
+    ] = None,
     shard_size: ShardSize = 256,
 ) -> None:
     """Import arrays from WebDataset tars.
@@ -90,6 +92,7 @@ def import_video_chatgpt(
 def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int) -> None:
     storage = Storage(store)
     with storage.lock():
+        check_sources(storage, foreign.spec)
         if not storage.exists(NAME):
             corpus = Corpus()
             plan_foreign(corpus, foreign, kind, shard_size)
@@ -142,13 +145,15 @@ def merge_stores(
 
     They hold shards of one plan, or plans of different files. Stopped, the same command goes on.
     """
-    storage = Storage(out)
+    storage, sources = Storage(out), [Storage(each) for each in stores]
+    if not storage.exists(NAME):
+        merge.plan_merge(storage, sources, prefix=prefix)  # what is refused makes no folder
     with storage.lock():
-        planned = merge.plan_merge(storage, [Storage(each) for each in stores], prefix=prefix)
+        planned = merge.plan_merge(storage, sources, prefix=prefix)
         console.print(f"{storage.url}: {len(planned.corpus)} items, {planned.new} of them new")
         with Meter("merge", planned.shards, "shards") as meter:
             differing = merge.run_merge(planned, meter.advance)
-    for line in differing:
+    for line in [*differing, *merge.half_filled(storage)]:
         console.print(line, markup=False)
 
 
@@ -182,6 +187,7 @@ def push(
         console.print(f"{NAME} names media as {cargo.corpus.items[0].uri}", markup=False)
     _say_cargo(cargo)
     if dry_run:
+        console.print(f"{target}: {cargo.shards} shards would be sent, but for those that are there", markup=False)
         return
     with Meter("push", cargo.shards, "shards") as meter:
         if hub.is_repository(target):
@@ -201,9 +207,11 @@ def pull(
     remote = Storage(hub.repository_url(source) if hub.is_repository(source) else source)
     cargo = transfer.load_cargo(remote, strip_uris=False)
     _say_cargo(cargo)
-    if dry_run:
-        return
     storage = Storage(store)
+    if dry_run:
+        line = f"{storage.url}: {cargo.shards} shards would be fetched from {source}, but for those that are there"
+        console.print(line, markup=False)
+        return
     with storage.lock():
         with Meter("pull", cargo.shards, "shards") as meter:
             fetched = transfer.send(storage, cargo, meter.advance)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from store.column import create_column
+from store.column import create_column, list_columns
 from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
 from store.errors import UserError
 from store.reader import Arrays
@@ -41,11 +41,13 @@ class Foreign:
         spec: of the column to be; its numerics hold `imported`, the form, and a digest of all that was read.
         uris: where each item's features were found, by the id it has there.
         load: the arrays and facts of an id; raises `UnusableError`.
+        kinds: what each item's medium is, by its id, where that is told.
     """
 
     spec: ColumnSpec
     uris: Mapping[str, str]
     load: Callable[[str], tuple[Arrays, dict[str, JsonValue]]]
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,33 @@ def make_spec(**fields: Any) -> ColumnSpec:
         raise UserError(f"column {fields['name']!r}: field {field!r}: {first['msg']}") from None
 
 
+def check_sources(storage: Storage, spec: ColumnSpec) -> None:
+    """Refuse to import more files of what is a column already: its digest is of all its files.
+
+    Raises:
+        UserError: a column of this name and these numerics was imported from other files.
+    """
+    for column in list_columns(storage):
+        there = column.spec
+        if there.name == spec.name and there != spec and _but_sources(there) == _but_sources(spec):
+            raise UserError(
+                f"{storage.url}: {column.name} was imported from other files, and a column is all of its files; "
+                f"import old and new together (after store gc --remove {column.name}), or under another --name"
+            )
+
+
+def _but_sources(spec: ColumnSpec) -> dict[str, JsonValue]:
+    return spec.numerics | {"sources": None}
+
+
 def plan_foreign(corpus: Corpus, foreign: Foreign, kind: Kind, shard_size: int) -> None:
-    """Make the plan of a new store from what was imported; the media themselves are not known."""
-    corpus.append((Candidate(name, uri, kind) for name, uri in foreign.uris.items()), shard_size)
+    """Make the plan of a new store from what was imported; the media themselves are not known.
+
+    Args:
+        kind: of the items that do not tell theirs.
+    """
+    candidates = (Candidate(name, uri, foreign.kinds.get(name, kind)) for name, uri in foreign.uris.items())
+    corpus.append(candidates, shard_size)
 
 
 def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:

@@ -4,7 +4,7 @@ A shard of a plan that both stores have is one shard, whichever machine encoded 
 appended under new numbers; their tars stay byte for byte, since a tar does not hold its number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from store.care.copying import check_plan, copy_shard
@@ -14,6 +14,7 @@ from store.conversation import FOLDER as CONVERSATIONS
 from store.corpus import NAME, Corpus, MediaItem
 from store.errors import DamagedError, UserError
 from store.shard import shard_name
+from store.spec import canonical_json
 from store.storage import Storage
 
 Items = tuple[tuple[str, str, str], ...]
@@ -90,6 +91,31 @@ def run_merge(merge: Merge, advance: Callable[[int], None]) -> list[str]:
         for name, renamed in each.conversations.items():
             merge.out.write(renamed, each.storage.read(name))
     return differing
+
+
+def half_filled(storage: Storage) -> list[str]:
+    """A line for each encoder that has several columns, none of all shards: machines encoded with other numerics."""
+    planned = len(Corpus.load(storage).shards)
+    partial: dict[str, dict[Column, int]] = {}
+    for column in list_columns(storage):
+        shards = len(column.shards())
+        if shards < planned:
+            partial.setdefault(column.spec.name, {})[column] = shards
+    return [
+        f"{' and '.join(f'{column.name} ({shards} of {planned} shards)' for column, shards in columns.items())} "
+        f"are each filled in part: {name} was encoded with different {_difference(columns)}; "
+        "fill one (python -m featurize run with its settings), and remove the other (python -m store gc --remove)"
+        for name, columns in partial.items()
+        if len(columns) > 1
+    ]
+
+
+def _difference(columns: Iterable[Column]) -> str:
+    """The numerics in which columns differ."""
+    numerics = [column.spec.numerics for column in columns]
+    names = sorted({name for each in numerics for name in each})
+    differ = [name for name in names if len({canonical_json(each.get(name)) for each in numerics}) > 1]
+    return ", ".join(differ) or "features"
 
 
 def _join(corpus: Corpus, theirs: Corpus, storage: Storage) -> dict[int, int]:

@@ -1,12 +1,13 @@
 """WebDataset tars made elsewhere: members `<key>.<suffix>.npy` with arrays, and `<key>.json` with facts."""
 
+import contextlib
 import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.lib import format as npy
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from store.care.foreign import STORED, Foreign, UnusableError, digest_files, little_endian, make_spec
+from store.corpus import Kind
 from store.errors import UserError
 from store.reader import Arrays
 from store.spec import Feature
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
 NPY = ".npy"
 HEADER_BYTES = 4096  # an array's header is far shorter
 
@@ -103,7 +106,17 @@ def read_webdataset(
         arrays = {feature: _array(sample[s], s) for s, feature in features.items() if s in sample}
         return arrays, _facts(sample["json"]) if "json" in sample else {}
 
-    return Foreign(spec, uris, load)
+    return Foreign(spec, uris, load, _kinds(index))
+
+
+def _kinds(index: Index) -> dict[str, Kind]:
+    """What `kind` in a sample's JSON says, as our own tars have it."""
+    kinds: dict[str, Kind] = {}
+    for key, sample in index.items.items():
+        with contextlib.suppress(UnusableError):
+            said = _facts(sample["json"]).get("kind") if "json" in sample else None
+            kinds.update((key, kind) for kind in KINDS if kind == said)
+    return kinds
 
 
 def _members(tar: Path) -> Iterator[tuple[str, str, Member]]:

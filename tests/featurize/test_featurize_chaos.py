@@ -3,6 +3,7 @@
 `AVLLM_KILLS=100 python -m pytest -s tests/featurize/test_featurize_chaos.py` is the long form.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -48,8 +50,15 @@ class Chaos:
         self.done: Counter[str] = Counter()
         self.command = command
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [self.add_node() for _ in range(2)]
         self.start()
+
+    def add_node(self) -> Any:
+        """A new node; on a busy machine Ray can give one up that takes more than 30 s to start."""
+        for _ in range(4):
+            with contextlib.suppress(Exception):
+                return self.cluster.add_node(wait=False, num_cpus=1)
+        return self.cluster.add_node(wait=False, num_cpus=1)
 
     def start(self) -> None:
         env = {**os.environ, "PYTHONPATH": str(REPO), "RAY_ADDRESS": self.cluster.address}
@@ -83,7 +92,7 @@ class Chaos:
     def kill_node(self) -> None:
         victim = self.nodes.pop(self.random.randrange(len(self.nodes)))
         self.cluster.remove_node(victim, allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(wait=False, num_cpus=1))
+        self.nodes.append(self.add_node())
 
     def close(self) -> None:
         self.driver.kill()

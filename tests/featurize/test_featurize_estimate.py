@@ -37,8 +37,9 @@ def test_the_bytes_foretold_are_the_bytes_written(media, bad_media, tmp_path):
     assert told.name == column.name
     assert told.bytes * len(items) == pytest.approx(sidecar.tar_bytes)
     assert told.usable * len(items) == pytest.approx(len(sidecar.items))
-    assert len(sidecar.failed) == 3
+    assert len(sidecar.failed) == found.failed == 3
     assert found.decode_seconds > 0 < told.seconds
+    assert found.load_seconds > 0
 
 
 def test_small_and_large_files_are_sampled_in_their_shares():
@@ -54,9 +55,9 @@ def test_small_and_large_files_are_sampled_in_their_shares():
 
 def test_on_a_gpu_decoding_and_encoding_run_side_by_side():
     columns = (ColumnEstimate("a", 1.0, 2.0, 10.0), ColumnEstimate("b", 1.0, 3.0, 10.0))
-    assert Estimate(1, 4.0, columns, overlap=True).seconds == 5.0
-    assert Estimate(1, 6.0, columns, overlap=True).seconds == 6.0
-    assert Estimate(1, 4.0, columns, overlap=False).seconds == 9.0
+    assert Estimate(1, 0.5, 4.0, columns, overlap=True).seconds == 5.0
+    assert Estimate(1, 0.5, 6.0, columns, overlap=True).seconds == 6.0
+    assert Estimate(1, 0.5, 4.0, columns, overlap=False).seconds == 9.0
 
 
 def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, media, tmp_path):
@@ -65,8 +66,12 @@ def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, 
     words = ["featurize", "plan", media, "--store", tmp_path / "store", "--dry-run"]
     done = python(*words, "--estimate", tmp_path / "config.yaml", "--sample", 4, "--price", 2.5)
     assert done.returncode == 0, done.stderr
-    assert "from 4 of 9 items" in done.stdout
+    assert "from 4 of 9 items, 0 of them failed" in done.stdout
+    assert "s in each worker, then decoding" in done.stdout
     assert "clip-vit-s-32." in done.stdout
     assert "with 2 workers, cost 0.0" in done.stdout
     assert "a shard of 9 items" in done.stdout
+    wrong = python(*words, "--price", 2.5)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: --price: is for --estimate")
     assert not (tmp_path / "store").exists()

@@ -12,6 +12,7 @@ from featurize.leaks import find_leaks
 from featurize.sources import LeftOut, read_sources
 from featurize.sources.files import MediaFiles
 from store import Corpus, MediaItem, Storage, load_conversations
+from store.care.transfer import strip
 
 
 def chat(id, video, answer="yes"):
@@ -80,9 +81,26 @@ def test_the_report_is_printed_and_written(python, tmp_path, media):
     row = next(line.split() for line in done.stdout.splitlines() if "llava" in line)
     assert row == ["chat.json", "llava", "2", "2", "1", "1", "0", "0", "0"]
     assert f"1 not found now: {media}/gone[1].mp4" in done.stdout
+    assert f"{tmp_path / 'chat.json'}: 2 new media files would be added" in done.stdout
+    assert f"{tmp_path / 'store'}: would have 2 items in 1 shards" in done.stdout
+    assert "conversations chat: 2 would be written" in done.stdout
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["missing"] == [f"{media}/gone[1].mp4"]
     assert not (tmp_path / "store").exists()
+
+
+def test_a_store_with_stripped_names_takes_no_files(python, tmp_path, media):
+    """Their folder is not known there, so each known file would be planned and encoded again under another key."""
+    assert python("featurize", "plan", media, "--store", tmp_path / "store").returncode == 0
+    strip(Corpus.load(Storage(tmp_path / "store"))).save(Storage(tmp_path / "far"))
+    before = (tmp_path / "far" / "corpus.parquet").read_bytes()
+    done = python("featurize", "plan", media, "--store", tmp_path / "far")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'far'}: came by push --strip-uris")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "far" / "corpus.parquet").read_bytes() == before
+    (tmp_path / "words.json").write_text(json.dumps([{**chat("1", ""), "video": None}]))
+    assert python("featurize", "plan", tmp_path / "words.json", "--store", tmp_path / "far").returncode == 0
 
 
 def test_a_file_whose_name_is_not_utf8_is_planned_like_any_other(python, tmp_path, media):
@@ -191,18 +209,25 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     assert "warning" not in plan("more", tmp_path / "other")
     said = plan("test", media)
     assert "warning: 1 media of the evaluation conversations test are also in training, first" in said
-    assert "python -m featurize leaks more train --against test" in said
+    assert f"python -m featurize leaks more train --against test --store {tmp_path / 'store'}\n" in said
     assert "warning: 1 media" in plan("train", tmp_path / "other")  # the same clip under another path
     assert "warning" not in plan("more", tmp_path / "other")
     done = leaks("train", "more", "--against", "test")
     assert done.returncode == 1
     assert "1 of 1 evaluation media are among the 3 of training" in done.stdout
     assert "stem" in done.stdout
+    done = leaks("train", "more", "--against", "test", "--json")
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert [(leak["by"], leak["evaluation"]) for leak in said.pop("leaks")] == [("stem", f"{media}/red-loud.mp4")]
+    assert said == {"training": 3, "evaluation": 1}
     assert leaks("more", "--against", "test").returncode == 0
     plan("test", tmp_path / "other", "second")
     across = leaks("train", "--against", "test", "--against-store", tmp_path / "second")
     assert across.returncode == 1
-    assert leaks("none", "--against", "test").returncode == 2
+    wrong = leaks("none", "--against", "test")
+    assert wrong.returncode == 2
+    assert wrong.stderr.endswith("store: has no conversations none; it has: more, test, train\n")
 
 
 def test_splits_of_one_file_are_kept_apart(python, tmp_path):

@@ -119,9 +119,9 @@ def test_a_repair_that_fails_says_so(python, work, whole):
     (column,) = list_columns(storage)
     good = {name: storage.read(column.path(name)) for name in ("000002.tar", "000002.json")}
     storage.write(column.path("000002.tar"), b"")
-    done = python("store", "verify", whole, "--repair", "workers=nonsense")
+    done = python("store", "verify", whole, "--repair", "cpus=1000")
     assert done.returncode == 1
-    assert "field 'workers'" in done.stderr
+    assert "a worker takes 1000 and 0" in done.stderr
     assert "shard 2: was not encoded again" in done.stdout
     assert list_columns(storage)[0].shards() == [0, 1, 3, 4, 5]
     for name, data in good.items():

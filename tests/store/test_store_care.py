@@ -198,6 +198,22 @@ def other_store(build_store, url, toy, keys=("x", "y", "z")):
     return storage
 
 
+def test_one_encoder_with_two_digests_is_told(toy, tmp_path, command):
+    """Neither column has all shards, so training on either loses half of the items in silence."""
+    a, b = split(toy, tmp_path)
+    numerics = {**toy.spec.numerics, "weights": "other"}
+    shutil.rmtree(b / toy.column.path(""))
+    other = create_column(Storage(b), toy.spec.model_copy(update={"numerics": numerics}), {})
+    toy.fill(other, 1, [item.key for item in toy.corpus.shards[1]])
+    code, out, _ = command("merge", tmp_path / "all", a, b)
+    assert code == 0
+    first, second = sorted([toy.column.name, other.name])
+    assert f"{first} (1 of 2 shards) and {second} (1 of 2 shards) are each filled in part" in out
+    assert "toy-l-14 was encoded with different weights; fill one (python -m featurize run" in out
+    toy.fill(open_column(Storage(tmp_path / "all"), other.name), 0, [item.key for item in toy.corpus.shards[0]])
+    assert "in part" not in command("merge", tmp_path / "all", a, b)[1]  # whole, beside an old one
+
+
 def test_plans_of_different_files_are_appended(toy, tmp_path, build_store, command):
     """New items come in fresh shards, their tars byte for byte; what was there does not move; conversations follow."""
     talk(toy.storage, "chat")
@@ -245,6 +261,8 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(toy, tmp_pa
         assert code == 2
         assert message in err
         assert files(toy.storage.url) == before
+    assert command("merge", tmp_path / "new", toy.storage.url, other.url)[0] == 2
+    assert not (tmp_path / "new").exists()  # not even a lock
     assert other.exists("corpus.parquet")
     for _ in range(2):
         assert command("merge", toy.storage.url, chatty.url, "--prefix")[0] == 0

@@ -258,6 +258,43 @@ def test_tars_join_a_planned_store(toy, tmp_path, command):
     assert sound(toy.storage.url)
 
 
+def test_each_item_keeps_its_kind(tmp_path, command):
+    """Our own tars tell it, so a still among videos stays one; what tells none is what the user says."""
+    said = {"a": {"kind": "image"}, "b": {"kind": "audio"}, "c": {"kind": "cat"}, "d": ["no object"]}
+    members = {f"{key}.x.npy": npy(halves(2, 4)) for key in "abcde"}
+    members |= {f"{key}.json": json.dumps(facts).encode() for key, facts in said.items()}
+    tar = write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    words = ("--name", "vit", "--modality", "visual")
+    for more, others in (((), "video"), (("--kind", "image"), "image")):
+        store = tmp_path / others
+        assert command("import", "webdataset", store, tar, *words, *more)[0] == 0
+        kinds = {item.key: item.kind for item in Corpus.load(Storage(store)).items}
+        assert kinds == {"a": "image", "b": "audio", "c": others, "d": others, "e": others}
+
+
+def test_more_files_under_one_name_are_refused(toy, tmp_path, command):
+    """They would be a second column, with the first files' items missing in it; other numerics are another column."""
+    a, b = (write_tar(tmp_path / f"{n}.tar", {f"clip-{n}.x.npy": npy(halves(2, 4))}) for n in (0, 1))
+    words = ("--name", "vit", "--modality", "visual")
+
+    def imported(*more):
+        return command("import", "webdataset", toy.storage.url, *more, *words)
+
+    assert imported(a)[0] == 0
+    (first,) = (column for column in list_columns(toy.storage) if column.spec.name == "vit")
+    for tars in ((b,), (a, b)):
+        code, _, err = imported(*tars)
+        assert (code, err.count("\n")) == (2, 0)
+        assert f"{first.name} was imported from other files" in err
+    assert imported(a)[0] == 0  # the same again goes on
+    assert len(list_columns(toy.storage)) == 2
+    assert imported(b, "--about", "layer=-1")[0] == 0
+    assert len(list_columns(toy.storage)) == 3
+    assert command("gc", toy.storage.url, "--remove", first.name, "--yes")[0] == 0
+    assert imported(a, b)[0] == 0
+    assert sound(toy.storage)
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

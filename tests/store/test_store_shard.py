@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,16 @@ from store import (
     Candidate,
     ColumnReader,
     ColumnSpec,
+    Conversation,
     DamagedError,
     Failure,
     Feature,
     Storage,
+    Turn,
     UserError,
     column_stats,
     create_column,
+    save_conversations,
     verify_column,
 )
 
@@ -331,6 +335,45 @@ def test_the_lock_is_let_go(toy):
 def command(*words):
     done = subprocess.run([sys.executable, "-m", "store", *words], cwd=ROOT, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_a_long_name_is_never_cut(disk):
+    """It folds: a name that ends in an ellipsis cannot be given to another command."""
+    name = "a-very-long-name-of-an-encoder" * 3
+    features = {f"spatial.t{n}": Feature(shape=(3,), dtype="float32") for n in (4, 8, 16, 32)}
+    column = create_column(disk.storage, disk.spec.model_copy(update={"name": name, "features": features}), {})
+    out = command("ls", disk.storage.url)[1]
+    assert "\u2026" not in out
+    cells = [[cell.strip() for cell in line.split("\u2502")] for line in out.splitlines() if "\u2502" in line]
+    assert column.name in "".join(cell[1] for cell in cells)
+
+
+def test_scripts_read_one_json_document(disk):
+    """The same counts as the tables show, whole and in full precision, and nothing else on stdout."""
+    save_conversations(disk.storage, "chat", [Conversation("1", "clip-0", (Turn("What?", "visual", "A cat"),))])
+    size = sum(disk.column.sidecar(shard).tar_bytes for shard in (0, 1))
+    counts = {
+        "column": disk.column.name,
+        "shards": 2,
+        "planned": 2,
+        "usable": 5,
+        "not_usable": {"unreadable": 1},
+        "bytes": size,
+    }
+    features = {"temporal": {"shape": [None, 4], "dtype": "float16"}, "spatial.t4": {"shape": [3], "dtype": "float32"}}
+    code, out, _ = command("ls", disk.storage.url, "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "items": 6,
+        "shards": 2,
+        "columns": [counts | {"modality": "visual", "features": features}],
+        "conversations": {"chat": 1},
+    }
+    code, out, _ = command("stats", disk.storage.url, "--json")
+    assert code == 0
+    assert json.loads(out) == [counts | {"failures": [disk.lost.model_dump()]}]
+    shutil.rmtree(disk.storage.path("columns"))
+    assert json.loads(command("stats", disk.storage.url, "--json")[1]) == []
 
 
 def test_the_command_lists_counts_and_verifies(disk):

@@ -85,12 +85,15 @@ def test_a_store_goes_there_and_back(talking, tmp_path, command, where):
 
 
 def test_a_dry_run_sends_nothing(talking, tmp_path, command):
-    """It says what would go, with sizes, and makes nothing."""
+    """It says what would go where, with sizes, and makes nothing."""
     code, out, _ = command("push", talking.storage.url, tmp_path / "far", "--dry-run")
     assert code == 0
     assert f"{talking.column.name}: 2 shards, 0.000 GB" in out
     assert "corpus.parquet, conversations/chat.parquet: 0.00" in out
-    assert command("pull", talking.storage.url, tmp_path / "far", "--dry-run")[0] == 0
+    assert f"{tmp_path / 'far'}: 2 shards would be sent" in out
+    code, out, _ = command("pull", talking.storage.url, tmp_path / "far", "--dry-run")
+    assert code == 0
+    assert f"{tmp_path / 'far'}: 2 shards would be fetched from {talking.storage.url}" in out
     assert not (tmp_path / "far").exists()
 
 

@@ -15,6 +15,8 @@ from store import (
     Conversation,
     Corpus,
     DamagedError,
+    Storage,
+    Stream,
     Turn,
     UserError,
     create_column,
@@ -23,6 +25,8 @@ from store import (
     save_conversations,
     verify_column,
 )
+from store.care.merge import plan_merge, run_merge
+from store.care.transfer import load_cargo, send
 from store.repair import repair_shards
 from store.sealed import seal_json, seal_table, unseal_table
 from store.verify import unknown_files, verify_tables
@@ -235,6 +239,68 @@ def test_the_command_says_what_to_do(small):
     assert "restore a copy" in out
     shutil.rmtree(storage.path("columns"))
     assert "settings are for --repair" in verify(storage.url, "gpus=1")[2]
+
+
+@pytest.mark.parametrize("word", ["bogus=1", "gpus=many", "columns.0.batch=4", "gpus"])
+def test_settings_of_a_repair_are_checked_before_anything_is_read(disk, command, word):
+    """Else a typing error shows on the day of the damage; a column's own settings would make another column."""
+    assert command("verify", disk.storage.url, "--repair", "gpus=1")[0] == 0
+    code, out, err = command("verify", disk.storage.url, "--repair", word)
+    assert (code, out) == (2, "")
+    assert word.partition("=")[0].partition(".")[0] in err
+    assert "\n" not in err
+
+
+def test_an_error_about_a_shard_names_the_command_that_mends_it(tmp_path, build_store, python):
+    """Of the plan there is no such command, so none is named."""
+    store = build_store(tmp_path / "my store")
+    sidecar = store.column.path("000001.json")
+    store.storage.write(sidecar, b"{}")
+    done = python("store", "card", store.storage.url)
+    remedy = f"mend it: python -m store verify '{tmp_path}/my store' --repair"
+    assert done.stderr == f"error: {store.storage.where(sidecar)}: differs from its checksum; {remedy}\n"
+    store.storage.write("corpus.parquet", b"PAR1")
+    assert "mend it" not in python("store", "card", store.storage.url).stderr
+
+
+@pytest.mark.parametrize("name", ["000001.json", "000001.tar"])
+def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name):
+    """Reading, streaming, merging and sending all blame the file by its full path."""
+    path = Path(disk.storage.path(disk.column.path(name)))
+    path.write_bytes(path.read_bytes()[:-1])
+    for use in (
+        lambda: ColumnReader(disk.column).read("clip-4"),
+        lambda: Stream([ColumnReader(disk.column)], ["clip-4"])[0],
+        lambda: run_merge(plan_merge(Storage(tmp_path / "all"), [disk.storage], prefix=False), bool),
+        lambda: send(Storage(tmp_path / "far"), load_cargo(disk.storage, strip_uris=False), bool),
+    ):
+        with pytest.raises(DamagedError) as caught:
+            use()
+        assert caught.value.remedy == f"python -m store verify {disk.storage.url} --repair"
+
+
+def test_counting_goes_on_past_what_is_damaged(disk, python):
+    """The other shards and columns are counted; the damaged file is named on stderr, and the exit status is 1."""
+    other = create_column(disk.storage, disk.spec.model_copy(update={"name": "other"}), {})
+    lost = create_column(disk.storage, disk.spec.model_copy(update={"name": "lost"}), {})
+    disk.fill(other, 0, ["clip-0", "clip-1", "clip-2", "clip-3"])
+    disk.storage.write(disk.column.path("000000.json"), b"{}")
+    disk.storage.write(lost.path("column.json"), b"{}")
+    for command in ("stats", "ls"):
+        done = python("store", command, disk.storage.url, "--json")
+        assert done.returncode == 1
+        said = json.loads(done.stdout)
+        counts = {
+            each["column"]: (each["shards"], each["usable"])
+            for each in (said if command == "stats" else said["columns"])
+        }
+        assert counts == {other.name: (1, 3), disk.column.name: (1, 2)}
+        first, second = done.stderr.splitlines()
+        assert first.startswith(
+            f"damaged: {disk.storage.where(lost.path('column.json'))}: differs from its checksum; remove"
+        )
+        assert second.startswith(f"damaged: {disk.storage.where(disk.column.path('000000.json'))}: differs")
+        assert second.endswith(f"python -m store verify {disk.storage.url} --repair")
 
 
 def test_an_imported_column_is_not_repaired_but_imported_again(disk):

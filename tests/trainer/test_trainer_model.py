@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn
 from trainer import attention
-from trainer.attention import Packing, flash_attention, padded_attention
+from trainer.attention import Packing, flash_attention, torch_attention
 from trainer.batch import Sample, pack
 from trainer.checkpoint import load_llm
 from trainer.features import rows_of
@@ -118,23 +118,23 @@ def test_projectors_start_at_the_scale_of_words_whatever_the_columns_scale(model
 
 
 @pytest.mark.gpu
-def test_flash_attention_equals_padded_attention():
+def test_flash_attention_equals_torch_attention():
     packing = Packing.of([5, 17, 1, 64]).to(torch.device("cuda"))
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, 87, 64, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2))
     torch.testing.assert_close(
         flash_attention(query, key, value, packing, 0.125),
-        padded_attention(query, key, value, packing, 0.125),
+        torch_attention(query, key, value, packing, 0.125),
         atol=2e-2,
         rtol=2e-2,
     )
 
 
-def test_padded_attention_equals_each_sample_alone():
+def test_torch_attention_equals_each_sample_alone():
     lengths = [5, 17, 1]
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, sum(lengths), 8) for h in (4, 2, 2))
-    mixed = padded_attention(query, key, value, Packing.of(lengths), None)
+    mixed = torch_attention(query, key, value, Packing.of(lengths), None)
     start = 0
     for length in lengths:
         part = slice(start, start + length)
@@ -143,6 +143,21 @@ def test_padded_attention_equals_each_sample_alone():
         )
         torch.testing.assert_close(mixed[:, part], alone.transpose(1, 2))
         start += length
+
+
+def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monkeypatch):
+    """Stage 2 keeps float32 weights: rows that stayed float32 under autocast would shut flash-attn's kernel out."""
+    llm, _ = load_llm(str(tiny_llm), torch.float32)
+    seen = set()
+
+    def watched(query, key, value, packing, scaling):
+        seen.update(x.dtype for x in (query, key, value))
+        return torch_attention(query, key, value, packing, scaling)
+
+    monkeypatch.setattr(attention, "torch_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        AudioVisualLM(llm, WIDTHS)(pack(samples, WIDTHS, 2048))
+    assert seen == {torch.bfloat16}
 
 
 def test_a_checkpoint_llm_is_a_plain_hugging_face_model(tiny_llm):

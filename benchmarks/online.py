@@ -1,0 +1,237 @@
+"""The same training with encoders online in each step, as the field does, against features that were cached.
+
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.online
+
+Both contenders train the same model, with the same optimizer, loss, conversations and order: that of `trainer`. The
+cached one is the trainer's own path. The online one decodes the files of a step with this project's decoder, in
+threads, while the step before is trained on; encodes all frames and segments of the step in batches, without gradients,
+in the same precision; and packs what comes of it as the cached one does. The losses of the first step have to agree.
+
+Each contender is a process of its own, so that its peak of memory is its own. They take turns, step by step. A turn
+ends when both the step and the loading of the next one are over: nothing runs while the other has its turn.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import typer
+from rich.table import Table
+
+from benchmarks.steps import BATCH, SHARDS, Done, Setup, cached, featurizing, make_store, online
+from demo.llm import make_llm
+from store.console import console, make_app, run
+from trainer.flops import peak_flops
+
+LARGE, LIGHT = "clip:ViT-L-14/random", "clip:ViT-S-32/random"
+SETUPS = {
+    "clips": Setup("clips with sound, ViT-L/14 at 32 frames and CLAP", "video", 12, LARGE, -2, 32, True),
+    "stills": Setup("stills, ViT-L/14", "image", 24, LARGE, -2, 1, False),
+    "light-clips": Setup("clips without sound, one layer of ViT-S/32 at 2 frames", "video", 24, LIGHT, 1, 2, False),
+    "light-stills": Setup("stills, one layer of ViT-S/32", "image", 24, LIGHT, 1, 1, False),
+}
+PAPER = {1: 3, 2: 1}  # epochs of each stage
+app = make_app("Training with encoders online in each step against cached features.")
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A stage of a setup: the turns of each contender."""
+
+    stage: int
+    online: list[Done]
+    cached: list[Done]
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        """Median seconds of a step, online and cached."""
+        theirs, ours = (statistics.median(done.seconds for done in turns) for turns in (self.online, self.cached))
+        return theirs, ours
+
+    @property
+    def spared(self) -> float:
+        """Seconds that an item's cached features spare in an epoch."""
+        theirs, ours = self.steps
+        return (theirs - ours) / BATCH
+
+
+class Child:
+    """A process that does a turn when it is asked."""
+
+    def __init__(self, work: Callable[..., Iterator[Done]], *words: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([Setup.__module__])  # packages are imported once for all
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, work, words))
+        self._process.start()
+        theirs.close()
+
+    def turn(self) -> Done:
+        """Have it do its next turn."""
+        self._pipe.send(None)
+        done: Done = self._pipe.recv()
+        return done
+
+    def end(self) -> None:
+        """Let it end."""
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, work: Callable[..., Iterator[Done]], words: Sequence[Any]) -> None:
+    turns = work(*words)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(next(turns))
+
+
+@app.command()
+def race(
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETUPS)}; all if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 3,
+    epoch: Annotated[int, typer.Option(help="Items of the epoch whose hours are told.")] = 100_000,
+    threads: Annotated[int, typer.Option(help="Torch and decoding threads.")] = os.cpu_count() or 1,
+    model: Annotated[Path, typer.Option(help="The LLM; made of a package if it is not there.")] = Path("build/smollm2"),
+    plot: Annotated[Path | None, typer.Option(help="A file for a plot of hours against epochs.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="ViT-B/32 at 8 frames for ViT-L/14 at 32: to see that it runs.")
+    ] = False,
+) -> None:
+    """Print seconds of a step, hours of an epoch, peak of memory, and the epochs after which features have paid."""
+    torch.set_num_threads(threads)
+    make_llm(model)
+    dtype = _machine(threads)
+    found: dict[str, tuple[float, list[Raced]]] = {}
+    for name in only or SETUPS:
+        setup = replace(SETUPS[name], dtype=dtype)
+        if quick and setup.encoder == LARGE:
+            small = setup.what.replace("ViT-L/14", "ViT-B/32").replace("32 frames", "8 frames")
+            setup = replace(setup, what=small, encoder="clip:ViT-B-32/random", frames=min(8, setup.frames))
+        folder = Path(tempfile.mkdtemp())
+        try:
+            make_store(setup, folder)
+            item = _featurize(setup, folder, threads)
+            raced = [_race(setup, folder, threads, stage, str(model), steps + 1) for stage in PAPER]
+        finally:
+            shutil.rmtree(folder)
+        _report(setup, item, raced, epoch)
+        found[setup.what] = item, raced
+    if plot:
+        _plot(plot, found, epoch)
+
+
+def _machine(threads: int) -> Literal["float32", "bfloat16"]:
+    """Say what this runs on; the precision in which it multiplies matrices faster."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in fields.get("flags", "").split()]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = {name: peak_flops(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    best: Literal["float32", "bfloat16"] = "bfloat16" if rates["bfloat16"] > rates["float32"] else "float32"
+    console.print(
+        f"{fields.get('model name', platform.machine())}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"torch {torch.__version__} on {device.type}, {threads} threads"
+    )
+    console.print(
+        f"flags {', '.join(flags) or 'without bfloat16'}; products of matrices at "
+        f"{', '.join(f'{rate / 1e9:.0f} GFLOP/s in {name}' for name, rate in rates.items())}: both train in {best}"
+    )
+    return best
+
+
+def _featurize(setup: Setup, folder: Path, threads: int) -> float:
+    """Median seconds of an item, over the shards."""
+    child = Child(featurizing, setup, folder, threads)
+    try:
+        return statistics.median(child.turn().seconds for _ in range(SHARDS)) / (setup.items // SHARDS)
+    finally:
+        child.end()
+
+
+def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, steps: int) -> Raced:
+    """Turn by turn; the first of each is a check that both train the same, and is not measured."""
+    words = (setup, folder, threads, stage, model, steps)
+    children = [Child(online, *words), Child(cached, *words)]
+    try:
+        turns = [[child.turn() for child in children] for _ in range(steps)]
+    finally:
+        for child in children:
+            child.end()
+    theirs, ours = (done.loss for done in turns[0])
+    assert math.isclose(theirs, ours, rel_tol=1e-6), f"not the same training: losses {theirs} and {ours}"
+    return Raced(stage, [first for first, _ in turns[1:]], [second for _, second in turns[1:]])
+
+
+def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> None:
+    """The table of a setup, and what follows from it."""
+    console.print(f"\n{setup.what}; SmolLM2-135M; {BATCH} conversations a step, {len(raced[0].online)} steps of each")
+    console.print(f"featurizing: {item:.3f} s an item, {item * epoch / 3600:.1f} h for an epoch of {epoch}")
+    table = Table("stage", "encoders", "s a step (least - most)", "h an epoch", "peak GiB", "last loss")
+    for race in raced:
+        for name, turns, step in zip(("online", "cached"), (race.online, race.cached), race.steps, strict=True):
+            seconds = [done.seconds for done in turns]
+            table.add_row(
+                str(race.stage),
+                name,
+                f"{step:.2f} ({min(seconds):.2f} - {max(seconds):.2f})",
+                f"{_hours(step, epoch):.2f}",
+                f"{turns[-1].peak:.2f}",
+                f"{turns[-1].loss:.4f}",
+            )
+    console.print(table)
+    for race in raced:
+        online_step, cached_step = race.steps
+        paid = f"after {item / race.spared:.2f} epochs" if race.spared > 0 else "never"
+        ratio = online_step / cached_step
+        console.print(f"stage {race.stage}: a cached step is {ratio:.2f} times as fast; featurizing has paid {paid}")
+    theirs, ours = (sum(PAPER[race.stage] * _hours(race.steps[i], epoch) for race in raced) for i in (0, 1))
+    ours += item * epoch / 3600
+    console.print(
+        f"the paper's epochs, {PAPER[1]} of stage 1 and {PAPER[2]} of stage 2: {theirs:.1f} h online, "
+        f"{ours:.1f} h cached, featurizing included: {theirs / ours:.2f} times as fast"
+    )
+
+
+def _hours(step: float, epoch: int) -> float:
+    return step * epoch / BATCH / 3600
+
+
+def _plot(path: Path, found: dict[str, tuple[float, list[Raced]]], epoch: int) -> None:
+    """Hours against epochs of both, for each setup and stage; they cross where featurizing has paid."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(found), len(PAPER), squeeze=False, figsize=(10, 3.5 * len(found)), layout="constrained"
+    )
+    epochs = np.linspace(0, 4, 2)
+    for row, (what, (item, raced)) in zip(axes, found.items(), strict=True):
+        for axis, race in zip(row, raced, strict=True):
+            online_step, cached_step = race.steps
+            axis.plot(epochs, epochs * _hours(online_step, epoch), label="encoders online")
+            axis.plot(epochs, item * epoch / 3600 + epochs * _hours(cached_step, epoch), label="featurized once")
+            if race.spared > 0:
+                axis.axvline(item / race.spared, color="grey", linestyle=":")
+            axis.set(xlabel=f"epochs of {epoch} items", ylabel="hours", title=f"{what}\nstage {race.stage}")
+            axis.set(xlim=(0, 4), ylim=(0, None))
+            axis.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    run(app)

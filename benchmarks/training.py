@@ -1,0 +1,590 @@
+"""Packed against padded batches, our loop against a Hugging Face Trainer, and what a GPU reaches.
+
+    python -m benchmarks.training packed
+    python -m benchmarks.training trainer
+    python -m benchmarks.training gpu       # needs no file at all; on a machine with a GPU
+
+`packed` and `trainer` use SmolLM2-135M, as `python -m demo` makes it, and features of the paper's size: ViT-L/14 on 32
+frames (32 + 256 rows; a still has 1 + 256) and CLAP on 4 segments. Contenders take turns on the same conversations in
+the same order, with the same weights at the start, in bfloat16.
+
+How many conversations of a kind there are is as their makers say: LLaVA-1.5's mixture (arXiv 2310.03744, table 7),
+Valley (arXiv 2306.07207), and the paper's own instructions. Their turns and words are drawn, from a seed, around what
+the sets' sizes on disk and their papers tell: Poisson turns, log-normal words.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from store import (
+    Candidate,
+    ColumnSpec,
+    Conversation,
+    Corpus,
+    Failure,
+    Feature,
+    Storage,
+    Turn,
+    create_column,
+    save_conversations,
+)
+from store.console import Meter, console, make_app, run
+from trainer.attention import NAME as PACKED
+from trainer.attention import flash_attn_varlen_func
+from trainer.batch import Sample, pack, share_out
+from trainer.checkpoint import load_llm
+from trainer.data import TrainingData
+from trainer.distributed import PlainEngine
+from trainer.features import rows_of
+from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.model import AudioVisualLM
+from trainer.optim import build_optimizer
+from trainer.prompt import ROW, PromptFormat, tokenize
+from trainer.settings import Source, TrainConfig
+from trainer.stage import build_model, choose_trained, train
+
+T, N, K = 32, 256, 4
+WIDTHS = {"temporal": 1024, "spatial": 1024, "audio": 768}
+MAX_TOKENS, BUDGET = 2048, 8192
+CONVERSATIONS = "mixed"
+SPREAD = 0.5  # of the logarithm of a text's words
+WORDS = [
+    *("the", "a", "of", "and", "to", "in", "is", "on", "with", "at", "man", "woman", "dog", "child", "street", "music"),
+    *("voice", "water", "hand", "table", "red", "small", "large", "slowly", "while", "then", "near", "behind"),
+    *("playing", "holding", "speaking", "standing", "appears", "background", "image", "video", "sound", "because"),
+]
+Medium = Literal["image", "video", "audio", "audio_visual", "text"]
+Stage = Annotated[int, typer.Option(min=1, max=2, help="1 trains the projectors, 2 the LLM too.")]
+Model = Annotated[Path, typer.Option(help="SmolLM2's folder; made if it is not there.")]
+SMOLLM = Path("build/smollm2")
+app = make_app("Training beside padded batches, beside a Hugging Face Trainer, and on a GPU.")
+
+
+class Kind(NamedTuple):
+    """Conversations of one kind: whose, how many thousands, about what; mean turns, median words said in each."""
+
+    source: str
+    thousands: int
+    medium: Medium
+    turns: int
+    asked: int
+    answered: int
+
+
+OWN = {(1, 60): (20, 50, 30), (3, 20): (20, 60, 40), (1, 90): (5, 20, 15)}  # turns and words of each: thousands
+KINDS = (
+    Kind("LLaVA", 58, "image", 4, 10, 27),  # conversations
+    Kind("LLaVA", 23, "image", 1, 10, 100),  # detailed descriptions
+    Kind("LLaVA", 77, "image", 1, 14, 115),  # complex reasoning
+    Kind("LLaVA", 310, "image", 5, 10, 1),  # VQAv2, GQA, OKVQA, OCRVQA, A-OKVQA
+    Kind("LLaVA", 22, "image", 1, 12, 12),  # TextCaps
+    Kind("LLaVA", 134, "image", 5, 10, 10),  # RefCOCO, Visual Genome
+    Kind("LLaVA", 40, "text", 4, 30, 150),  # ShareGPT
+    Kind("Valley", 702, "video", 1, 10, 12),  # captions of WebVid
+    Kind("Valley", 73, "video", 2, 12, 60),  # instructions
+    *(
+        Kind("paper", thousands, medium, turns, 12, words)
+        for (turns, words), counts in OWN.items()
+        for medium, thousands in zip(("audio", "video", "audio_visual"), counts, strict=True)
+    ),
+)
+
+
+class Drawn(NamedTuple):
+    """A conversation, and what it is about."""
+
+    medium: Medium
+    conversation: Conversation
+
+
+def draw(count: int, sources: Sequence[str], seed: int = 0) -> list[Drawn]:
+    """So many conversations in the sources' proportions, in random order; the i-th is about the item `<i>-clip`."""
+    rng = np.random.default_rng(seed)
+    kinds = [kind for kind in KINDS if kind.source in sources]
+    shares = np.array([kind.thousands for kind in kinds], float)
+    return [_draw(kinds[n], i, rng) for i, n in enumerate(rng.choice(len(kinds), count, p=shares / shares.sum()))]
+
+
+def _draw(kind: Kind, number: int, rng: np.random.Generator) -> Drawn:
+    def text(median: int) -> str:
+        return " ".join(rng.choice(WORDS, max(1, round(rng.lognormal(np.log(median), SPREAD)))))
+
+    modality = "visual" if kind.medium in ("image", "video") else kind.medium
+    turns = tuple(
+        Turn(text(kind.asked), "text" if n else modality, text(kind.answered))  # type: ignore[arg-type]
+        for n in range(1 + rng.poisson(kind.turns - 1))
+    )
+    key = None if kind.medium == "text" else f"{number}-clip"
+    return Drawn(kind.medium, Conversation(str(number), key, turns))
+
+
+def random_arrays(medium: Medium, rng: np.random.Generator) -> dict[str, Any]:
+    """Random float16 features of an item, as `Grid.select` gives them."""
+    shapes: dict[str, tuple[int, int]] = {}
+    if medium in ("image", "video", "audio_visual"):
+        shapes |= {"temporal": (1 if medium == "image" else T, 1024), "spatial": (N, 1024)}
+    if medium in ("audio", "audio_visual"):
+        shapes["audio"] = (K, 768)
+    return {name: rng.standard_normal(shape, np.float32).astype(np.float16) for name, shape in shapes.items()}
+
+
+def make_samples(drawn: Sequence[Drawn], tokenizer: Any) -> list[Sample]:
+    """The conversations in tokens; those of a medium share their features, which shape nothing that is measured."""
+    rng = np.random.default_rng(0)
+    arrays = {medium: random_arrays(medium, rng) for medium in {d.medium for d in drawn}}
+    return [
+        Sample(
+            tokenize(c.turns, rows_of(arrays[medium]), tokenizer, PromptFormat()), arrays[medium], c.modality, str(c.id)
+        )
+        for medium, c in drawn
+    ]
+
+
+def lengths_of(samples: Sequence[Sample]) -> list[int]:
+    """Positions of each sample."""
+    return [min(len(sample.tokens.ids), MAX_TOKENS) for sample in samples]
+
+
+# the usual way
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    """Pad to the longest: input_ids, attention_mask, labels (-100 where there is no loss), each [B, L]; each feature's
+    rows [R, D], and where they stand, bool [B, L].
+    """
+    lengths = lengths_of(samples)
+    shape = (len(samples), max(lengths))
+    ids, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
+    rows: dict[str, list[Any]] = {name: [] for name in WIDTHS}
+    at = {name: np.zeros(shape, bool) for name in WIDTHS}
+    for b, (sample, n) in enumerate(zip(samples, lengths, strict=True)):
+        ids[b, :n] = sample.tokens.ids[:n]
+        labels[b, :n] = np.where(sample.tokens.answers[:n], ids[b, :n], -100)
+        for modality, start in sample.tokens.media:
+            first = start
+            for name in WIDTHS:
+                if name in sample.arrays and (name == "audio") <= (modality != "visual"):
+                    rows[name].append(sample.arrays[name])
+                    at[name][b, first : first + len(sample.arrays[name])] = True
+                    first += len(sample.arrays[name])
+    padded = {
+        "input_ids": np.where(ids == ROW, 0, ids),
+        "attention_mask": np.arange(shape[1]) < np.array(lengths)[:, None],
+        "labels": labels,
+        **{name: np.concatenate(r) if r else np.zeros((0, WIDTHS[name]), np.float16) for name, r in rows.items()},
+        **{f"{name}_at": mask for name, mask in at.items()},
+    }
+    return {name: torch.from_numpy(array) for name, array in padded.items()}
+
+
+class PaddedLM(torch.nn.Module):
+    """The same model on padded batches: rows scattered into a rectangle, a mask, torch's attention.
+
+    With `full`, logits of every position, as a Hugging Face model takes its loss; else of the response positions alone.
+    """
+
+    def __init__(self, model: AudioVisualLM, full: bool) -> None:
+        super().__init__()
+        self.model, self.full = model, full
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **features: Any
+    ) -> dict[str, torch.Tensor]:
+        """The loss: summed over response tokens and divided by `num_items_in_batch`, or their mean without it."""
+        llm = self.model.llm
+        embedded = llm.get_input_embeddings()(input_ids)
+        for name, projector in self.model.linears.items():
+            projected = projector(features[name].float()).to(embedded.dtype)
+            embedded = embedded.masked_scatter(features[f"{name}_at"][..., None], projected)
+        read = {"inputs_embeds": embedded, "attention_mask": attention_mask, "use_cache": False}
+        count = features.get("num_items_in_batch")
+        if self.full:
+            return {"loss": llm(**read, labels=labels, num_items_in_batch=count).loss}
+        at = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        logits = llm.get_output_embeddings()(llm.base_model(**read).last_hidden_state[at]).float()
+        return {"loss": F.cross_entropy(logits, labels[:, 1:][at])}
+
+
+# packed against padded
+
+
+def cut(numbers: Sequence[int], batch: int) -> list[list[int]]:
+    """Batches in the order that stands."""
+    return [list(numbers[i : i + batch]) for i in range(0, len(numbers), batch)]
+
+
+def by_length(lengths: Sequence[int], numbers: Sequence[int], window: int) -> list[int]:
+    """The numbers in an order that keeps like lengths together, sorted in windows, as LLaVA's sampler does."""
+    return [n for part in cut(numbers, window) for n in sorted(part, key=lambda n: -lengths[n])]
+
+
+def real_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Of the token slots of padded batches, the share that holds tokens."""
+    slots = sum(len(numbers) * max(lengths[n] for n in numbers) for numbers in batches)
+    return sum(lengths[n] for numbers in batches for n in numbers) / slots
+
+
+def report_shares(samples: Sequence[Sample]) -> None:
+    """A table of the shares of token slots that hold tokens."""
+    lengths = lengths_of(samples)
+    table = Table("batches", "conversations in one", "real token slots")
+    numbers = range(len(lengths))
+    for batch in (4, 16):
+        mixed, alike = cut(numbers, batch), cut(by_length(lengths, numbers, 50 * batch), batch)
+        table.add_row("padded", str(batch), f"{real_share(lengths, mixed):.3f}")
+        table.add_row("padded, grouped by length", str(batch), f"{real_share(lengths, alike):.3f}")
+    for batch in (16, 128):
+        rows = [
+            len(pack([samples[step[i]] for i in part], WIDTHS, MAX_TOKENS).ids)
+            for step in cut(numbers, batch)
+            for part in share_out([lengths[n] for n in step], BUDGET)
+        ]
+        full = sum(rows) / (BUDGET * len(rows))
+        table.add_row(f"packed (passes {full:.0%} full)", str(batch), f"{sum(lengths) / sum(rows):.3f}")
+    console.print(table)
+
+
+@app.command()
+def packed(
+    stage: Stage = 1,
+    conversations: Annotated[int, typer.Option(help="Whose lengths are counted.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Conversations of a step.")] = 16,
+    micro: Annotated[int, typer.Option(help="Conversations of a padded pass; a step has batch / micro of them.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Steps of each contender, in turns.")] = 4,
+    model: Model = SMOLLM,
+) -> None:
+    """Print the share of token slots that hold tokens, and samples a second, packed and padded.
+
+    All compute logits for the response positions alone: what differs is the packing.
+    """
+    make_llm(model)
+    config = configuration(stage, model, "", "", batch, rounds)
+    llm, tokenizer = load_llm(config.model, torch.bfloat16)
+    ours = AudioVisualLM(llm, WIDTHS)
+    choose_trained(config, ours)
+    engine = PlainEngine(ours, build_optimizer(ours, config), bfloat16=True, clip=1.0)
+    padded = PaddedLM(ours, full=False)
+    samples = make_samples(draw(conversations, ("LLaVA", "Valley")), tokenizer)
+    lengths, asked = lengths_of(samples), range(batch * rounds)
+
+    def packed_step(numbers: Sequence[int]) -> None:
+        llm.set_attn_implementation(PACKED)
+        mine = [samples[n] for n in numbers]
+        for part in share_out([lengths[n] for n in numbers], BUDGET):
+            engine.backward(pack([mine[n] for n in part], WIDTHS, MAX_TOKENS).to(engine.device), 1000, last=True)
+        engine.step()
+
+    def padded_step(numbers: Sequence[int]) -> None:
+        llm.set_attn_implementation("sdpa")
+        for part in cut(numbers, micro):
+            given = {name: x.to(engine.device) for name, x in collate([samples[n] for n in part]).items()}
+            with torch.autocast(engine.device.type, torch.bfloat16):
+                loss = padded(**given)["loss"]
+            loss.backward()
+        engine.step()
+
+    mixed, alike = cut(asked, batch), cut(by_length(lengths, asked, len(asked)), batch)
+    ways = {
+        "packed": (packed_step, mixed),
+        "padded": (padded_step, mixed),
+        "padded, grouped by length": (padded_step, alike),
+    }
+    packed_step(asked[:micro])  # what a first call costs
+    seconds = dict.fromkeys(ways, 0.0)
+    with Meter("measuring", rounds, "steps of each") as meter:
+        for number in range(rounds):
+            for way, (step, batches) in ways.items():
+                began = time.perf_counter()
+                step(batches[number])  # ends with the gradient's norm, so a device is waited for
+                seconds[way] += time.perf_counter() - began
+            meter.advance(1)
+    _machine(f"SmolLM2-135M, stage {stage}, bfloat16, lengths like LLaVA's and Valley's")
+    report_shares(samples)
+    table = Table(f"{len(asked)} conversations", "seconds", "samples/s", "packed is so many times as fast")
+    for way, taken in seconds.items():
+        table.add_row(way, f"{taken:.1f}", f"{len(asked) / taken:.2f}", f"{taken / seconds['packed']:.2f}")
+    console.print(table)
+
+
+# our loop against a Hugging Face Trainer
+
+
+def write_store(folder: Path, count: int) -> None:
+    """A store of the paper's sizes: conversations of all three sources, each with an item of random features."""
+    storage, drawn, rng = Storage(folder), draw(count, ("LLaVA", "Valley", "paper")), np.random.default_rng(1)
+    corpus = Corpus()
+    corpus.append([Candidate(f"{n}-clip", f"/nowhere/{n}-clip", "video") for n in range(count)], 64)
+    corpus.save(storage)
+    stored = {
+        "visual": {"temporal": Feature(shape=(None, 1024), dtype="float16")}
+        | {f"spatial.t{T}": Feature(shape=(N, 1024), dtype="float16")},
+        "audio": {f"audio.k{K}": Feature(shape=(K, 768), dtype="float16")},
+    }
+    for modality, features in stored.items():
+        spec = ColumnSpec(name=modality, modality=modality, numerics={"random": 1}, features=features)  # type: ignore[arg-type]
+        column = create_column(storage, spec, {})
+        for shard, items in corpus.shards.items():
+            with column.write_shard(shard) as writer:
+                for item in items:
+                    arrays = random_arrays(drawn[64 * shard + item.position].medium, rng)
+                    kept = {name: arrays[name.split(".")[0]] for name in features if name.split(".")[0] in arrays}
+                    if kept:
+                        writer.add(item.key, kept, {})
+                    else:
+                        writer.fail(Failure(key=item.key, code="absent", reason="no such stream"))
+    save_conversations(storage, CONVERSATIONS, [conversation for _, conversation in drawn])
+
+
+def configuration(stage: int, model: Path, store: str, output: str, batch: int, steps: int) -> TrainConfig:
+    """The paper's settings of a stage."""
+    return TrainConfig(
+        stage=1 if stage == 1 else 2,
+        model=str(model),
+        sources=(Source(store=store, conversations=CONVERSATIONS),),
+        visual="visual",
+        audio="audio",
+        output=output,
+        overwrite=True,
+        global_batch=batch,
+        batch_tokens=BUDGET,
+        max_tokens=MAX_TOKENS,
+        steps=steps,
+        lr=2e-3 if stage == 1 else 2e-5,
+    )
+
+
+def our_trainer(config: TrainConfig) -> dict[str, list[float]]:
+    """A run of ours: what its log says of each step."""
+    train(config)
+    lines = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
+    return {name: [line[name] for line in lines] for name in ("seconds", "loss", "data_wait")}
+
+
+class InOrder(torch.utils.data.Dataset[Sample]):
+    """The conversations of a run of ours, one by one, in its order."""
+
+    def __init__(self, data: TrainingData, batch: int) -> None:
+        self.data, self.batch = data, batch
+
+    def __len__(self) -> int:
+        return self.data.steps * self.batch
+
+    def __getitem__(self, number: int) -> Sample:
+        step, place = divmod(number, self.batch)
+        return self.data.samples(step, place, self.batch)[0]
+
+
+def usual_trainer(config: TrainConfig, micro: int) -> dict[str, list[float]]:
+    """A Hugging Face Trainer on the same conversations: padded, logits everywhere, a loader that reads ahead."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    llm, tokenizer = load_llm(config.model, torch.bfloat16 if config.stage == 1 else torch.float32, "sdpa")
+    data = TrainingData(config, tokenizer)
+    settings = TrainingArguments(
+        output_dir=config.output,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.global_batch // micro,
+        max_steps=data.steps,
+        learning_rate=config.lr,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        lr_scheduler_type="cosine",
+        warmup_steps=1,
+        max_grad_norm=config.clip,
+        optim="adamw_torch_fused",
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=1,
+        remove_unused_columns=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        PaddedLM(build_model(config, data, llm), full=True),
+        settings,
+        collate,
+        InOrder(data, config.global_batch),
+        callbacks=[Clock()],
+    )
+    ends.append(time.perf_counter())
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return {"seconds": np.diff(ends).tolist(), "loss": losses}
+
+
+@app.command(hidden=True)
+def contender(name: str, stage: int, model: Path, folder: Path, batch: int, micro: int, steps: int) -> None:
+    """One run in this process: prints what each step took, its loss, and the peak of memory, as JSON."""
+    config = configuration(stage, model, str(folder), str(folder / f"{name}-{stage}"), batch, steps)
+    found: dict[str, Any] = {**(our_trainer(config) if name == "avllm" else usual_trainer(config, micro))}
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps(found))
+
+
+@app.command()
+def trainer(
+    batch: Annotated[int, typer.Option(help="Conversations of an optimizer step.")] = 8,
+    micro: Annotated[int, typer.Option(help="Conversations of the Trainer's passes; it accumulates them.")] = 4,
+    steps: Annotated[int, typer.Option(help="Of each run; the first is not measured.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Runs of each trainer and stage, in turns.")] = 1,
+    model: Model = SMOLLM,
+) -> None:
+    """Print samples a second of both stages, ours and a Hugging Face Trainer's, and our data-wait share."""
+    make_llm(model)
+    names = ("avllm", "Trainer")
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {(stage, name): [] for stage in (1, 2) for name in names}
+    with tempfile.TemporaryDirectory() as folder, Meter("running", rounds * len(found), "runs") as meter:
+        write_store(Path(folder), max(64, batch * steps))
+        for _ in range(rounds):
+            for stage, name in found:
+                words = [name, stage, model.absolute(), folder, batch, micro, steps]
+                found[stage, name].append(_child("contender", *words))
+                meter.advance(1, f"stage {stage}, {name}")
+    _machine(f"SmolLM2-135M, bfloat16, {batch} conversations a step, {steps - 1} steps measured in {rounds} runs")
+    table = Table("stage", "trainer", "seconds a step", "samples/s", "peak GB", "data wait", "first loss")
+    medians: dict[tuple[int, str], float] = {}
+    for (stage, name), runs in found.items():
+        medians[stage, name] = middle = statistics.median(s for run in runs for s in run["seconds"][1:])
+        waits = [wait for run in runs for wait in run.get("data_wait", [])[1:]]
+        table.add_row(
+            str(stage),
+            name,
+            f"{middle:.2f}",
+            f"{batch / middle:.2f}",
+            f"{max(run['peak'] for run in runs):.1f}",
+            f"{statistics.median(waits):.2%}" if waits else "",
+            f"{runs[0]['loss'][0]:.4f}",
+        )
+    console.print(table)
+    for stage in (1, 2):
+        ratios = [
+            theirs / mine
+            for a, b in zip(found[stage, "avllm"], found[stage, "Trainer"], strict=True)
+            for mine, theirs in zip(a["seconds"][1:], b["seconds"][1:], strict=True)
+        ]
+        console.print(
+            f"stage {stage}: avllm is {statistics.median(ratios):.2f} times as fast on the same step (median; "
+            f"{min(ratios):.2f} - {max(ratios):.2f})"
+        )
+
+
+# a GPU
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A word is a token: lengths without any file."""
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["<unk>", "</s>", *WORDS])}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+
+
+@app.command()
+def gpu(
+    stage: Stage = 1,
+    width: Annotated[int, typer.Option(help="Of the LLM; 4096 with 32 layers is a Llama of 7B.")] = 4096,
+    layers: Annotated[int, typer.Option(help="Of the LLM.")] = 32,
+    batch: Annotated[int, typer.Option(help="Conversations of a step.")] = 32,
+    budget: Annotated[int, typer.Option(help="Rows of a pass.")] = BUDGET,
+    steps: Annotated[int, typer.Option(help="The first is not measured.")] = 6,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations.")] = False,
+) -> None:
+    """Print tokens a second and MFU of a Llama with random weights on random features, as one process trains it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = configuration(stage, Path("random"), "", "", batch, steps).model_copy(
+        update={"gradient_checkpointing": checkpointing}
+    )
+    heads = max(1, width // 128)
+    shape = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+    )
+    with device:
+        llm = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=PACKED)
+        model = AudioVisualLM(llm, WIDTHS)
+    choose_trained(config, model)
+    engine = PlainEngine(model, build_optimizer(model, config), bfloat16=True, clip=1.0)
+    samples = make_samples(draw(batch * steps, ("LLaVA", "Valley", "paper")), word_tokenizer())
+    peak = peak_flops(device, torch.bfloat16)
+    rates, used = [], []
+    for numbers in cut(range(len(samples)), batch):
+        mine = [samples[n] for n in numbers]
+        lengths = lengths_of(mine)
+        passes = [pack([mine[n] for n in part], WIDTHS, MAX_TOKENS) for part in share_out(lengths, budget)]
+        targets = sum(len(part.targets) for part in passes)
+        began = time.perf_counter()
+        for part in passes:
+            engine.backward(part.to(device), targets, last=True)
+        engine.step()  # ends with the gradient's norm, so a device is waited for
+        taken = time.perf_counter() - began
+        rates.append(sum(lengths) / taken)
+        used.append(step_flops(forward_flops(shape, lengths, targets), stage == 2) / taken / peak)
+    count = sum(parameter.numel() for parameter in llm.parameters()) / 1e9
+    kernel = "flash-attn" if device.type == "cuda" and flash_attn_varlen_func else "torch"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device.type == "cuda" else ""
+    console.print(f"{where}, torch {torch.__version__}, attention by {kernel}: {count:.2f}B, stage {stage}")
+    console.print(
+        f"{statistics.median(rates[1:]):.0f} tokens/s, MFU {statistics.median(used[1:]):.2f} of {peak / 1e12:.1f} "
+        f"TFLOP/s{memory}"
+    )
+
+
+def make_llm(folder: Path) -> None:
+    """SmolLM2, if it is not there."""
+    if not (folder / "model.safetensors").is_file():
+        from demo.llm import make_llm
+
+        make_llm(folder)
+
+
+def _child(*words: object) -> Any:
+    """What a hidden command prints as its last line, from a process of its own."""
+    call = [sys.executable, "-m", "benchmarks.training", *map(str, words)]
+    done = subprocess.run(
+        call, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _machine(what: str) -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    console.print(f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}: {what}")
+
+
+if __name__ == "__main__":
+    run(app)

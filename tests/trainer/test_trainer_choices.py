@@ -1,0 +1,295 @@
+"""What a user may choose: adapters, freezing, clipping, held-out questions, tracking; each does what it says."""
+
+import json
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serve.engine import Assistant, Question
+from store import UserError, parse_settings
+from trainer.__main__ import main
+from trainer.batch import pack
+from trainer.checkpoint import describe, load_checkpoint, model_card, read_info
+from trainer.data import TrainingData
+from trainer.distributed import PlainEngine
+from trainer.evaluation import _judge
+from trainer.settings import TrainConfig
+from trainer.stage import train
+from trainer.states import States
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def base(tied_stage2):
+    return tied_stage2 | {"steps": 5}
+
+
+def run(settings, output):
+    train(parse_settings(TrainConfig, {**settings, "output": str(output)}, "test"))
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def llm_of(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def cli(monkeypatch, capsys, *words):
+    """What `python -m trainer ...` prints, and its exit status, without a process of its own."""
+    monkeypatch.setattr(sys, "argv", ["trainer", *map(str, words)])
+    try:
+        main()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code or 0
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    output = tmp_path_factory.mktemp("adapted") / "run"
+    run(base | {"lora": LORA | {"dropout": 0.2}, "save_every": 3}, output)
+    return output
+
+
+def test_adapters_are_merged_as_peft_does_and_nothing_else_of_the_llm_is_trained(base, adapted):
+    """The checkpoint is the base with scaling * B A added, an ordinary LLM; the adapter alone is peft's own form."""
+    from peft import PeftModel
+
+    plain, merged = llm_of(base["model"]).state_dict(), llm_of(adapted / "checkpoint").state_dict()
+    alone = PeftModel.from_pretrained(llm_of(base["model"]), adapted / "checkpoint" / "avllm" / "adapter").eval()
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(alone(ids).logits, llm_of(adapted / "checkpoint")(ids).logits, rtol=0, atol=1e-5)
+    by_peft = alone.merge_and_unload().state_dict()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, by_peft[name], rtol=0, atol=1e-6, msg=name)
+        assert torch.equal(tensor, plain[name]) == (not name.endswith("_proj.weight")), name
+    start = adapted.parent / "start"
+    run(base | {"lora": LORA, "lr": 1e-12, "steps": 1}, start)
+    first, last = (load_file(o / "checkpoint" / "avllm" / "projectors.safetensors") for o in (start, adapted))
+    assert all(not torch.equal(first[name], last[name]) for name in first if name.endswith("weight"))
+
+
+def test_dropout_of_adapters_goes_on_bit_for_bit(base, adapted, tmp_path):
+    """From a run's folder that was moved, too."""
+    shutil.copytree(adapted / "steps", tmp_path / "moved" / "steps")
+    assert States(tmp_path / "moved").steps() == [3]
+    run(base | {"lora": LORA | {"dropout": 0.2}, "save_every": 3}, tmp_path / "moved")
+    for file in ("model.safetensors", "avllm/projectors.safetensors", "avllm/adapter/adapter_model.safetensors"):
+        whole, resumed = (load_file(o / "checkpoint" / file) for o in (adapted, tmp_path / "moved"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), file
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lora", LORA | {"targets": ["lm_head"]}, r"field 'lora.targets': lm_head is an embedding or tied to one"),
+        ("lora", LORA | {"targets": ["embed_tokens"]}, r"field 'lora.targets': model.embed_tokens is an embedding"),
+        ("lora", LORA | {"targets": ["q_prj"]}, r"field 'lora.targets': .*q_prj.* not found"),
+        ("freeze", ["llm.model.layers.7.*"], r"field 'freeze': .*7.\* matches no trained .* llm.model.embed_tokens"),
+        ("freeze", ["*"], r"field 'freeze': nothing is left to train"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line(base, field, value, message, tmp_path):
+    """An adapter on a tied head would be lost when merged."""
+    with pytest.raises(UserError, match=message) as refused:
+        run(base | {field: value}, tmp_path / "x")
+    assert "\n" not in str(refused.value)
+
+
+def test_frozen_parameters_stay_as_they_are(base, tmp_path):
+    frozen = ["llm.model.embed_tokens.*", "*.layers.0.mlp.*", "projectors.audio.bias"]
+    run(base | {"freeze": frozen}, tmp_path / "run")
+    before, after = llm_of(base["model"]).state_dict(), llm_of(tmp_path / "run" / "checkpoint").state_dict()
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {"model.embed_tokens.weight", "lm_head.weight"} | {n for n in before if ".layers.0.mlp." in n}
+    projectors = load_file(tmp_path / "run" / "checkpoint" / "avllm" / "projectors.safetensors")
+    assert not projectors["audio.bias"].any()
+    assert projectors["temporal.bias"].any()
+
+
+def test_the_gradient_is_clipped_to_a_norm(base, tmp_path):
+    """AdamW hides the scale of a gradient from the loss; its first moments do not."""
+    norms = {}
+    for clip in (0.01, None):
+        logged = run(base | {"clip": clip, "steps": 2, "save_every": 1}, tmp_path / str(clip))
+        model, _, _ = load_checkpoint(tmp_path / str(clip) / "checkpoint", torch.float32)
+        saved = States(tmp_path / str(clip)).load(1)
+        moments = [saved.read(f"exp_avg/{name}", 0, p.numel()) for name, p in model.named_parameters()]
+        norms[clip] = torch.cat(moments).norm().item() / 0.1  # 1 - beta_1, after one step
+        assert logged[0]["grad_norm"] > 1
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
+    assert norms[None] == pytest.approx(logged[0]["grad_norm"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def taught(base, tmp_path_factory):
+    """A run that has learnt some of its answers, with the evaluation of its last step."""
+    output = tmp_path_factory.mktemp("taught") / "run"
+    held_out = {"sources": base["sources"], "every": 20, "limit": None}
+    return output, run(base | {"steps": 50, "evaluation": held_out, "lr": 1e-2, "keep": 1}, output)
+
+
+def conversations(base, output):
+    """Every usable conversation with its turns, tokens and arrays."""
+    config = parse_settings(TrainConfig, {**base, "output": str(output)}, "test")
+    tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint")
+    data = TrainingData(config, tokenizer)
+    for pool in data._pools.values():
+        numbers = range(len(pool.conversations))
+        yield from zip(pool.conversations, pool.samples(numbers, tokenizer, config.prompt), strict=True)
+
+
+def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught, tmp_path, monkeypatch, capsys):
+    """Loss: each conversation alone through the Hugging Face model. Exact: what `serve` answers, word for word."""
+    output, logged = taught
+    out = tmp_path / "new" / "judged.json"
+    words = ("evaluate", output / "checkpoint", base["sources"][0]["store"], "mixed", "--out", out)
+    status, printed, _ = cli(monkeypatch, capsys, *words)
+    assert status == 0
+    assert "audio_visual" in printed
+    report = json.loads(out.read_text())
+    for name, value in report["summary"].items():
+        assert logged[-1][name] == pytest.approx(value, rel=1e-4), name
+    judged = {each["id"]: each for each in report["judged"]}
+    model, _, _ = load_checkpoint(output / "checkpoint", torch.float32, "sdpa")
+    assistant = Assistant(str(output / "checkpoint"))
+    exact = []
+    for conversation, sample in conversations(base, output):
+        batch = pack([sample], model.widths, 4096)
+        with torch.no_grad():
+            logits = model.llm(inputs_embeds=model.embed(batch)[None]).logits[0, :-1]
+        answers = torch.tensor(sample.tokens.answers[1:])
+        loss = F.cross_entropy(logits[answers], torch.tensor(sample.tokens.ids[1:])[answers], reduction="sum")
+        found = judged.pop(conversation.id)
+        assert found["tokens"] == int(answers.sum())
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
+        turns = conversation.turns
+        questions = [Question(turns[: n + 1], sample.arrays) for n in range(len(turns))]
+        said = [assistant.answer([question], 20)[0] for question in questions]
+        assert found["exact"] == (said == [turn.response for turn in turns]), (conversation.id, said)
+        exact.append(found["exact"])
+    assert not judged
+    assert 5 < sum(exact) < len(exact) - 5
+    assert sum(exact) / len(exact) == pytest.approx(report["summary"]["eval_exact"])
+
+
+def test_audio_visual_questions_asked_by_one_sense(base, taught, monkeypatch, capsys, tmp_path):
+    """The paper's modality ablation: the same model asked with sight only."""
+    out = tmp_path / "judged.json"
+    words = ("evaluate", taught[0] / "checkpoint", base["sources"][0]["store"], "mixed", "--ask", "visual")
+    status, printed, _ = cli(monkeypatch, capsys, *words, "--limit", 12, "--out", out)
+    judged = json.loads(out.read_text())["judged"]
+    assert (status, {each["modality"] for each in judged}, len(judged)) == (0, {"visual"}, 12)
+    assert all(each["id"].endswith("audio_visual") for each in judged)
+    assert " 12 " in printed
+
+
+def test_a_conversation_that_is_cut_is_not_exact_and_leaves_its_neighbours_alone(base, taught):
+    """A bound of length must not make a model look better, nor write one item's rows into another conversation."""
+    model, _, _ = load_checkpoint(taught[0] / "checkpoint", torch.float32)
+    samples = {conversation.id: sample for conversation, sample in conversations(base, taught[0])}
+    clip, words = samples["0-audio_visual"], samples["words"]
+    cut = len(words.tokens.ids)
+    (_, first), *_ = clip.tokens.media
+    assert cut < first + sum(len(rows) for rows in clip.arrays.values())
+    both = model.embed(pack([clip, words], model.widths, cut))
+    assert torch.equal(both[cut:], model.embed(pack([words], model.widths, cut)))
+    engine = PlainEngine(model)
+    assert [exact for *_, exact in _judge(engine, [words, clip], 4096)] == [True, True]
+    assert [exact for *_, exact in _judge(engine, [words, clip], cut)] == [True, False]
+
+
+def test_a_stopped_runs_state_becomes_the_checkpoint_it_would_have_written(
+    base, adapted, monkeypatch, capsys, tmp_path
+):
+    """`export` merges adapters and writes a card, from nothing but what the run had saved."""
+    shutil.copytree(adapted / "steps", tmp_path / "stopped" / "steps")
+    words = ("export", tmp_path / "stopped", tmp_path / "three", "--step", 3)
+    status, printed, _ = cli(monkeypatch, capsys, *words)
+    assert (status, printed) == (0, f"saved {tmp_path / 'three'}: step 3 of {tmp_path / 'stopped'}\n")
+    assert read_info(tmp_path / "three").steps == 3
+    card = (tmp_path / "three" / "README.md").read_text()
+    assert "stage 2, 3 steps" in card
+    assert read_info(tmp_path / "three").columns["visual"].fingerprint in card
+    run(base | {"lora": LORA | {"dropout": 0.2}, "model": str(tmp_path / "three"), "steps": 1}, tmp_path / "on")
+    assert (tmp_path / "three" / "avllm" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("export {run} {new} --step 4", "--step 4: {run} has no such state; saved steps: 3; accepted: a step, last"),
+        ("export {run} {new} --step best", "--step best: {run} has no such state; saved steps: 3; accepted: a step"),
+        ("export {run}/nowhere {new}", "--step last: {run}/nowhere has no such state; saved steps: none"),
+        ("export {run} {run}", "{run}: exists; name a folder that does not"),
+        ("evaluate {run}/checkpoint {store} mixed --ask smell", "--ask smell: accepted: visual, audio"),
+        ("evaluate {run} {store} mixed", "{run}: not a checkpoint of avllm"),
+        ("evaluate {run}/checkpoint {store} nothing", "nothing"),
+        ("evaluate {run}/checkpoint {run} mixed", "{run}: no store is there"),
+        ("evaluate {run}/checkpoint {store} mixed --out {run}", "--out {run}: is a folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_cost_a_line(base, adapted, words, message, monkeypatch, capsys, tmp_path):
+    names = {"run": adapted, "new": tmp_path / "new", "store": base["sources"][0]["store"]}
+    status, printed, error = cli(monkeypatch, capsys, *words.format(**names).split())
+    assert status == 2
+    assert error.count("\n") == 1, error
+    assert message.format(**names) in error
+    assert not printed
+
+
+def test_a_damaged_state_is_named(adapted, monkeypatch, capsys, tmp_path):
+    shutil.copytree(adapted / "steps", tmp_path / "run" / "steps")
+    part = tmp_path / "run" / "steps" / "00000003" / "part-00000-of-00001.safetensors"
+    part.write_bytes(part.read_bytes()[:-7])
+    status, _, error = cli(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "new")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"{part}: cannot be read" in error
+
+
+def test_the_conversations_that_are_left_out_are_named(adapted):
+    lines = [json.loads(line) for line in (adapted / "left_out.jsonl").read_text().splitlines()]
+    fault = {"key": "clips-3-mp4", "reason": "audio: absent"}
+    assert lines == [{"id": "3-audio", **fault}, {"id": "3-audio_visual", **fault}]
+
+
+@pytest.mark.parametrize("service", ["wandb", "trackio"])
+def test_a_run_that_goes_on_goes_on_where_it_is_tracked(base, service, monkeypatch, tmp_path):
+    """One curve for one run, however often it was stopped."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    settings = base | {"track": service, "steps": 4, "save_every": 2}
+    run(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    run(settings, tmp_path / "run")
+    if service == "wandb":
+        files = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+        assert (len(files), len({file.stem for file in files})) == (2, 1)
+    else:
+        with closing(sqlite3.connect(tmp_path / "trackio" / "avllm.db")) as database:
+            logged = database.execute("SELECT DISTINCT run_id, run_name, step FROM metrics ORDER BY step").fetchall()
+        assert [step for *_, step in logged] == [0, 1, 2, 3]
+        assert len({run_id for run_id, *_ in logged}) == 1
+        assert {name for _, name, _ in logged} == {str(tmp_path / "run")}
+
+
+def test_a_card_names_the_llm_that_a_hub_has(base, adapted):
+    """And not a folder of somebody's disk."""
+    info = read_info(adapted / "checkpoint")
+    assert info.base is None
+    assert "base_model" not in model_card(info)
+    config = parse_settings(TrainConfig, {**base, "model": "lmsys/vicuna-7b-v1.5", "output": "x"}, "test")
+    data = SimpleNamespace(specs=info.columns, builds=info.builds)
+    assert "\nbase_model: lmsys/vicuna-7b-v1.5\n" in model_card(describe(config, data, 1))
