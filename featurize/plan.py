@@ -23,8 +23,11 @@ SPLITS = ("train", "val", "test")
 
 
 def plan(
-    sources: Annotated[list[str], typer.Argument(help="Folders of media, annotation files, or folders of these.")],
     store: Store,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders of media, annotation files, or folders of these; none to estimate alone."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
     media_root: Annotated[str | None, typer.Option(help="Where media paths begin and named files are found.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default recognised.")] = None,
@@ -42,6 +45,12 @@ def plan(
     if price is not None and not estimate:
         raise UserError("--price: is for --estimate CONFIG, which measures what to multiply it with")
     storage = Storage(store)
+    config = load_settings(FeaturizeConfig, estimate) if estimate else None
+    if not sources:
+        if not config:
+            raise UserError("name a source; or, for media that are planned already, --estimate")
+        _estimate(Corpus.load(storage), config, sample, price)
+        return
     read = read_sources(sources, media_root, format)
     reports = [join(source, probe) for source in read]
     show(reports)
@@ -51,7 +60,6 @@ def plan(
         _check_seen(each, unseen)
     if not any(source.records for source in read):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
-    config = load_settings(FeaturizeConfig, estimate) if estimate else None
     with contextlib.nullcontext() if dry_run else storage.lock():
         corpus = _plan(storage, read, name, shard_size, write=not dry_run)
     if config:

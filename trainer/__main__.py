@@ -1,4 +1,4 @@
-"""`python -m trainer train CONFIG`, or the same under torchrun for several processes."""
+"""`python -m trainer train CONFIG`, or the same under torchrun for several processes; what is done with its runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +60,21 @@ def evaluate(
     from trainer.export import evaluate as evaluate_checkpoint
 
     evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
+
+
+@app.command()
+def ablate(
+    config: Annotated[str, typer.Argument(help="YAML of AblateConfig.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is and what it takes, and stop.")] = False,
+) -> None:
+    """Vary one thing at a time: featurize what is missing, train, ask; tables and plots. Goes on after any stop."""
+    from trainer.variants import AblateConfig
+
+    settings = load_settings(AblateConfig, config, overrides or ())
+    from trainer.ablate import ablate as run_ablation
+
+    run_ablation(settings, dry_run)
 
 
 def main() -> None:

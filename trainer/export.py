@@ -100,6 +100,8 @@ def evaluate(
             "conversations": conversations,
             "ask": ask,
             "columns": columns,
+            "digests": {modality: spec.fingerprint for modality, spec in info.columns.items()},
+            "steps": info.steps,
             "summary": found,
             "judged": [asdict(j) for j in judged],
         }

@@ -1,0 +1,415 @@
+"""An ablation trains each thing once, calls no encoder, survives `kill -9`, and its tables are what was answered."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from store import Storage, UserError, load_conversations, load_settings, parse_settings, save_conversations
+from trainer.ablate import ablate
+from trainer.answers import Answers, averaged, bootstrap
+from trainer.results import paper_accuracy
+from trainer.settings import TrainConfig
+from trainer.stage import train
+from trainer.variants import AblateConfig, Ablation, Point, base_stages
+
+REPO = Path(__file__).parents[2]
+CONFIGS = sorted((REPO / "trainer" / "configs").glob("ablate-*.yaml"))
+STEPS = 60
+# Each Python process notes what it imports of these, so that calls of encoders can be counted.
+WATCH = """
+import os, sys
+def note(event, args):
+    if event == "import" and args[0] in ("featurize", "open_clip", "laion_clap", "ray", "trainer"):
+        with open(os.environ["IMPORTS"], "a") as file:
+            file.write(f"{args[0]}\\n")
+sys.addaudithook(note)
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(feature_store, tiny_llm):
+    stage = {
+        "model": str(tiny_llm),
+        "sources": [{"store": "elsewhere", "conversations": "mixed"}],
+        "visual": "clip-tiny",
+        "audio": "clap-tiny",
+        "frames": 2,
+        "segments": 2,
+        "global_batch": 8,
+        "steps": STEPS,
+        "lr": 5e-3,
+        "precision": "float32",
+        "save_every": 5,
+    }
+    return {
+        "store": str(feature_store),
+        "stages": [stage | {"stage": 1}, stage | {"stage": 2}],
+        "benchmarks": {"mixed": {"conversations": "mixed", "limit": 60}},
+        "axes": {"frames": [2, 4], "strategy": ["mat", "pt1"], "llm": ["./no-such-llm"], "ask": ["visual"]},
+    }
+
+
+def of(settings, output, **changes):
+    return parse_settings(AblateConfig, {**settings, "output": str(output), **changes}, "test")
+
+
+class Command:
+    """`python -m trainer ablate`, as a user starts it, with a count of what its processes import."""
+
+    def __init__(self, folder: Path, settings: dict) -> None:
+        self.folder, self.config = folder, folder / "config.yaml"
+        self.output, self.log, self.imports = folder / "out", folder / "said.log", folder / "imports"
+        self.config.write_text(yaml.safe_dump({**settings, "output": str(self.output)}))
+        (folder / "sitecustomize.py").write_text(WATCH)
+        self.imports.touch()
+
+    def start(self, *overrides: str) -> subprocess.Popen:
+        path = os.pathsep.join([str(self.folder), str(REPO)])
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "IMPORTS": str(self.imports)}
+        words = [sys.executable, "-m", "trainer", "ablate", str(self.config), *overrides]
+        with open(self.log, "wb") as log:
+            return subprocess.Popen(words, cwd=REPO, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def finish(self, *overrides: str) -> int:
+        return self.start(*overrides).wait(timeout=900)
+
+    def imported(self, name: str) -> int:
+        return self.imports.read_text().splitlines().count(name)
+
+
+def wait_until(true, seconds=600) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def logged(folder: Path) -> int:
+    path = folder / "log.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def child_of(process: subprocess.Popen) -> int:
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(p): (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
+
+
+@pytest.fixture(scope="module")
+def killed(settings, feature_store, tmp_path_factory):
+    """An ablation that was killed twice and then went to its end."""
+    before = contents(feature_store / "columns")
+    command = Command(tmp_path_factory.mktemp("ablate"), settings)
+    ablation = Ablation(of(settings, command.output))
+    stage1, stage2 = ablation.runs(Point(), 0)
+
+    first = command.start()  # killed alone: the stage that it started lives on
+    wait_until(lambda: logged(stage1.folder) >= 10)
+    stage = child_of(first)
+    os.kill(stage, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = command.start()
+    wait_until(lambda: "at work in" in command.log.read_text())
+    os.kill(stage, signal.SIGCONT)
+    wait_until(lambda: logged(stage2.folder) >= 20)  # killed with the stage that it started
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    assert not stage2.checkpoint.exists()
+    status = command.finish()
+    return command, ablation, status, before, contents(feature_store / "columns")
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "avllm" / "projectors.safetensors")
+
+
+def test_killed_ablations_go_on_to_the_same_weights(killed, tmp_path):
+    """Neither kill leaves a trace: no stage is begun twice at once, and both end as if nobody had killed them."""
+    _, ablation, *_ = killed
+    stage1, stage2 = ablation.runs(Point(), 0)
+    assert (stage1.folder / "train.log").read_text().count("$ python -m trainer train") == 1
+    assert "going on at step" in (stage2.folder / "train.log").read_text()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for number, run in enumerate((stage1, stage2)):
+        model = str(tmp_path / "0" / "checkpoint") if number else run.config.model
+        train(run.config.model_copy(update={"output": str(tmp_path / str(number)), "model": model}))
+        undisturbed, found = weights(tmp_path / str(number) / "checkpoint"), weights(run.checkpoint)
+        assert all(torch.equal(undisturbed[name], found[name]) for name in undisturbed), run.folder.name
+        assert not (run.folder / "steps").exists()
+    torch.set_num_threads(threads)
+
+
+def test_no_encoder_is_called(killed):
+    """Columns are read, not made: no process imports the featurizer or an encoder, and no byte of a column changes."""
+    command, _, _, before, after = killed
+    assert before
+    assert before == after
+    assert command.imported("trainer") >= 3 + 7 + 4  # the commands, the stages, the questions: the count does count
+    assert {name: command.imported(name) for name in ("featurize", "open_clip", "laion_clap", "ray")} == {
+        "featurize": 0,
+        "open_clip": 0,
+        "laion_clap": 0,
+        "ray": 0,
+    }
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(killed):
+    command, ablation, status, *_ = killed
+    assert status == 1
+    (failure,) = json.loads((command.output / "results.json").read_text())["failed"]
+    assert "no-such-llm" in failure["what"]
+    assert failure["said"] == "error: field 'model': ./no-such-llm: no such folder"
+    assert f"failed: {failure['what']}" in command.log.read_text()
+    assert "no-such-llm: no such folder" in (command.output / "results.md").read_text()
+    first, second = ablation.runs(Point("llm", "./no-such-llm"), 0)
+    assert not second.folder.exists()
+    assert (first.folder / "train.log").exists()
+
+
+def test_points_share_the_stages_that_they_do_not_change(killed):
+    command, ablation, *_ = killed
+    runs = {str(point): ablation.runs(point, 0) for point in ablation.points()}
+    assert list(runs) == ["base", "frames=4", "llm=./no-such-llm", "strategy=pt1"]
+    assert runs["base"][0] == runs["strategy=pt1"][0]
+    folders = {run.folder for stages in runs.values() for run in stages}
+    assert len(folders) == 7
+    assert sum((folder / "checkpoint").exists() for folder in folders) == 5
+    there = sorted((command.output / "runs").iterdir())
+    assert there == sorted(folder for folder in folders if folder.exists())
+
+
+def test_tables_and_plots_say_what_was_answered(killed):
+    """Each number is computed again from the answers to the single conversations."""
+    command, ablation, *_ = killed
+    results = json.loads((command.output / "results.json").read_text())
+    numbers = {(n["axis"], n["value"], n["asked"]): n for n in results["numbers"]}
+    assert set(numbers) == {
+        ("base", None, "as asked"), ("base", None, "sight only"),
+        ("frames", 4, "as asked"), ("strategy", "pt1", "as asked"),
+    }  # fmt: skip
+    judged = {}
+    for (axis, value, asked), number in numbers.items():
+        run = ablation.runs(Point() if axis == "base" else Point(axis, value), 0)[-1]
+        assert (number["config_digest"], number["checkpoint"]) == (run.digest, str(run.checkpoint))
+        judged[axis, value, asked] = answers = json.loads(Path(number["answers"]).read_text())["judged"]
+        assert number["n"] == len(answers)
+        assert number["accuracy"]["value"] == np.mean([a["exact"] for a in answers])
+        assert number["loss"]["value"] == pytest.approx(
+            sum(a["loss"] for a in answers) / sum(a["tokens"] for a in answers)
+        )
+        assert number["accuracy"]["low"] <= number["accuracy"]["value"] <= number["accuracy"]["high"]
+        assert number["checkpoint_step"] == STEPS
+        assert number["columns"]["visual"].startswith("clip-tiny.")
+        assert number["column_digests"]["visual"].startswith(number["columns"]["visual"].removeprefix("clip-tiny."))
+    tables = {table["axis"]: table["rows"] for table in results["tables"]}
+    assert {axis: [row["value"] for row in rows] for axis, rows in tables.items()} == {
+        "frames": [2, 4], "llm": [str(ablation.base_value("llm"))], "strategy": ["mat", "pt1"],
+        "ask": ["as asked", "sight only"],
+    }  # fmt: skip
+    base = judged["base", None, "as asked"]
+    for axis, value in (("frames", 4), ("strategy", "pt1")):
+        here = {a["id"]: a["exact"] for a in judged[axis, value, "as asked"]}
+        own, other = tables[axis]
+        assert own["difference"] is None
+        assert own["accuracy"] == numbers["base", None, "as asked"]["accuracy"]
+        assert other["accuracy"] == numbers[axis, value, "as asked"]["accuracy"]
+        assert other["difference"]["value"] == pytest.approx(np.mean([here[a["id"]] - a["exact"] for a in base]))
+    by_sight = {a["id"]: a["exact"] for a in judged["base", None, "sight only"]}
+    by_both = {a["id"]: a["exact"] for a in base if a["id"] in by_sight}
+    whole, sight = tables["ask"]
+    assert whole["n"] == sight["n"] == len(by_both) > 10
+    assert whole["accuracy"]["value"] == np.mean(list(by_both.values()))
+    assert sight["accuracy"]["value"] == np.mean([by_sight[id_] for id_ in by_both])
+
+    page = (command.output / "results.md").read_text()
+    for axis, rows in tables.items():
+        for row in rows:
+            line = f"| {row['value']} | mixed | {row['n']} | 1 | {100 * row['accuracy']['value']:.1f} ("
+            assert line in page
+        with Image.open(command.output / f"{axis}.png") as plot:
+            assert len(plot.convert("L").getcolors()) > 8  # something is drawn
+
+
+def test_the_same_command_starts_nothing_that_is_done(killed):
+    command, *_ = killed
+    before, imported = contents(command.output / "runs"), command.imported("trainer")
+    assert command.finish("axes.llm=[]") == 0
+    assert contents(command.output / "runs") == before
+    assert command.imported("trainer") == imported + 1
+    assert json.loads((command.output / "results.json").read_text())["failed"] == []
+
+
+def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
+    ablate(of(settings, tmp_path / "out"), dry_run=True)
+    said = capsys.readouterr().out
+    for words in (
+        "spatial.t2",
+        "spatial.t4",
+        "audio.k2",
+        "4 of 4",
+        "there",
+        "2 to run",
+        "1 to run, 1 shared",
+        "visual only",
+    ):
+        assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_changes_a_run_and_what_does_not(settings, feature_store, tmp_path):
+    """A finished run is taken for another's only if nothing that its weights follow from differs."""
+    shutil.copytree(feature_store, tmp_path / "store")
+    here = settings | {"store": str(tmp_path / "store")}
+
+    def digests(stage: dict | None = None, **changes) -> list[str]:
+        stages = [fields | (stage or {}) for fields in settings["stages"]]
+        ablation = Ablation(of(here, tmp_path / "out", stages=stages, **changes))
+        return [run.digest for run in ablation.runs(Point(), ablation.config.seeds[0])]
+
+    first = digests()
+    assert first == digests({"save_every": 50, "log_every": 7, "batch_tokens": 4096})
+    for change in ({"lr": 1e-3}, {"steps": 3}, {"frames": 4}, {"precision": "bfloat16"}):
+        assert not set(first) & set(digests(change)), change
+    assert not set(first) & set(digests(seeds=[1]))
+    storage = Storage(tmp_path / "store")
+    save_conversations(storage, "mixed", load_conversations(storage, "mixed")[:-1])
+    assert not set(first) & set(digests())
+
+
+def test_only_what_is_asked_by_both_senses_is_asked_by_one(settings, feature_store, tmp_path):
+    """A benchmark that nothing can be withheld from is no failure."""
+    shutil.copytree(feature_store, tmp_path / "store")
+    storage = Storage(tmp_path / "store")
+    save_conversations(storage, "seen", [c for c in load_conversations(storage, "mixed") if c.modality == "visual"])
+    benchmarks = {name: {"conversations": name} for name in ("mixed", "seen")}
+    ablation = Ablation(of(settings, tmp_path / "out", store=str(tmp_path / "store"), benchmarks=benchmarks))
+    asked = {point: [(a.benchmark, a.sense) for a in ablation.askings(point, 0)] for point in ablation.points()[:2]}
+    assert asked[Point()] == [("mixed", None), ("mixed", "visual"), ("seen", None)]
+    assert asked[Point("frames", 4)] == [("mixed", None), ("seen", None)]
+
+
+def test_missing_columns_are_refused_before_anything_starts(settings, tmp_path):
+    for axes, word in (
+        ({"frames": [8]}, r"spatial\.t8 of column clip-tiny"),
+        ({"audio": ["whisper-tiny"]}, "whisper-tiny"),
+    ):
+        with pytest.raises(UserError, match=rf"field 'featurize': .* does not hold all of .*{word}.*name the YAML"):
+            ablate(of(settings, tmp_path / "out", axes=axes), dry_run=False)
+    with pytest.raises(UserError, match=r"there are no conversations 'tests'; it has: mixed"):
+        Ablation(of(settings, tmp_path / "out", benchmarks={"x": {"conversations": "tests"}}))
+    with pytest.raises(UserError, match=r"field 'stages\.0': unknown field 'batch'"):
+        Ablation(of(settings, tmp_path / "out", stages=[settings["stages"][0] | {"batch": 3}]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_with_a_missing_shard_is_not_taken_for_whole(settings, feature_store, tmp_path):
+    """Points would be compared on different conversations."""
+    shutil.copytree(feature_store, tmp_path / "store")
+    next((tmp_path / "store" / "columns").glob("clip-tiny.*/000001.json")).unlink()
+    with pytest.raises(UserError, match=r"does not hold all of spatial\.t2 of column clip-tiny"):
+        ablate(of(settings, tmp_path / "out", store=str(tmp_path / "store")), dry_run=True)
+
+
+def test_a_missing_column_is_featurized_first(media, tiny_llm, tmp_path, python):
+    """By the command and the cost that the plan shows; the trainer itself still imports no encoder."""
+    chat = [
+        {"id": name, "image" if name[-1] == "g" else "video": name, "conversations": [
+            {"from": "human", "value": "What colour? <image>"}, {"from": "gpt", "value": name[:3]}]}
+        for name in ("red-loud.mp4", "blue-loud.mp4", "silent.mp4", "blue.png", "red.jpg")
+    ]  # fmt: skip
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    done = python("featurize", "plan", tmp_path / "chat.json", "--media-root", media, "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    column = {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2]}
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump({"columns": [column], "workers": 1}))
+    stage = {
+        "stage": 2, "model": str(tiny_llm), "sources": [{"store": "", "conversations": "chat"}], "audio": None,
+        "visual": "clip-vit-s-32", "frames": 2, "global_batch": 4, "steps": 2, "lr": 1e-3, "precision": "float32",
+    }  # fmt: skip
+    command = Command(
+        tmp_path,
+        {
+            "store": str(tmp_path / "store"),
+            "stages": [stage],
+            "benchmarks": {"chat": {"conversations": "chat"}},
+            "featurize": {"clip-vit-s-32": str(tmp_path / "clip.yaml")},
+        },
+    )
+    assert command.finish() == 0, command.log.read_text()
+    said = command.log.read_text()
+    assert f"featurize run --store {tmp_path}/store --config {tmp_path}/clip.yaml" in said
+    assert "worker-hours" in said
+    assert command.imported("featurize") >= 2  # the estimate and the run: the count sees encoders where there are some
+    (number,) = json.loads((command.output / "results.json").read_text())["numbers"]
+    assert number["n"] == 5
+    before = command.imported("featurize")
+    assert command.finish() == 0
+    assert command.imported("featurize") == before
+
+
+def test_intervals_are_those_of_the_mean_and_draw_what_belongs_together():
+    rng = np.random.default_rng(1)
+    exact = (rng.random(400) < 0.3).astype(float)
+    found = bootstrap(exact, np.ones(400), [str(i) for i in range(400)])
+    half = 1.96 * np.sqrt(found.value * (1 - found.value) / 400)
+    assert found.value == exact.mean()
+    assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half], abs=0.01)
+    clustered = bootstrap(np.repeat(exact, 4), np.ones(1600), [str(i // 4) for i in range(1600)])
+    assert clustered.high - clustered.low == pytest.approx(found.high - found.low, abs=0.01)  # copies tell nothing new
+    assert found == bootstrap(exact, np.ones(400), [str(i) for i in range(400)])
+
+
+def test_seeds_are_averaged_and_differences_are_paired():
+    def answers(exact):
+        ids = [f"c{i}" for i in range(len(exact))]
+        return Answers(ids, ids, ["visual"] * len(ids), np.array(exact, float), np.ones(len(ids)), np.ones(len(ids)))
+
+    one, two = answers([1, 0, 1, 0]), answers([1, 1, 1, 0])
+    assert list(averaged([one, two]).exact) == [1, 0.5, 1, 0]
+    assert two.minus(one).value == 0.25
+    assert two.minus(answers([1, 1])).value == 0  # only what both were asked
+
+
+def test_the_papers_numbers_stand_beside_its_own_benchmarks_only():
+    assert paper_accuracy("strategy", "pt1", "MSRVTT-QA") == 56.7
+    assert paper_accuracy("visual", "clip-vit-h-14.3fa9c1", "MUSIC-AVQA") == 48.4
+    assert paper_accuracy("audio", "whisper-small", "AVSSD") == 49.1
+    assert paper_accuracy("llm", "lmsys/vicuna-13b-v1.5", "ActivityNet-QA") == 51.9
+    assert paper_accuracy("strategy", "pt1", "heldout") is None
+    assert paper_accuracy("frames", 8, "MSRVTT-QA") is None
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_ablation_loads(path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    config = load_settings(AblateConfig, path)
+    assert all(isinstance(stage, TrainConfig) for stage in base_stages(config))
+    assert all(Path(file).is_file() for file in config.featurize.values())
+
+
+def test_the_papers_axes():
+    axes = load_settings(AblateConfig, REPO / "trainer" / "configs" / "ablate-paper.yaml").axes
+    assert axes.frames == (4, 8, 16, 32, 64)
+    assert axes.segments == (1, 2, 4, 8, 16)
+    assert axes.strategy == ("mat", "pt1", "pt2")
+    assert len(axes.visual) == 3
+    assert len(axes.audio) == 4
+    assert len(axes.llm) == 2

@@ -1,0 +1,216 @@
+"""`python -m trainer ablate`: say what an ablation takes, run what is not there, write what was found.
+
+All work is done by commands in processes of their own, as one would type them: `featurize run`, `trainer train`,
+`trainer evaluate`. What is on disk is the only state, so the same command goes on after any stop.
+"""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from store import UserError
+from store.console import console
+from trainer.variants import AXES, AblateConfig, Ablation, Asking, Need, Point, Run
+
+PYTHON = (sys.executable, "-m")
+
+
+def ablate(config: AblateConfig, dry_run: bool) -> None:
+    """Plan, featurize what is missing, train, ask, and write tables and plots into `output`.
+
+    Args:
+        config: what is varied.
+        dry_run: stop after the plan.
+
+    Raises:
+        UserError: settings, columns or conversations do not fit; nothing has been started then.
+        SystemExit: some runs failed; the others' results are written.
+    """
+    ablation = Ablation(config)
+    _show_columns(ablation)
+    _show_points(ablation)
+    files = _files(config, ablation.missing())
+    for file in files:
+        console.print(f"to be featurized: {_shown(_featurize(config, file))}")
+        estimate = [*PYTHON, "featurize", "plan", "--store", config.store, "--estimate", file, "--dry-run"]
+        console.print(f"what that costs: {_shown(estimate)}")
+        subprocess.run(estimate, check=False)
+    if dry_run:
+        return
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output) as lock:
+        for file in files:
+            if subprocess.run(_featurize(config, file), check=False).returncode:
+                raise UserError(f"field 'featurize': {_shown(_featurize(config, file))} failed")
+        if files:
+            ablation = Ablation(config)
+            for need in ablation.missing():
+                raise UserError(f"field 'featurize': {config.featurize[need.column]} did not make {_said(need)}")
+        work = _Work(ablation, lock)
+        work.all_points()
+    console.print(f"results: {output}/results.md, {output}/results.json, plots beside them")
+    if work.failed:
+        for failure in work.failed:
+            console.print(f"failed: {failure['what']}: {failure['said']} ({failure['log']})", markup=False)
+        raise SystemExit(1)
+
+
+def _files(config: AblateConfig, missing: Sequence[Need]) -> list[str]:
+    """The configurations that make what is missing."""
+    for need in missing:
+        if need.column not in config.featurize:
+            raise UserError(
+                f"field 'featurize': {config.store} does not hold all of {_said(need)}; name the YAML that makes it: "
+                f"featurize.{need.column}=featurize/configs/ablations.yaml, or run python -m featurize run"
+            )
+    return list(dict.fromkeys(config.featurize[need.column] for need in missing))
+
+
+def _said(need: Need) -> str:
+    return f"{need.array} of column {need.column}"
+
+
+def _featurize(config: AblateConfig, file: str) -> list[str]:
+    return [*PYTHON, "featurize", "run", "--store", config.store, "--config", file]
+
+
+def _shown(words: Sequence[str]) -> str:
+    return shlex.join("python" if word == sys.executable else word for word in words)
+
+
+def _show_columns(ablation: Ablation) -> None:
+    table = Table("column", "array", "shards", "", title="What is read")
+    needs = {need for point in ablation.points() for need in ablation.needs(point)}
+    for need in sorted(needs, key=lambda need: (need.column, len(need.array), need.array)):
+        column = ablation.find(need)
+        there, planned = ablation.shards(column) if column else (0, 0)
+        state = "there" if column and there == planned else "to be featurized"
+        shards = f"{there} of {planned}" if column else ""
+        table.add_row(column.name if column else need.column, need.array, shards, state)
+    console.print(table)
+
+
+def _show_points(ablation: Ablation) -> None:
+    config = ablation.config
+    table = Table("axis", "value", "runs", title="What is trained: one axis at a time around the base")
+    base = ", ".join(f"{axis} {ablation.base_value(axis)}" for axis in AXES if ablation.rows(axis))
+    seen: set[str] = set()
+    for point in ablation.points():
+        runs = [run for seed in config.seeds for run in ablation.runs(point, seed)]
+        own = [run for run in runs if run.digest not in seen]
+        seen |= {run.digest for run in own}
+        states = [_state(run) for run in own]
+        said = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        said += [f"{len(runs) - len(own)} shared"] if len(runs) > len(own) else []
+        table.add_row(point.axis or "base", str(point.value or base), ", ".join(said))
+    for sense in config.axes.ask:
+        asked = [name for name in config.benchmarks if sense in ablation.senses(name)]
+        table.add_row("ask", f"{sense} only", f"none: the base's model is asked {', '.join(asked) or 'nothing'}")
+    console.print(table)
+
+
+def _state(run: Run) -> str:
+    if run.checkpoint.is_dir():
+        return "finished"
+    return "stopped" if (run.folder / "steps").is_dir() else "to run"
+
+
+class _Work:
+    """The runs and questions of an ablation, one after the other.
+
+    Attributes:
+        failed: what could not be done, and why.
+    """
+
+    def __init__(self, ablation: Ablation, lock: int) -> None:
+        self.failed: list[dict[str, object]] = []
+        self._ablation, self._lock = ablation, lock
+        self._tried: set[str] = set()
+
+    def all_points(self) -> None:
+        """Every point with every seed; results are written whenever there are new ones."""
+        for seed in self._ablation.config.seeds:
+            for point in self._ablation.points():
+                self._point(point, seed)
+                self._write()
+
+    def _point(self, point: Point, seed: int) -> None:
+        for run in self._ablation.runs(point, seed):
+            if not self._train(run, f"{point}, seed {seed}"):
+                return
+        for asking in self._ablation.askings(point, seed):
+            self._ask(asking)
+
+    def _train(self, run: Run, what: str) -> bool:
+        """Whether a run is finished in the end."""
+        if not run.checkpoint.is_dir() and run.digest not in self._tried:
+            self._tried.add(run.digest)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            settings = run.folder / "train.yaml"
+            settings.write_text(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
+            words = [*(self._ablation.config.launcher or PYTHON), "trainer", "train", str(settings)]
+            console.print(f"{what}: {run.folder}", markup=False)
+            self._start(words, run.folder / "train.log", run.folder.name)
+        finished = run.checkpoint.is_dir()
+        if finished:
+            shutil.rmtree(run.folder / "steps", ignore_errors=True)  # they are as large as three checkpoints each
+        return finished
+
+    def _ask(self, asking: Asking) -> None:
+        if asking.file.exists():
+            return
+        asking.file.parent.mkdir(exist_ok=True)
+        benchmark = self._ablation.config.benchmarks[asking.benchmark]
+        written = asking.file.with_suffix(".part")
+        words = [*PYTHON, "trainer", "evaluate", str(asking.run.checkpoint), self._ablation.config.store]
+        words += [benchmark.conversations, "--out", str(written)]
+        words += ["--ask", asking.sense] if asking.sense else []
+        words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
+        what = f"{asking.run.folder.name}, {asking.file.stem}"
+        if self._start(words, asking.file.with_suffix(".log"), what):
+            os.replace(written, asking.file)
+
+    def _start(self, words: Sequence[str], log: Path, what: str) -> bool:
+        """Run a command with its output in a file; whether it went well."""
+        with open(log, "ab") as output:
+            output.write(f"$ {_shown(words)}\n".encode())
+            output.flush()
+            done = subprocess.run(words, stdout=output, stderr=output, pass_fds=[self._lock], check=False)
+        if done.returncode:
+            said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
+            failure = {"what": what, "said": said, "status": done.returncode, "log": str(log), "command": _shown(words)}
+            self.failed.append(failure)
+        return done.returncode == 0
+
+    def _write(self) -> None:
+        from trainer.results import Results
+
+        Results(self._ablation, self.failed).write(Path(self._ablation.config.output))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Hold a folder; processes that are started with this descriptor hold it too, for as long as they live.
+
+    So where only this process was killed, the same command waits until the stage that it had started has ended, and
+    goes on with what that left.
+    """
+    with open(folder / ".lock", "ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(
+                f"another ablation, or a stage that a killed one has started, is at work in {folder}; waiting"
+            )
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle.fileno()

@@ -1,0 +1,98 @@
+"""Judged answers of evaluations, and what they say: accuracies and losses with intervals, and differences.
+
+Intervals are 95% by bootstrap over media items (what is asked about one item is drawn together), with a fixed seed.
+Answers of several seeds are averaged for each conversation first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.features import PERCEIVES
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
+    """The ratio of two sums over conversations, [n] each, with its interval.
+
+    Args:
+        above: summed above the line.
+        below: summed below it; ones give a mean.
+        groups: conversations of one group are drawn together.
+    """
+    _, owner = np.unique(groups, return_inverse=True)
+    sums = np.stack([np.bincount(owner, above), np.bincount(owner, below)])
+    rng = np.random.default_rng(0)
+    drawn = [sums[:, rng.integers(0, sums.shape[1], sums.shape[1])].sum(1) for _ in range(DRAWS)]
+    low, high = np.percentile([a / b for a, b in drawn], [2.5, 97.5])
+    return Estimate(float(above.sum() / below.sum()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one evaluation judged; each array is [n], in the order of `ids`."""
+
+    ids: list[str]
+    items: list[str]
+    modalities: list[str]
+    exact: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Share of conversations whose answers would all be given word for word."""
+        return bootstrap(self.exact, np.ones_like(self.exact), self.items)
+
+    @property
+    def mean_loss(self) -> Estimate:
+        """Of a response token."""
+        return bootstrap(self.loss, self.tokens, self.items)
+
+    def minus(self, other: "Answers") -> Estimate:
+        """The difference of accuracies over the conversations that both have."""
+        mine, theirs = (answers.only(set(self.ids) & set(other.ids)) for answers in (self, other))
+        return bootstrap(mine.exact - theirs.exact, np.ones_like(mine.exact), mine.items)
+
+    def only(self, chosen: set[str]) -> "Answers":
+        """Those to some conversations, in the order of their ids."""
+        kept = sorted((i for i, id_ in enumerate(self.ids) if id_ in chosen), key=lambda i: self.ids[i])
+        ids, items, modalities = ([values[i] for i in kept] for values in (self.ids, self.items, self.modalities))
+        return Answers(ids, items, modalities, self.exact[kept], self.loss[kept], self.tokens[kept])
+
+    def parts(self) -> dict[str, "Answers"]:
+        """Those of each modality that is there."""
+        by_id = dict(zip(self.ids, self.modalities, strict=True))
+        return {m: self.only({i for i in self.ids if by_id[i] == m}) for m in PERCEIVES if m in self.modalities}
+
+
+def read_answers(report: Mapping[str, Any]) -> Answers:
+    """Of the file that `trainer evaluate --out` wrote."""
+    judged = report["judged"]
+    return Answers(
+        [j["id"] for j in judged],
+        [j["id"] if j["key"] is None else j["key"] for j in judged],
+        [j["modality"] for j in judged],
+        *(np.array([j[name] for j in judged], np.float64) for name in ("exact", "loss", "tokens")),
+    )
+
+
+def averaged(seeds: Sequence[Answers]) -> Answers:
+    """Answers of several seeds as one: means over the seeds, of the conversations that all have."""
+    common = set.intersection(*(set(answers.ids) for answers in seeds))
+    kept = [answers.only(common) for answers in seeds]
+    means = (np.mean([getattr(a, name) for a in kept], axis=0) for name in ("exact", "loss", "tokens"))
+    return Answers(kept[0].ids, kept[0].items, kept[0].modalities, *means)

@@ -1,0 +1,365 @@
+"""What an ablation is made of: points around a base, the runs of each, and the columns that they read."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from store import (
+    Column,
+    Corpus,
+    Settings,
+    Storage,
+    UserError,
+    canonical_json,
+    list_columns,
+    list_conversations,
+    load_conversations,
+    load_settings,
+    parse_settings,
+)
+from trainer.features import Grid
+from trainer.settings import FREE_ON_RESUME, Positive, Sense, TrainConfig
+
+SAVE_EVERY = 100  # steps between saved states, where a stage says none
+# What a run may change and still be that run. Early stopping may follow from `evaluation`, so that does count.
+NOT_IN_DIGEST = (FREE_ON_RESUME - {"evaluation"}) | {"output", "model"}
+Value = str | int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that is varied.
+
+    Attributes:
+        title: of its table.
+        field: of `TrainConfig`; None is not trained, but asked otherwise.
+        stages: those that it changes.
+    """
+
+    title: str
+    field: str | None
+    stages: Literal["all", "first", "last"] = "all"
+
+    def changes(self, number: int, stages: int) -> bool:
+        """Whether it changes the stage of a number, of so many."""
+        return {"all": True, "first": number == 0, "last": number == stages - 1}[self.stages]
+
+
+AXES = {
+    "frames": Axis("Frames T", "frames"),
+    "segments": Axis("Sound segments K", "segments"),
+    "visual": Axis("Visual encoder", "visual"),
+    "audio": Axis("Audio encoder", "audio"),
+    "llm": Axis("LLM", "model", "first"),
+    "strategy": Axis("Strategy of mixing modalities", "schedule", "last"),
+    "ask": Axis("Modalities at inference", None),
+}
+
+
+class Axes(Settings):
+    """The values that are tried, one axis at a time: all else stays as the stages say (the base point).
+
+    Attributes:
+        frames: T, in all stages.
+        segments: K, in all stages.
+        visual: visual columns, in all stages.
+        audio: audio columns, in all stages.
+        llm: LLMs that the first stage begins with.
+        strategy: schedules of the last stage; the ones before it are shared.
+        ask: senses by which alone the base point's model is asked what it is asked by both; nothing is trained.
+    """
+
+    frames: tuple[Positive, ...] = ()
+    segments: tuple[Positive, ...] = ()
+    visual: tuple[str, ...] = ()
+    audio: tuple[str, ...] = ()
+    llm: tuple[str, ...] = ()
+    strategy: tuple[Literal["mat", "pt1", "pt2"], ...] = ()
+    ask: tuple[Sense, ...] = ()
+
+    def values(self, axis: str) -> tuple[Value, ...]:
+        """The values of an axis."""
+        found: tuple[Value, ...] = getattr(self, axis)
+        return found
+
+
+class Benchmark(Settings):
+    """Held-out conversations.
+
+    Attributes:
+        conversations: their name in the store.
+        limit: conversations asked, the first of a fixed shuffled order; None asks all.
+    """
+
+    conversations: str
+    limit: Positive | None = None
+
+
+class AblateConfig(Settings):
+    """Settings of `trainer ablate`.
+
+    Attributes:
+        store: of the columns, of the benchmarks, and of every stage's conversations (in place of what stages name).
+        stages: of every variant, in order: fields of TrainConfig; `base` may name a YAML file that gives the others.
+            Each begins with the checkpoint of the one before it.
+        benchmarks: what every checkpoint is asked, by name; the paper's numbers are shown for the paper's names.
+        axes: what is varied.
+        seeds: each point is trained once with each.
+        output: folder of runs and results.
+        featurize: for columns that may be missing, the YAML of `featurize run` that makes them.
+        launcher: what starts a stage's processes in place of `python -m`, such as [torchrun, --nproc-per-node, 8, -m].
+    """
+
+    store: str
+    stages: Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1)]
+    benchmarks: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Benchmark], Field(min_length=1)
+    ]
+    axes: Axes = Axes()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    output: str
+    featurize: dict[str, str] = Field(default_factory=dict)
+    launcher: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """The base point, or one that differs from it on one axis."""
+
+    axis: str | None = None
+    value: Value | None = None
+
+    def __str__(self) -> str:
+        return f"{self.axis}={self.value}" if self.axis else "base"
+
+
+@dataclass(frozen=True)
+class Need:
+    """An array that a run reads: of which column (as the settings name it), and which."""
+
+    column: str
+    array: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage of one point with one seed; points that differ only in later stages share it.
+
+    Attributes:
+        config: as it is started.
+        digest: of all that its weights follow from: settings, columns, conversations, the run before it.
+    """
+
+    config: TrainConfig
+    digest: str
+
+    @property
+    def folder(self) -> Path:
+        """Of its states and its checkpoint."""
+        return Path(self.config.output)
+
+    @property
+    def checkpoint(self) -> Path:
+        """It appears whole, when the run has finished."""
+        return self.folder / "checkpoint"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A benchmark put to the model of a point.
+
+    Attributes:
+        run: the last of the point's.
+        sense: by which alone what is asked by both is asked; None asks all as it stands.
+        file: what came of it.
+    """
+
+    point: Point
+    seed: int
+    benchmark: str
+    run: Run
+    sense: Sense | None
+    file: Path
+
+
+def base_stages(config: AblateConfig) -> list[TrainConfig]:
+    """The stages at the base point; where they are written, and what the later ones begin with, comes later.
+
+    Raises:
+        UserError: a setting is refused, or the file of a `base` cannot be read.
+    """
+    stages = []
+    for number, fields in enumerate(config.stages):
+        given: dict[str, Any] = {"output": "", **({"model": ""} if number else {})}
+        if base := fields.get("base"):
+            given |= load_settings(TrainConfig, str(base)).model_dump(mode="json", exclude_unset=True)
+        given |= {name: value for name, value in fields.items() if name != "base"}
+        stages.append(parse_settings(TrainConfig, given, f"field 'stages.{number}'"))
+    return stages
+
+
+class Ablation:
+    """The points, runs and questions of a configuration over a store as it is now.
+
+    Raises:
+        UserError: a stage's settings are refused, or the store lacks conversations.
+    """
+
+    def __init__(self, config: AblateConfig) -> None:
+        self.config = config
+        self._storage = Storage(config.store)
+        self._columns = list_columns(self._storage)
+        self._shards = len(Corpus.load(self._storage).shards)
+        self._conversations: dict[str, str] = {}
+        self._senses: dict[str, list[Sense]] = {}
+        self._stages = base_stages(config)
+        for benchmark in config.benchmarks.values():
+            self._conversations_digest(benchmark.conversations)
+
+    def base_value(self, axis: str) -> Value:
+        """Where the base point lies on an axis that is trained."""
+        field = AXES[axis].field
+        assert field
+        value = getattr(self._stages[-1 if AXES[axis].stages == "last" else 0], field)
+        return value if isinstance(value, int | str) else "none" if value is None else "phases"
+
+    def points(self) -> list[Point]:
+        """The base point, and those around it."""
+        return [Point(), *dict.fromkeys(p for axis in AXES for _, p in self.rows(axis) if p.axis)]
+
+    def rows(self, axis: str) -> list[tuple[Value, Point]]:
+        """The values of a trained axis that have a row in its table, each with its point; none if it is not varied."""
+        if AXES[axis].field is None or not self.config.axes.values(axis):
+            return []
+        base = self.base_value(axis)
+        values = dict.fromkeys(self.config.axes.values(axis))
+        rows = [(value, Point() if value == base else Point(axis, value)) for value in values]
+        return rows if base in values else [(base, Point()), *rows]
+
+    def needs(self, point: Point) -> list[Need]:
+        """The arrays that the runs of a point read."""
+        found: list[Need] = []
+        for stage in self._at(point):
+            stored = Grid(stage.frames, stage.segments).stored
+            if stage.visual:
+                found.append(Need(stage.visual, stored["spatial"]))
+            if stage.audio:
+                found.append(Need(stage.audio, stored["audio"]))
+        return list(dict.fromkeys(found))
+
+    def find(self, need: Need) -> Column | None:
+        """The column that holds an array, or None.
+
+        Raises:
+            UserError: several hold it.
+        """
+        named = [c for c in self._columns if need.column in (c.name, c.spec.name) and need.array in c.spec.features]
+        if len(named) > 1:
+            names = ", ".join(column.name for column in named)
+            raise UserError(f"{self.config.store}: several columns hold {need.array}: {names}; name one of these")
+        return named[0] if named else None
+
+    def shards(self, column: Column) -> tuple[int, int]:
+        """How many shards a column has, and how many there are."""
+        return len(column.shards()), self._shards
+
+    def missing(self) -> list[Need]:
+        """The arrays that no column holds whole."""
+        wanted = dict.fromkeys(need for point in self.points() for need in self.needs(point))
+        return [need for need in wanted if not self._holds(need)]
+
+    def _holds(self, need: Need) -> bool:
+        column = self.find(need)
+        if column is None:
+            return False
+        there, planned = self.shards(column)
+        return there == planned
+
+    def runs(self, point: Point, seed: int) -> list[Run]:
+        """The stages of a point, in order."""
+        runs: list[Run] = []
+        for stage in self._at(point):
+            columns = self._column_names(stage)
+            model = {"model": runs[-1].digest if runs else stage.model}
+            settings = stage.model_copy(update={"seed": seed, **columns})
+            dumped = settings.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+            sources = [*stage.sources, *(stage.evaluation.sources if stage.evaluation else ())]
+            said = {s.conversations: self._conversations_digest(s.conversations) for s in sources}
+            digest = _digest(dumped, model, said)
+            llm = Path(runs[0].config.model if runs else stage.model).name
+            name = [f"stage{stage.stage}", llm, stage.visual, stage.audio, f"t{stage.frames}", f"k{stage.segments}"]
+            name += [stage.schedule if isinstance(stage.schedule, str) else "phases", f"seed{seed}"]
+            placed = {
+                "output": str(Path(self.config.output) / "runs" / f"{'-'.join(filter(None, name))}.{digest}"),
+                "model": str(runs[-1].checkpoint) if runs else stage.model,
+            }
+            runs.append(Run(settings.model_copy(update=placed), digest))
+        return runs
+
+    def askings(self, point: Point, seed: int) -> list[Asking]:
+        """What the model of a point is asked."""
+        run = self.runs(point, seed)[-1]
+        return [
+            Asking(point, seed, name, run, sense, self._answers(run, name, sense))
+            for name in self.config.benchmarks
+            for sense in (None, *(() if point.axis else self.senses(name)))
+        ]
+
+    def senses(self, benchmark: str) -> list[Sense]:
+        """Those of the axis by which alone something in a benchmark can be asked."""
+        wanted = list(dict.fromkeys(self.config.axes.ask))
+        if benchmark not in self._senses:
+            from trainer.data import asked_by  # brings torch, which planning needs for nothing else
+
+            name = self.config.benchmarks[benchmark].conversations
+            asked = load_conversations(self._storage, name) if wanted else []
+            self._senses[benchmark] = [sense for sense in wanted if any(asked_by(sense, c) for c in asked)]
+        return self._senses[benchmark]
+
+    def _answers(self, run: Run, name: str, sense: Sense | None) -> Path:
+        benchmark = self.config.benchmarks[name]
+        digest = _digest(self._conversations_digest(benchmark.conversations), benchmark.limit)
+        return run.folder / "answers" / f"{name}.{sense or 'as-asked'}.{digest}.json"
+
+    def _at(self, point: Point) -> Iterator[TrainConfig]:
+        """The stages of a point, over the ablation's store."""
+        axis = AXES[point.axis] if point.axis else None
+        for number, stage in enumerate(self._stages):
+            moved = {"store": self.config.store}
+            changes: dict[str, Any] = {
+                "sources": tuple(source.model_copy(update=moved) for source in stage.sources),
+                "overwrite": False,
+                "save_every": stage.save_every or SAVE_EVERY,
+            }
+            if stage.evaluation:
+                sources = tuple(source.model_copy(update=moved) for source in stage.evaluation.sources)
+                changes["evaluation"] = stage.evaluation.model_copy(update={"sources": sources})
+            if axis and axis.field and axis.changes(number, len(self._stages)):
+                changes[axis.field] = point.value
+            yield stage.model_copy(update=changes)
+
+    def _column_names(self, stage: TrainConfig) -> dict[str, str | None]:
+        """The columns of a stage by their full names, so that a run's settings say which digest it read."""
+        stored = Grid(stage.frames, stage.segments).stored
+        found = {}
+        for field, name, array in (("visual", stage.visual, "spatial"), ("audio", stage.audio, "audio")):
+            column = self.find(Need(name, stored[array])) if name else None
+            found[field] = column.name if column else name
+        return found
+
+    def _conversations_digest(self, name: str) -> str:
+        if name not in self._conversations:
+            if name not in (there := list_conversations(self._storage)):
+                has = ", ".join(there) or "none"
+                raise UserError(f"{self.config.store}: there are no conversations {name!r}; it has: {has}")
+            content = self._storage.read(f"conversations/{name}.parquet")
+            self._conversations[name] = hashlib.sha256(content).hexdigest()
+        return self._conversations[name]
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(canonical_json(values)).hexdigest()[:8]
