@@ -20,6 +20,9 @@ def train(
     ranks: Annotated[int | None, typer.Option(min=1, help="Of a dry run: processes a launcher would start.")] = None,
     device: Annotated[str | None, typer.Option(help="Of a dry run: a GPU, such as H100; else what is here.")] = None,
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Of a dry run: assumed model FLOP utilization.")] = 0.4,
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="Of a dry run without data: how many, of the paper's lengths.")
+    ] = None,
 ) -> None:
     """Run one stage of training; a run that stopped goes on from its last saved state."""
     from trainer.settings import TrainConfig
@@ -28,7 +31,7 @@ def train(
     if dry_run:
         from trainer import estimate
 
-        estimate.dry_run(settings, ranks, device, mfu)
+        estimate.dry_run(settings, ranks, device, mfu, conversations)
     else:
         from trainer import stage
 

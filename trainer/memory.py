@@ -5,7 +5,6 @@ every byte that would be alive is counted. What DeepSpeed keeps beside the model
 `runtime/zero/stage_1_and_2.py` and `stage3.py`) allocates it.
 """
 
-import os
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,11 +47,6 @@ def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> A
     return model
 
 
-def shards_state(config: TrainConfig, ranks: int | None) -> bool:
-    """Whether DeepSpeed runs the steps: `zero` is set and a launcher starts so many ranks."""
-    return config.zero is not None and (ranks is not None or "RANK" in os.environ)
-
-
 @dataclass(frozen=True)
 class Parameters:
     """Numbers of weights.
@@ -62,8 +56,6 @@ class Parameters:
         llm: of the LLM, adapters included.
         adapters: of the LLM's, those that were added to it.
         trained: of both.
-        groups: trained weights of each of the optimizer's groups.
-        largest: the largest trained tensor.
         bytes: of all weights and buffers, as one process of plain torch keeps them.
     """
 
@@ -71,8 +63,6 @@ class Parameters:
     llm: int
     adapters: int
     trained: int
-    groups: tuple[int, ...]
-    largest: int
     bytes: int
 
     @property
@@ -83,15 +73,11 @@ class Parameters:
     @classmethod
     def of(cls, model: AudioVisualLM) -> "Parameters":
         """Count a model's weights."""
-        trained = [p.numel() for p in model.parameters() if p.requires_grad]
-        groups = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model.projectors, model.llm)]
         return cls(
             projectors=sum(p.numel() for p in model.projectors.parameters()),
             llm=sum(p.numel() for p in model.llm.parameters()),
             adapters=sum(p.numel() for name, p in model.llm.named_parameters() if ".lora_" in name),
-            trained=sum(trained),
-            groups=tuple(n for n in groups if n),
-            largest=max(trained),
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
             bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
         )
 
@@ -177,58 +163,47 @@ def pass_without_data(config: TrainConfig, shape: Any, widths: Mapping[str, int]
         return pass_bytes(model, batch, config.precision == "bfloat16" and not sharded)
 
 
-Bytes = tuple[float, float, float, float]
+Bytes = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a rank holds as it starts, between steps, in a pass, and as the optimizer steps.
+    """Bytes that a rank holds.
 
     Attributes:
-        device: by what holds them.
-        host: by what holds them, of one rank.
+        device: by what holds them: as the rank starts, in a pass, and as the optimizer steps.
+        starting: of the host, as the rank starts.
+        training: of the host, in training.
     """
 
     device: dict[str, Bytes]
-    host: dict[str, Bytes]
+    starting: float
+    training: float
 
     @property
-    def on_device(self) -> Bytes:
-        """All told."""
-        return _total(self.device)
-
-    @property
-    def on_host(self) -> Bytes:
-        """All told."""
-        return _total(self.host)
-
-
-def _total(rows: dict[str, Bytes]) -> Bytes:
-    start, kept, passing, stepping = (sum(column) for column in zip(*rows.values(), strict=True))
-    return start, kept, passing, stepping
+    def totals(self) -> list[float]:
+        """All that the device holds, as the rank starts, in a pass, and as the optimizer steps."""
+        return [sum(column) for column in zip(*self.device.values(), strict=True)]
 
 
 def plain_memory(config: TrainConfig, found: Parameters, activations: float) -> Memory:
     """Of one process of plain torch: what is trained, gradients and moments are float32."""
     weights, moments, gradients = found.bytes, MOMENTS * found.trained, 4 * found.trained
     device: dict[str, Bytes] = {
-        "weights": (weights, weights, weights, weights),
-        "moments": (0, moments, moments, moments),
-        "gradients": (0, 0, gradients, gradients),
-        "activations": (0, 0, activations, 0),
+        "weights": (weights, weights, weights),
+        "moments": (0, moments, moments),
+        "gradients": (0, gradients, gradients),
+        "activations": (0, activations, 0),
     }
-    return Memory(device, _host(config, weights, found.trained))
+    return Memory(device, weights, _copied(config, found.trained))
 
 
-def _host(config: TrainConfig, read: float, trained: float) -> dict[str, Bytes]:
-    """What a rank takes of its host without offload: it reads a model of so many bytes, and keeps `trained` weights."""
-    saved = (MASTER + MOMENTS) * trained if config.save_every else 0
-    return {"the model, as it is read": (read, 0, 0, 0), "a state that is saved": (0, saved, saved, saved)}
+def _copied(config: TrainConfig, trained: float) -> float:
+    """Bytes of the copy of a rank's trained weights and moments that is made to be saved."""
+    return (MASTER + MOMENTS) * trained if config.save_every else 0
 
 
-def zero_memory(
-    config: TrainConfig, found: Parameters, activations: float, ranks: int, passes: int, gpu: bool
-) -> Memory:
+def zero_memory(config: TrainConfig, found: Parameters, activations: float, ranks: int, passes: int) -> Memory:
     """Of one of several ranks of DeepSpeed.
 
     Args:
@@ -237,40 +212,34 @@ def zero_memory(
         activations: bytes of a pass.
         ranks: W.
         passes: of a step; gradients are summed up over them.
-        gpu: whether the device is one; its communication is overlapped, by a second bucket.
     """
     assert config.zero is not None
-    stage, offload, size = config.zero.stage, config.zero.offload, precision(config).itemsize
-    whole, trained, group = size * found.all, found.trained / ranks, max(found.groups) / ranks
-    states = (MASTER + MOMENTS) * trained
+    stage, size = config.zero.stage, precision(config).itemsize
+    whole, trained = size * found.all, found.trained / ranks  # weights of this rank's part
     bucket, reduced = size * BUCKET, size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
-    sums = size * trained  # gradients of this rank's part
-    more = passes > 1
-    device: dict[str, Bytes]
+    states, own = (MASTER + MOMENTS) * trained, size * trained  # gradients of this rank's part
+    host = size * found.llm + 4 * found.projectors, _copied(config, trained)
+    weights: Bytes
     if stage == 3:
-        shard, stepped = whole / ranks, (size + 4) * min(group, SUB_GROUP)
-        weights = (whole + shard, shard, shard + size * min(found.all, LIVE), shard)
-        gradients = (sums, sums, sums, sums + stepped)
-        buckets = (0, bucket, bucket + reduced, bucket)
+        gathered = size * min(found.all, LIVE) if ranks > 1 else 0
+        weights = (whole, whole / ranks + gathered, whole / ranks)  # it goes to the device whole, to be cut there
+        gradients = [own, own + (size + 4) * min(trained, SUB_GROUP)]
+        buckets = (0, bucket + reduced, bucket)
     else:
-        stepped = (size + 4) * group
-        own = size * found.trained if stage == 1 else sums  # summed up over passes
-        weights = (whole + size * max(found.groups), whole, whole, whole)
-        gradients = (0, 0, sums + own * more, sums + stepped)
-        buckets = (0, 0, bucket * (2 if gpu else 1) + reduced, 0)
-    host = _host(config, size * found.llm + 4 * found.projectors, trained)
-    if offload:
-        moved = states + 4 * trained + sums * (stage == 3 or more) + sums * (stage < 3)  # and a copy of the weights
-        host["originals, moments, gradients"] = (0, moved, moved, moved)
+        summed = (size * found.trained if stage == 1 else own) if passes > 1 else 0
+        weights = (whole, whole, whole)
+        gradients = [own + summed, own + (size + 4) * trained]
+        buckets = (0, 2 * bucket + reduced, 0)  # the second one for overlapped communication
+    if config.zero.offload:
+        kept = own * (stage == 3 or passes > 1) + own * (stage < 3)  # gradients, and a copy of the weights
+        host = host[0], host[1] + states + 4 * trained + kept
         states = 0
-        gradients = (0, 0, size * found.trained * (stage == 1 and more), 0)
-        largest = size * found.largest * (stage < 3)
-        buckets = (buckets[0], buckets[1] + largest, buckets[2] + largest, buckets[3] + largest)
-    device = {
+        gradients = [size * found.trained if stage == 1 and passes > 1 else 0, 0]
+    device: dict[str, Bytes] = {
         "weights": weights,
-        "originals and moments": (states * MASTER / (MASTER + MOMENTS), states, states, states),
-        "gradients": gradients,
+        "originals and moments": (0, states, states),
+        "gradients": (0, gradients[0], gradients[1]),
         "buckets": buckets,
-        "activations": (0, 0, activations, 0),
+        "activations": (0, activations, 0),
     }
-    return Memory(device, host)
+    return Memory(device, *host)
