@@ -16,15 +16,26 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="field=value, such a
 def train(
     config: Annotated[str, typer.Argument(help="YAML of TrainConfig.")],
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained on, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would train on and take, and stop.")] = False,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Of a dry run: processes a launcher would start.")] = None,
+    device: Annotated[str | None, typer.Option(help="Of a dry run: a GPU, such as H100; else what is here.")] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Of a dry run: assumed model FLOP utilization.")] = 0.4,
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="Of a dry run without data: how many, of the paper's lengths.")
+    ] = None,
 ) -> None:
     """Run one stage of training; a run that stopped goes on from its last saved state."""
     from trainer.settings import TrainConfig
 
     settings = load_settings(TrainConfig, config, overrides or ())
-    from trainer import stage
+    if dry_run:
+        from trainer import estimate
 
-    (stage.dry_run if dry_run else stage.train)(settings)
+        estimate.dry_run(settings, ranks, device, mfu, conversations)
+    else:
+        from trainer import stage
+
+        stage.train(settings)
 
 
 @app.command()

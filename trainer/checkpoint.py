@@ -212,24 +212,36 @@ def is_checkpoint(model: str) -> bool:
     return (Path(model) / FOLDER / "config.json").is_file()
 
 
-def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[Any, Any]:
-    """An LLM of the Llama family and its tokenizer, from a folder or a hub.
+def load_shape(model: str) -> tuple[Any, Any]:
+    """The configuration of an LLM of the Llama family and its tokenizer, from a folder or a hub.
 
     Raises:
-        UserError: it cannot be found, or reads no embeddings as a Llama does.
+        UserError: it cannot be found, or its tokenizer does not do.
     """
     if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
         raise UserError(f"field 'model': {model}: no such folder")
     try:
-        config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"field 'model': {model}: {' '.join(str(error).split())[:300]}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
+    return config, tokenizer
+
+
+def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[Any, Any]:
+    """An LLM of the Llama family and its tokenizer, from a folder or a hub.
+
+    Raises:
+        UserError: it cannot be found, or its tokenizer does not do.
+    """
+    config, tokenizer = load_shape(model)
+    try:
         llm = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, attn_implementation=attention, use_safetensors=True, config=config
         )
     except (OSError, ValueError) as error:
         raise UserError(f"field 'model': {model}: {' '.join(str(error).split())[:300]}") from None
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
     return llm, tokenizer
 
 

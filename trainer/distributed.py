@@ -304,15 +304,15 @@ def uses_deepspeed(config: TrainConfig) -> bool:
     return config.zero is not None and "RANK" in os.environ
 
 
-def check_world(config: TrainConfig) -> None:
-    """Refuse what cannot be shared out evenly.
+def check_world(config: TrainConfig, ranks: int | None = None) -> None:
+    """Refuse what cannot be shared out evenly over `ranks`, or those that were started.
 
     Raises:
         UserError: several ranks without ZeRO, or a global batch that the ranks do not divide.
     """
-    ranks = world_size()
+    ranks = ranks or world_size()
     if ranks > 1 and config.zero is None:
-        raise UserError(f"field 'zero': {ranks} processes were started; set zero.stage to 1, 2 or 3")
+        raise UserError(f"field 'zero': {ranks} processes share the steps; set zero.stage to 1, 2 or 3")
     if config.global_batch % ranks:
         raise UserError(f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks")
 

@@ -6,14 +6,35 @@ checkpointing computes again is not counted. A frozen LLM needs half a backward 
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-PEAK = {  # dense bfloat16 operations a second, by a part of the device's name (vendors' data sheets)
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12,
-    "A40": 150e12, "V100": 125e12,
-}  # fmt: skip
+
+class Device(NamedTuple):
+    """What a rank runs on, by the vendor's data sheet.
+
+    Attributes:
+        name: a part of what the driver calls it.
+        peak: dense bfloat16 operations a second.
+        memory: bytes.
+    """
+
+    name: str
+    peak: float
+    memory: float
+
+
+DEVICES = (
+    Device("H200", 989e12, 141e9),
+    Device("H100 PCIe", 756e12, 80e9),
+    Device("H100", 989e12, 80e9),
+    Device("A100", 312e12, 80e9),
+    Device("L40S", 362e12, 48e9),
+    Device("RTX 4090", 165e12, 24e9),
+    Device("A40", 150e12, 48e9),
+    Device("V100", 125e12, 32e9),
+)
 
 
 def forward_flops(config: Any, lengths: Sequence[int], targets: int) -> float:
@@ -46,9 +67,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """What a device does at best, operations a second: from its data sheet, else as a matrix product shows."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK.items():
-            if part in name and dtype == torch.bfloat16:
-                return peak
+        for known in DEVICES:
+            if known.name in name and dtype == torch.bfloat16:
+                return known.peak
     side = 8192 if device.type == "cuda" else 1536
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = 0.0

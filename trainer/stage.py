@@ -184,20 +184,6 @@ def _ahead(data: TrainingData, config: TrainConfig, engine: Engine, first: int) 
             yield ready
 
 
-def dry_run(config: TrainConfig) -> None:
-    """Join conversations with columns and say what a run would do.
-
-    Raises:
-        UserError: as `train` does.
-    """
-    check_world(config)
-    _, tokenizer = load_llm(config.model, precision(config))
-    data = TrainingData(config, tokenizer)
-    check_lengths(config, data)
-    _held_out(config)
-    report_data(data, config)
-
-
 def train(config: TrainConfig) -> None:
     """Run a stage, or go on with it where it stopped, and leave its checkpoint in `<output>/checkpoint`.
 
@@ -214,7 +200,7 @@ def train(config: TrainConfig) -> None:
     llm, tokenizer = load_llm(config.model, precision(config))
     data = TrainingData(config, tokenizer)
     check_lengths(config, data)
-    held_out = _held_out(config)
+    held_out = held_out_of(config)
     saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
     if saved:
         check_same_run(saved, config, data.identity)
@@ -264,7 +250,8 @@ def check_lengths(config: TrainConfig, data: TrainingData) -> None:
         raise UserError(f"field 'max_tokens': {config.max_tokens}; an item's features alone take {rows} rows")
 
 
-def _held_out(config: TrainConfig) -> HeldOut | None:
+def held_out_of(config: TrainConfig) -> HeldOut | None:
+    """The held-out conversations of a run, if it has any."""
     if config.evaluation is None:
         return None
     grid = Grid(config.frames, config.segments)

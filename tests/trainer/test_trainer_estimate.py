@@ -1,0 +1,155 @@
+"""What a dry run promises: counts, bytes and hours, against real parts and hand computation."""
+
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from store import UserError, load_settings, parse_settings
+from trainer.checkpoint import load_llm
+from trainer.estimate import device_of, dry_run, estimate, load_of
+from trainer.flops import forward_flops
+from trainer.memory import BUCKET, Parameters, build_shape, pass_bytes, pass_without_data, plain_memory, zero_memory
+from trainer.model import AudioVisualLM
+from trainer.settings import TrainConfig
+from trainer.shapes import column_widths, llm_shape, paper_conversations
+from trainer.stage import choose_trained
+
+REPO = Path(__file__).parents[2]
+CONFIGS = REPO / "trainer" / "configs"
+ROWS = re.findall(
+    r"^\| `(\S+\.yaml) ?(.*?)` \| (\d+) x (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$",
+    (REPO / "docs" / "recipes.md").read_text(),
+    re.MULTILINE,
+)
+SETTINGS = {
+    "stage": 2,
+    "model": "nothing",
+    "sources": [{"store": "nowhere", "conversations": "none"}],
+    "visual": "clip-vit-s-32",
+    "audio": "clap-htsat-tiny",
+    "frames": 4,
+    "segments": 1,
+    "output": "nowhere",
+    "global_batch": 8,
+    "steps": 3,
+    "lr": 1e-3,
+    "batch_tokens": 2048,
+}
+
+
+def settings(**changes):
+    return parse_settings(TrainConfig, SETTINGS | changes, "test")
+
+
+@functools.cache
+def held(file, words):
+    """Weights, and bytes of a pass, that rows of the table share."""
+    config = load_settings(TrainConfig, CONFIGS / file, words)
+    shape, widths = llm_shape(config.model), column_widths(config)
+    load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, 1)
+    activations = pass_without_data(config, shape, widths, load.fullest, config.zero is not None)
+    return Parameters.of(build_shape(config, shape, widths)), activations
+
+
+def test_every_configuration_that_describes_a_run_is_in_the_table():
+    assert {row[0] for row in ROWS} == {p.name for p in CONFIGS.glob("*.yaml") if not p.stem.startswith("ablate")}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(row[:4]))
+def test_recipes_are_what_a_dry_run_says_and_fit(row):
+    file, overrides, ranks, device, weights, trained, memory, host, hours = row
+    words, ranks, device = overrides.split(), int(ranks), device_of(device, torch.bfloat16)
+    config = load_settings(TrainConfig, CONFIGS / file, words)
+    shape, widths = llm_shape(config.model), column_widths(config)
+    load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, ranks)
+    parameters, activations = held(file, tuple(word for word in words if not word.startswith("zero")))
+    steps = config.steps or -(-1_680_000 * int(config.epochs) // config.global_batch)
+    sharded = config.zero is not None
+    found = estimate(config, parameters, load, activations, steps, ranks, sharded, device, 0.4)
+    assert (f"{parameters.all:,}", f"{parameters.trained:,}") == (weights, trained)
+    assert f"{max(found.memory.totals) / 1e9:.1f}" == memory
+    assert f"{ranks * max(found.memory.starting, found.memory.training) / 1e9:.0f}" == host
+    assert f"{found.hours:.1f}" == hours
+    assert max(found.memory.totals) < 0.92 * device.memory
+
+
+@pytest.mark.parametrize(("size", "count"), [("7b", 6_738_415_616), ("13b", 13_015_864_320)])
+def test_vicuna_has_the_published_number_of_weights(size, count):
+    config = load_settings(TrainConfig, CONFIGS / "stage1.yaml", [f"model=lmsys/vicuna-{size}-v1.5"])
+    assert Parameters.of(build_shape(config, llm_shape(config.model), column_widths(config))).llm == count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stage": 1}, {}, {"gradient_checkpointing": True}, {"lora": {"rank": 4}}, {"precision": "float32"}],
+    ids=str,
+)
+def test_a_pass_without_data_takes_what_a_real_one_takes(tiny_llm, changes):
+    config = settings(model=str(tiny_llm), **changes)
+    shape, widths = AutoConfig.from_pretrained(tiny_llm), column_widths(config)
+    batch = load_of([paper_conversations(config, 8)], config, shape, widths, 1).fullest
+    dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
+    model = AudioVisualLM(load_llm(str(tiny_llm), dtype)[0], widths)
+    choose_trained(config, model)
+    real = pass_bytes(model, batch, config.precision == "bfloat16")
+    assert pass_without_data(config, shape, widths, batch, False) == pytest.approx(real, rel=0.01)
+
+
+def test_memory_by_hand():
+    """A model of 1,000 weights in bfloat16, 400 of them trained, a pass of 50 bytes."""
+    found = Parameters(projectors=100, llm=900, adapters=0, trained=400, bytes=2_800)
+    plain = plain_memory(settings(), found, 50)
+    assert plain.totals == [2_800, 2_800 + 3_200 + 1_600 + 50, 2_800 + 3_200 + 1_600]
+    two = zero_memory(settings(zero={"stage": 2}), found, 50, 2, 1)
+    assert two.totals == [2_000, 2_000 + 2_400 + 400 + 4 * BUCKET + 800 + 50, 2_000 + 2_400 + 400 + 1_200]
+    three = zero_memory(settings(zero={"stage": 3}), found, 50, 2, 1)
+    assert three.totals == [
+        2_000,
+        1_000 + 2_000 + 2_400 + 400 + 2 * BUCKET + 800 + 50,
+        1_000 + 2_400 + 400 + 1_200 + 2 * BUCKET,
+    ]
+    offloaded = zero_memory(settings(zero={"stage": 2, "offload": True}), found, 50, 2, 1)
+    assert offloaded.totals[2] == 2_000
+    assert offloaded.training == 2_400 + 800 + 400
+
+
+def test_operations_are_those_that_torch_counts(tiny_llm):
+    """Without attention's square, of which torch counts the half that a causal mask leaves out too."""
+    config = settings(model=str(tiny_llm), precision="float32")
+    shape, widths = AutoConfig.from_pretrained(tiny_llm), column_widths(config)
+    batch = load_of([paper_conversations(config, 8)], config, shape, widths, 1).fullest
+    model = AudioVisualLM(load_llm(str(tiny_llm), torch.float32)[0], widths)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.llm(
+            input_ids=batch.ids[None], position_ids=batch.positions[None], packing=batch.packing, logits_to_keep=1
+        )
+    by_kind = counter.get_flop_counts()["Global"]
+    products = sum(count for kind, count in by_kind.items() if "attention" not in str(kind))
+    ours = forward_flops(shape, batch.packing.lengths, 1)
+    squares = sum(n * n for n in batch.packing.lengths)
+    attention = shape.num_hidden_layers * 2 * shape.hidden_size * squares
+    assert ours - attention == products
+
+
+def test_an_unknown_gpu_and_an_unknown_column_are_named():
+    with pytest.raises(UserError, match="--device H900: known are H200"):
+        device_of("H900", torch.bfloat16)
+    with pytest.raises(UserError, match="clip-other"):
+        column_widths(SimpleNamespace(visual="clip-other", audio=None))
+
+
+def test_a_dry_run_reads_the_store_and_writes_nothing(feature_store, tiny_llm, tmp_path, capsys):
+    source = {"store": str(feature_store), "conversations": "mixed"}
+    columns = {"visual": "clip-tiny", "audio": "clap-tiny", "segments": 2}
+    out = tmp_path / "run"
+    dry_run(settings(model=str(tiny_llm), sources=[source], output=str(out), **columns), device="A40")
+    said = capsys.readouterr().out
+    assert "usable conversations" in said
+    assert "fits:" in said
+    assert not (out / "checkpoint").exists()

@@ -1,0 +1,228 @@
+"""What a run will take, before any GPU is taken: memory, hours, bytes of a saved state (`train --dry-run`)."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from store import UserError
+from store.console import console
+from trainer.batch import Batch, Sample, pack, share_out
+from trainer.checkpoint import load_shape
+from trainer.data import TrainingData
+from trainer.distributed import check_world, is_first, uses_deepspeed, world_size
+from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
+from trainer.memory import (
+    MASTER,
+    MOMENTS,
+    Memory,
+    Parameters,
+    build_shape,
+    pass_without_data,
+    plain_memory,
+    zero_memory,
+)
+from trainer.settings import TrainConfig
+from trainer.shapes import column_widths, llm_shape, paper_conversations
+from trainer.stage import check_lengths, held_out_of, precision, report_data
+
+SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation
+SAMPLED = 512  # conversations that lengths are taken of
+RANKS_A_NODE = 8
+
+
+def device_of(name: str | None, dtype: torch.dtype) -> Device:
+    """A GPU of the data sheets; without a name the first one of this machine, or its processor.
+
+    Raises:
+        UserError: none of that name.
+    """
+    if name:
+        for device in DEVICES:
+            if device.name.lower() == name.lower():
+                return device
+        raise UserError(f"--device {name}: known are {', '.join(device.name for device in DEVICES)}")
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return Device(found.name, peak_flops(torch.device("cuda"), dtype), found.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device("this processor", peak_flops(torch.device("cpu"), dtype), memory)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What steps are made of, from a sample of them.
+
+    Attributes:
+        rows: of a conversation, on average.
+        flops: of training on a conversation, on average.
+        passes: of a step, the most of any rank.
+        fullest: a pass that is as full as they become.
+    """
+
+    rows: float
+    flops: float
+    passes: int
+    fullest: Batch
+
+
+def load_of(
+    batches: Sequence[Sequence[Sample]], config: TrainConfig, shape: Any, widths: dict[str, int], ranks: int
+) -> Load:
+    """What global batches take.
+
+    Args:
+        batches: some of a run's.
+        config: of the run.
+        shape: of the LLM.
+        widths: of each feature.
+        ranks: that share each batch.
+    """
+    share, samples = config.global_batch // ranks, [sample for batch in batches for sample in batch]
+    lengths = [min(len(sample.tokens.ids), config.max_tokens) for sample in samples]
+    shares = [lengths[first : first + share] for first in range(0, len(lengths), share)]
+    targets = sum(sum(sample.tokens.answers[: config.max_tokens]) for sample in samples)
+    flops = step_flops(forward_flops(shape, lengths, targets), config.stage == 2 and not config.lora)
+    repeated = lengths * (1 + 2 * config.batch_tokens // sum(lengths))  # so that some pass becomes full
+    filled = share_out(repeated, config.batch_tokens)
+    fullest = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
+    return Load(
+        rows=sum(lengths) / len(samples),
+        flops=flops / len(samples),
+        passes=max(len(share_out(part, config.batch_tokens)) for part in shares),
+        fullest=pack([samples[i % len(samples)] for i in fullest], widths, config.max_tokens),
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        memory: of a rank.
+        hours: of all its steps.
+        state: bytes of a saved state.
+        checkpoint: bytes of the checkpoint.
+    """
+
+    memory: Memory
+    hours: float
+    state: int
+    checkpoint: int
+
+
+def estimate(
+    config: TrainConfig,
+    parameters: Parameters,
+    load: Load,
+    activations: float,
+    steps: int,
+    ranks: int,
+    sharded: bool,
+    device: Device,
+    mfu: float,
+) -> Estimate:
+    """What a run takes of each rank's device and host, and how long.
+
+    Args:
+        config: of the run.
+        parameters: of the model.
+        load: of the run's steps.
+        activations: bytes of a full pass.
+        steps: of the run.
+        ranks: W.
+        sharded: DeepSpeed runs the steps.
+        device: of a rank.
+        mfu: share of the device's operations at best that go into the model.
+    """
+    if sharded:
+        memory = zero_memory(config, parameters, activations, ranks, load.passes)
+    else:
+        memory = plain_memory(config, parameters, activations)
+    return Estimate(
+        memory=memory,
+        hours=steps * config.global_batch * load.flops / (ranks * device.peak * mfu) / 3600,
+        state=(MASTER + MOMENTS) * parameters.trained,
+        checkpoint=precision(config).itemsize * (parameters.llm - parameters.adapters) + 4 * parameters.projectors,
+    )
+
+
+def dry_run(
+    config: TrainConfig,
+    ranks: int | None = None,
+    device: str | None = None,
+    mfu: float = 0.4,
+    conversations: int | None = None,
+) -> None:
+    """Say what a run would do and take. No weights are read.
+
+    Args:
+        config: of the run.
+        ranks: that a launcher would start; None for those it did start, or one process of plain torch.
+        device: a GPU of the data sheets; None for what is here.
+        mfu: assumed share of the device's operations at best that go into the model.
+        conversations: so many of the paper's kinds in place of the sources; None joins those with their columns.
+
+    Raises:
+        UserError: as `train` does.
+    """
+    check_world(config, ranks)
+    sharded = uses_deepspeed(config) or (ranks is not None and config.zero is not None)
+    chosen, ranks = device_of(device, precision(config)), ranks or world_size()
+    if conversations:
+        shape, widths = llm_shape(config.model) or load_shape(config.model)[0], column_widths(config)
+        batches = [paper_conversations(config, config.global_batch)]
+        steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
+    else:
+        shape, tokenizer = load_shape(config.model)
+        data = TrainingData(config, tokenizer)
+        check_lengths(config, data)
+        held_out_of(config)
+        widths, steps = data.widths, data.steps
+        count = min(steps, -(-SAMPLED // config.global_batch))
+        batches = [data.samples(number * steps // count, 0, 1) for number in range(count)] if is_first() else []
+    if not is_first():
+        return
+    if not conversations:
+        report_data(data, config)
+    load = load_of(batches, config, shape, widths, ranks)
+    parameters = Parameters.of(build_shape(config, shape, widths))
+    activations = pass_without_data(config, shape, widths, load.fullest, sharded)
+    found = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
+    _show_memory(found, ranks)
+    console.print(f"{parameters.all:,} weights, of which {parameters.trained:,} are trained")
+    console.print(
+        f"{load.rows:.0f} rows a conversation, {len(load.fullest.ids)} in a full pass, at most {load.passes} passes a "
+        f"step; {steps} steps take {found.hours:.1f} h on {ranks} x {chosen.name} at an assumed MFU of {mfu}"
+    )
+    console.print(verdict(max(found.memory.totals), chosen))
+
+
+def _show_memory(found: Estimate, ranks: int) -> None:
+    table = Table("GB of each rank's device", "at the start", "in a pass", "in a step")
+    for name, row in found.memory.device.items():
+        table.add_row(name, *(f"{size / 1e9:.2f}" for size in row))
+    table.add_section()
+    table.add_row("all", *(f"{size / 1e9:.2f}" for size in found.memory.totals))
+    console.print(table)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
+    console.print(
+        f"host memory of {local} ranks: {local * found.memory.starting / 1e9:.1f} GB as they start, "
+        f"{local * found.memory.training / 1e9:.1f} GB in training; a saved state takes {found.state / 1e9:.2f} GB of "
+        f"disk, the checkpoint {found.checkpoint / 1e9:.2f} GB"
+    )
+
+
+def verdict(need: float, device: Device) -> str:
+    """Whether a rank fits its device."""
+    said = f"{need / 1e9:.1f} of {device.memory / 1e9:.0f} GB of {device.name}"
+    if need <= device.memory * (1 - SPARE):
+        return f"fits: {said}"
+    return (
+        f"does not fit: {said}, of which {SPARE:.0%} are left for CUDA and NCCL; what helps: "
+        "gradient_checkpointing=true, fewer batch_tokens, more ranks, zero.stage=3, zero.offload=true, lora"
+    )

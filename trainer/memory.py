@@ -1,0 +1,245 @@
+"""Memory of a run: the bytes that a rank's device and its host hold.
+
+The model is built without weights and a full pass is run on tensors without data (torch's FakeTensorMode), in which
+every byte that would be alive is counted. What DeepSpeed keeps beside the model is counted as its code (0.19,
+`runtime/zero/stage_1_and_2.py` and `stage3.py`) allocates it.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM
+
+from trainer.attention import NAME as PACKED
+from trainer.batch import Batch
+from trainer.model import AudioVisualLM
+from trainer.settings import TrainConfig
+from trainer.stage import choose_trained, precision
+
+# DeepSpeed's defaults, in elements (runtime/zero/config.py)
+BUCKET = 500_000_000  # gradients that are reduced at once
+LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered
+SUB_GROUP = 1_000_000_000  # weights that ZeRO-3 updates at once
+MASTER = 4  # bytes of the float32 original of a trained weight
+MOMENTS = 8  # bytes of AdamW's two moments of it
+
+
+def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> AudioVisualLM:
+    """The model of a run on the meta device: what is trained and in which dtype, but no weights.
+
+    Args:
+        config: of the run.
+        shape: configuration of the LLM.
+        widths: the width D of each feature.
+    """
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            shape, dtype=precision(config), attn_implementation=PACKED
+        )
+        model = AudioVisualLM(llm, widths)
+        choose_trained(config.model_copy(update={"compile": False}), model)
+    return model
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights.
+
+    Attributes:
+        projectors: of the three linear layers.
+        llm: of the LLM, adapters included.
+        adapters: of the LLM's, those that were added to it.
+        trained: of both.
+        bytes: of all weights and buffers, as one process of plain torch keeps them.
+    """
+
+    projectors: int
+    llm: int
+    adapters: int
+    trained: int
+    bytes: int
+
+    @property
+    def all(self) -> int:
+        """Of the model."""
+        return self.projectors + self.llm
+
+    @classmethod
+    def of(cls, model: AudioVisualLM) -> "Parameters":
+        """Count a model's weights."""
+        return cls(
+            projectors=sum(p.numel() for p in model.projectors.parameters()),
+            llm=sum(p.numel() for p in model.llm.parameters()),
+            adapters=sum(p.numel() for name, p in model.llm.named_parameters() if ".lora_" in name),
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            bytes=sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+        )
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, beside those given to it.
+
+    Attributes:
+        now: bytes.
+        peak: the most there were.
+    """
+
+    def __init__(self, given: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        for tensor in given:
+            self._known[tensor.untyped_storage()] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                size = self._known[storage] = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, size)
+        return made
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
+    """The most bytes that forward and backward of one pass hold, beside weights and weights' gradients.
+
+    Args:
+        model: its gradients are dropped as soon as they are there.
+        batch: a pass, on the model's device.
+        autocast: compute in bfloat16 what is kept in float32.
+    """
+    trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(_drop) for p in trained]
+    with (
+        Alive([*model.parameters(), *model.buffers()]) as alive,
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        loss: torch.Tensor = model(batch)
+    with alive:
+        loss.backward()  # type: ignore[no-untyped-call]
+    for handle in handles:
+        handle.remove()
+    peak: int = alive.peak
+    return peak
+
+
+def _drop(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def pass_without_data(config: TrainConfig, shape: Any, widths: Mapping[str, int], batch: Batch, sharded: bool) -> int:
+    """`pass_bytes` of a model without weights on tensors without data.
+
+    Attention goes the way of torch's own kernel, which takes no less than flash-attn's.
+
+    Args:
+        config: of the run.
+        shape: configuration of the LLM.
+        widths: the width D of each feature.
+        batch: a pass.
+        sharded: DeepSpeed runs it: all weights have the precision of the arithmetic.
+    """
+    model = build_shape(config, shape, widths)
+    if sharded:
+        model.to(precision(config))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        return pass_bytes(model, batch, config.precision == "bfloat16" and not sharded)
+
+
+Bytes = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a rank holds.
+
+    Attributes:
+        device: by what holds them: as the rank starts, in a pass, and as the optimizer steps.
+        starting: of the host, as the rank starts.
+        training: of the host, in training.
+    """
+
+    device: dict[str, Bytes]
+    starting: float
+    training: float
+
+    @property
+    def totals(self) -> list[float]:
+        """All that the device holds, as the rank starts, in a pass, and as the optimizer steps."""
+        return [sum(column) for column in zip(*self.device.values(), strict=True)]
+
+
+def plain_memory(config: TrainConfig, found: Parameters, activations: float) -> Memory:
+    """Of one process of plain torch: what is trained, gradients and moments are float32."""
+    weights, moments, gradients = found.bytes, MOMENTS * found.trained, 4 * found.trained
+    device: dict[str, Bytes] = {
+        "weights": (weights, weights, weights),
+        "moments": (0, moments, moments),
+        "gradients": (0, gradients, gradients),
+        "activations": (0, activations, 0),
+    }
+    return Memory(device, weights, _copied(config, found.trained))
+
+
+def _copied(config: TrainConfig, trained: float) -> float:
+    """Bytes of the copy of a rank's trained weights and moments that is made to be saved."""
+    return (MASTER + MOMENTS) * trained if config.save_every else 0
+
+
+def zero_memory(config: TrainConfig, found: Parameters, activations: float, ranks: int, passes: int) -> Memory:
+    """Of one of several ranks of DeepSpeed.
+
+    Args:
+        config: of the run, with `zero`.
+        found: of the model.
+        activations: bytes of a pass.
+        ranks: W.
+        passes: of a step; gradients are summed up over them.
+    """
+    assert config.zero is not None
+    stage, size = config.zero.stage, precision(config).itemsize
+    whole, trained = size * found.all, found.trained / ranks  # weights of this rank's part
+    bucket, reduced = size * BUCKET, size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
+    states, own = (MASTER + MOMENTS) * trained, size * trained  # gradients of this rank's part
+    host = size * found.llm + 4 * found.projectors, _copied(config, trained)
+    weights: Bytes
+    if stage == 3:
+        gathered = size * min(found.all, LIVE) if ranks > 1 else 0
+        weights = (whole, whole / ranks + gathered, whole / ranks)  # it goes to the device whole, to be cut there
+        gradients = [own, own + (size + 4) * min(trained, SUB_GROUP)]
+        buckets = (0, bucket + reduced, bucket)
+    else:
+        summed = (size * found.trained if stage == 1 else own) if passes > 1 else 0
+        weights = (whole, whole, whole)
+        gradients = [own + summed, own + (size + 4) * trained]
+        buckets = (0, 2 * bucket + reduced, 0)  # the second one for overlapped communication
+    if config.zero.offload:
+        kept = own * (stage == 3 or passes > 1) + own * (stage < 3)  # gradients, and a copy of the weights
+        host = host[0], host[1] + states + 4 * trained + kept
+        states = 0
+        gradients = [size * found.trained if stage == 1 and passes > 1 else 0, 0]
+    device: dict[str, Bytes] = {
+        "weights": weights,
+        "originals and moments": (0, states, states),
+        "gradients": (0, gradients[0], gradients[1]),
+        "buckets": buckets,
+        "activations": (0, activations, 0),
+    }
+    return Memory(device, *host)
