@@ -188,7 +188,7 @@ def dry_run(
     if not is_first():
         return
     if not conversations:
-        report_data(data, config)
+        report_data(data, config, write=False)
     load = load_of(batches, config, shape, widths, ranks)
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded)

@@ -62,17 +62,24 @@ class RankBatch:
     lengths: list[int]
 
 
-def report_data(data: TrainingData, config: TrainConfig) -> None:
-    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter."""
+def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> None:
+    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter.
+
+    Args:
+        data: of the run.
+        config: of the run.
+        write: that file.
+    """
     counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
     console.print(f"{data.size} usable conversations ({counts})")
     if data.left_out:
         reasons = Counter(each.reason for each in data.left_out)
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         path = Path(config.output) / "left_out.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
-        console.print(f"{len(data.left_out)} conversations left out ({counts}): {path}")
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
+        console.print(f"{len(data.left_out)} conversations left out ({counts}){f': {path}' if write else ''}")
     columns = ", ".join(spec.folder for spec in data.specs.values())
     console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
 
