@@ -39,6 +39,8 @@ bench: $(BENCH)/.done
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
 	$(BUSY) -m benchmarks.featurizing nested
+	$(PY) -m benchmarks.training packed
+	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online
 
 clean:
