@@ -23,20 +23,22 @@ def tied_llm(tiny_llm, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tied_stage2(feature_store, tied_llm):
-    """Stage 2 on that LLM, with several passes in a step."""
+def tiny_run(feature_store, tiny_llm):
+    """Settings of a run on the small store, without `stage` and `steps`."""
     return {
-        "stage": 2,
-        "model": str(tied_llm),
+        "model": str(tiny_llm),
         "sources": [{"store": str(feature_store), "conversations": "mixed"}],
         "visual": "clip-tiny",
         "audio": "clap-tiny",
         "frames": 4,
         "segments": 2,
         "global_batch": 8,
-        "steps": 6,
         "lr": 5e-3,
         "precision": "float32",
-        "batch_tokens": 256,
-        "max_tokens": 256,
     }
+
+
+@pytest.fixture(scope="session")
+def tied_stage2(tiny_run, tied_llm):
+    """Stage 2 on that LLM, with several passes in a step."""
+    return tiny_run | {"stage": 2, "steps": 6, "model": str(tied_llm), "batch_tokens": 256, "max_tokens": 256}

@@ -183,6 +183,7 @@ def test_compiled_layers_change_nothing_but_rounding(tiny_llm, samples, checkpoi
         model = AudioVisualLM(llm, WIDTHS)
         settings = {"compile": compiled, "gradient_checkpointing": checkpointing}
         choose_trained(TrainConfig(**BASE, **settings), model)
+        assert all((layer._compiled_call_impl is not None) == compiled for layer in llm.base_model.layers)
         values = []
         for count in (2, 4, 3):
             with torch._dynamo.config.patch(error_on_recompile=count != 2):

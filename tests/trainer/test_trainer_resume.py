@@ -26,23 +26,8 @@ STEPS = 10 * KILLS + 4
 
 
 @pytest.fixture(scope="module")
-def base(feature_store, tiny_llm):
-    return {
-        "stage": 2,
-        "model": str(tiny_llm),
-        "sources": [{"store": str(feature_store), "conversations": "mixed"}],
-        "visual": "clip-tiny",
-        "audio": "clap-tiny",
-        "frames": 4,
-        "segments": 2,
-        "global_batch": 8,
-        "steps": STEPS,
-        "lr": 5e-3,
-        "precision": "float32",
-        "batch_tokens": 256,
-        "max_tokens": 256,
-        "save_every": 3,
-    }
+def base(tiny_run):
+    return tiny_run | {"stage": 2, "steps": STEPS, "batch_tokens": 256, "max_tokens": 256, "save_every": 3}
 
 
 def start(config: Path, processes: int) -> subprocess.Popen:

@@ -23,20 +23,8 @@ CONFIGS = sorted(p for p in (REPO / "trainer" / "configs").glob("*.yaml") if not
 
 
 @pytest.fixture(scope="module")
-def base(feature_store, tiny_llm):
-    return {
-        "stage": 1,
-        "model": str(tiny_llm),
-        "sources": [{"store": str(feature_store), "conversations": "mixed"}],
-        "visual": "clip-tiny",
-        "audio": "clap-tiny",
-        "frames": 4,
-        "segments": 2,
-        "global_batch": 8,
-        "steps": 10,
-        "lr": 5e-3,
-        "precision": "float32",
-    }
+def base(tiny_run):
+    return tiny_run | {"stage": 1, "steps": 10}
 
 
 def run(settings, output):
