@@ -166,7 +166,11 @@ def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, step
     words = (setup, folder, threads, stage, model, steps)
     children = [Child(online, *words), Child(cached, *words)]
     try:
-        turns = [[child.turn() for child in children] for _ in range(steps)]
+        turns = []
+        for step in range(steps):  # each begins as often as the other
+            first = step % 2
+            pair = {n: children[n].turn() for n in (first, 1 - first)}
+            turns.append((pair[0], pair[1]))
     finally:
         for child in children:
             child.end()

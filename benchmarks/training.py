@@ -13,6 +13,7 @@ Valley (arXiv 2306.07207), and the paper's own instructions. Their turns and wor
 the sets' sizes on disk and their papers tell: Poisson turns, log-normal words.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -441,11 +442,17 @@ def usual_trainer(config: TrainConfig, micro: int) -> dict[str, list[float]]:
     return {"seconds": np.diff(ends).tolist(), "loss": losses}
 
 
+OURS, COMPILED, TRAINER = "avllm", "avllm, compiled", "Trainer"
+
+
 @app.command(hidden=True)
 def contender(name: str, stage: int, model: Path, folder: Path, batch: int, micro: int, steps: int) -> None:
     """One run in this process: prints what each step took, its loss, and the peak of memory, as JSON."""
     config = configuration(stage, model, str(folder), str(folder / f"{name}-{stage}"), batch, steps)
-    found: dict[str, Any] = {**(our_trainer(config) if name == "avllm" else usual_trainer(config, micro))}
+    if name == TRAINER:
+        found: dict[str, Any] = {**usual_trainer(config, micro)}
+    else:
+        found = {**our_trainer(config.model_copy(update={"compile": name == COMPILED}))}
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps(found))
 
@@ -458,9 +465,9 @@ def trainer(
     rounds: Annotated[int, typer.Option(help="Runs of each trainer and stage, in turns.")] = 2,
     model: Model = SMOLLM,
 ) -> None:
-    """Print samples a second of both stages, ours and a Hugging Face Trainer's, and our data-wait share."""
+    """Print samples a second of both stages, ours (plain and compiled) and a Hugging Face Trainer's; our data wait."""
     make_llm(model)
-    names = ("avllm", "Trainer")
+    names = (OURS, COMPILED, TRAINER)
     found: dict[tuple[int, str], list[dict[str, Any]]] = {(stage, name): [] for stage in (1, 2) for name in names}
     with tempfile.TemporaryDirectory() as folder, Meter("running", rounds * len(found), "runs") as meter:
         write_store(Path(folder), max(64, batch * steps))
@@ -470,7 +477,7 @@ def trainer(
                 found[stage, name].append(_child("contender", *words))
                 meter.advance(1, f"stage {stage}, {name}")
     _machine(f"SmolLM2-135M, bfloat16, {batch} conversations a step, {steps - 1} steps measured in {rounds} runs")
-    table = Table("stage", "trainer", "seconds a step", "samples/s", "peak GB", "data wait", "first loss")
+    table = Table("stage", "trainer", "seconds a step", "samples/s", "first step", "peak GB", "data wait", "first loss")
     medians: dict[tuple[int, str], float] = {}
     for (stage, name), runs in found.items():
         medians[stage, name] = middle = statistics.median(s for run in runs for s in run["seconds"][1:])
@@ -480,20 +487,21 @@ def trainer(
             name,
             f"{middle:.2f}",
             f"{batch / middle:.2f}",
+            f"{statistics.median(run['seconds'][0] for run in runs):.1f} s",
             f"{max(run['peak'] for run in runs):.1f}",
             f"{statistics.median(waits):.2%}" if waits else "",
             f"{runs[0]['loss'][0]:.4f}",
         )
     console.print(table)
-    for stage in (1, 2):
+    for stage, name in itertools.product((1, 2), (OURS, COMPILED)):
         ratios = [
             theirs / mine
-            for a, b in zip(found[stage, "avllm"], found[stage, "Trainer"], strict=True)
+            for a, b in zip(found[stage, name], found[stage, TRAINER], strict=True)
             for mine, theirs in zip(a["seconds"][1:], b["seconds"][1:], strict=True)
         ]
         console.print(
-            f"stage {stage}: avllm is {statistics.median(ratios):.2f} times as fast on the same step (median; "
-            f"{min(ratios):.2f} - {max(ratios):.2f})"
+            f"stage {stage}: {name} is {statistics.median(ratios):.2f} times as fast as the Trainer on the same step "
+            f"(median; {min(ratios):.2f} - {max(ratios):.2f})"
         )
 
 
