@@ -41,7 +41,8 @@ bench: $(BENCH)/.done
 	$(BUSY) -m benchmarks.featurizing nested
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
-	$(BUSY) -m benchmarks.online
+	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
+	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 12
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info

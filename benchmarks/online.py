@@ -101,7 +101,7 @@ def _serve(pipe: Connection, work: Callable[..., Iterator[Done]], words: Sequenc
 @app.command()
 def race(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETUPS)}; all if not given.")] = None,
-    steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 3,
+    steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 4,
     epoch: Annotated[int, typer.Option(help="Items of the epoch whose hours are told.")] = 100_000,
     threads: Annotated[int, typer.Option(help="Torch and decoding threads.")] = os.cpu_count() or 1,
     model: Annotated[Path, typer.Option(help="The LLM; made of a package if it is not there.")] = Path("build/smollm2"),
