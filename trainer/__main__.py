@@ -12,6 +12,11 @@ app = make_app("Train projectors and LLM on cached features.")
 Overrides = Annotated[list[str] | None, typer.Argument(help="field=value, such as lr=1e-3.")]
 
 
+@app.callback()
+def launched(local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None) -> None:
+    """Train projectors and LLM on cached features."""  # DeepSpeed's launcher adds the option; LOCAL_RANK says the same
+
+
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="YAML of TrainConfig.")],

@@ -107,7 +107,7 @@ class TrainConfig(Settings):
         lora: adapters that stage 2 trains in place of the LLM's own weights.
         freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.
-        compile: torch.compile for the LLM's layers.
+        compile: torch.compile for the LLM's layers: faster, less memory, a slower first step; losses equal to rounding.
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.

@@ -1,8 +1,10 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -126,29 +128,55 @@ def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, t
         run(base, tmp_path / "x")
 
 
-def two_processes(config):
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer", "train", str(config)]
+def launch(config, *launchers):
+    """Train under launchers that run side by side, as on so many nodes."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, "-m", *words], env=env, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    scripts = Path(sys.executable).parent
+    started = []
+    for number, (script, *words) in enumerate(launchers):
+        with open(config.with_suffix(f".{number}.log"), "w") as log:
+            call = [scripts / script, *words, "trainer", "train", str(config)]
+            started.append(subprocess.Popen(call, env=env, stdout=log, stderr=log, cwd=config.parent))
+    ended = [launcher.wait(timeout=600) for launcher in started]
+    assert not any(ended), "".join(log.read_text() for log in config.parent.glob("*.log"))
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, zero, tmp_path):
-    """ZeRO shares out the work; it must not change the run."""
+def torchrun(port):
+    """A machine with two processes."""
+    return [["torchrun", "--standalone", "--nproc-per-node=2", "-m"]]
+
+
+def torchrun_nodes(port):
+    """Two nodes with a process each."""
+    words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "-m"]
+    return [["torchrun", *words]] * 2
+
+
+def deepspeed(port):
+    """A machine with two processes."""
+    return [["deepspeed", "--num_accelerators=2", f"--master_port={port}", "--module"]]
+
+
+@pytest.fixture
+def port():
+    with closing(socket.create_server(("127.0.0.1", 0))) as held:
+        return held.getsockname()[1]
+
+
+@pytest.mark.parametrize(("zero", "launchers"), [(2, deepspeed), (3, torchrun_nodes)])
+def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, zero, launchers, port, tmp_path):
+    """ZeRO shares out the work; neither it nor who starts the processes must change the run."""
     settings = {**base, "stage": 2, "model": str(stage1[0] / "checkpoint"), "output": str(tmp_path / "zero")}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**settings, "zero": {"stage": zero}}))
-    two_processes(config)
+    launch(config, *launchers(port))
     assert losses(tmp_path / "zero") == pytest.approx(stage2[1], rel=1e-3)
     plain, sharded = (load_checkpoint(f / "checkpoint", torch.float32)[0] for f in (stage2[0], tmp_path / "zero"))
     for (name, a), (_, b) in zip(plain.named_parameters(), sharded.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3, msg=name)
 
 
-def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, tmp_path):
+def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, port, tmp_path):
     """ZeRO-3, two processes, 50 steps: one gets sights only, the other sounds only; the run is that of one process."""
     mixture = {"visual": 1, "audio": 1}
     settings = {**base, "stage": 2, "mixture": mixture, "global_batch": 2, "steps": 50, "zero": {"stage": 3}}
@@ -159,7 +187,7 @@ def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, t
     assert shares == [{"0.visual"}, {"0.audio"}]
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**settings, "output": str(tmp_path / "zero")}))
-    two_processes(config)
+    launch(config, *torchrun(port))
     alone = run(settings, tmp_path / "alone")
     assert losses(tmp_path / "zero") == pytest.approx(alone, rel=1e-3)
     assert losses(tmp_path / "zero")[-1] < losses(tmp_path / "zero")[0]
