@@ -49,7 +49,7 @@ app = make_app("How time and memory grow with items and shards.")
 def plan(folder: Path, items: int, per_shard: int) -> None:
     """The corpus, and its file."""
     corpus = Corpus()
-    corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video", i) for i in range(items)], per_shard)
+    corpus.append((Candidate(f"{i}.mp4", f"/{i}.mp4", "video", i) for i in range(items)), per_shard)
     corpus.save(Storage(folder))
 
 
@@ -159,7 +159,7 @@ def report(what: str, sizes: tuple[int, ...], points: list[dict[str, dict[str, f
 
 @app.command()
 def growth(
-    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 5,
     out: Annotated[Path | None, typer.Option(help="A folder for growth.json and growth.png.")] = None,
 ) -> None:
     """Print seconds and peak of memory of plan, write, open, an epoch and verify at each size."""

@@ -2,15 +2,16 @@
 
     make bench            # in an environment of its own, for some peers pin older versions than the project takes
 
-Each contender is a process of its own that runs one epoch when told to; rounds are interleaved, so that a busy moment
-hits all alike, and ratios are taken within a round. Data lie in the file cache: this measures software, not the disk.
-Worker processes are kept between epochs and started before the clock.
+Each contender is a process of its own that runs one epoch when told to; rounds are interleaved, each in an order of its
+own, so that a busy moment hits all alike, and ratios are taken within a round. Data lie in the file cache: this
+measures software, not the disk. Worker processes are kept between epochs and started before the clock.
 """
 
 import copy
 import importlib.metadata
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from rich.table import Table
 from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
 from store import Candidate, ColumnReader, ColumnSpec, Corpus, Feature, Storage, Stream, create_column, open_column
 from store.console import Meter, console, make_app, run
+from store.stream import page_aligned
 
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 COLUMN = "clip-vit-l-14"
@@ -64,7 +66,7 @@ def ceiling(folder: Path, threads: int) -> Callable[[], Callable[[], int]]:
     """The tars' bytes into reused buffers of a batch's size, one for each thread, and nothing else."""
     tars = sorted((folder / "columns").glob("*/*.tar"))
     size = BATCH * sum(2 * rows * width for rows, width in SHAPES.values())
-    buffers = [bytearray(size) for _ in range(max(1, threads))]
+    buffers = [page_aligned(size).data for _ in range(max(1, threads))]
 
     def read(part: int) -> int:
         for tar in tars[part :: len(buffers)]:
@@ -174,7 +176,7 @@ class Child:
 @app.command()
 def streaming(
     items: Annotated[int, typer.Option(help="Items of 590 kB, a multiple of 64.")] = 1024,
-    rounds: Annotated[int, typer.Option(help="Epochs of each, interleaved.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Epochs of each, in turns; each round has an order of its own.")] = 9,
     only: Annotated[list[str] | None, typer.Option(help="Contenders; all if not given.")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the data are written, and left; temporary if not given.")
@@ -195,8 +197,10 @@ def streaming(
                 children[-1].wait()
                 meter.advance(1, name)
         with Meter("measuring", rounds, "rounds") as meter:
-            for _ in range(rounds):
-                rates.append([child.rate(items) for child in children])
+            for number in range(rounds):
+                turns = random.Random(number).sample(range(len(children)), len(children))
+                found = {turn: children[turn].rate(items) for turn in turns}
+                rates.append([found[turn] for turn in sorted(found)])
                 meter.advance(1, "")
     finally:
         for child in children:

@@ -50,7 +50,7 @@ class MediaItem:
     bytes: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A media file that a source names, before it has a key and a place. `name` is what its key is made from."""
 

@@ -3,6 +3,7 @@
 Legend: B items of a batch, F features, R rows, D the width of a row.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,8 +95,13 @@ class _Slot:
         return held[:size]
 
 
-def _plain_memory(size: int) -> NDArray[np.uint8]:
-    return np.empty(size, np.uint8)
+def page_aligned(size: int) -> NDArray[np.uint8]:
+    """Memory that begins with a page, uint8 [size].
+
+    numpy's begins 16 bytes behind one, and there an AMD EPYC copied out of files half as fast.
+    """
+    memory = np.empty(size + mmap.PAGESIZE, np.uint8)
+    return memory[-memory.ctypes.data % mmap.PAGESIZE :][:size]
 
 
 class Stream:
@@ -127,7 +133,7 @@ class Stream:
         keys: Sequence[str | None],
         features: Sequence[str] | None = None,
         tolerate: int = 0,
-        allocate: Allocate = _plain_memory,
+        allocate: Allocate = page_aligned,
     ) -> None:
         self._readers, self._keys = readers, keys
         self._tolerate, self._allocate = tolerate, allocate

@@ -10,7 +10,6 @@ from store.reader import ColumnReader
 
 OPEN_FILES = 256  # tars held open
 GAP = 16 << 10  # bytes between two arrays that are read and thrown away sooner than a second call is made
-RUN = 1 << 20  # bytes of one call, so that checksums find them in the processor's cache
 ARRAYS = 256  # of one call; the kernel takes 1024 buffers
 
 
@@ -123,10 +122,10 @@ def _runs(wanted: list[Wanted]) -> Iterator[list[Wanted]]:
     run: list[Wanted] = []
     for array in wanted:
         if run:
-            last, first = run[-1], run[0]
+            last = run[-1]
             gap = array.offset - last.offset - len(last.into)
             near = last[:2] == array[:2] and 0 <= gap <= GAP
-            if not near or len(run) == ARRAYS or array.offset - first.offset + len(array.into) > RUN:
+            if not near or len(run) == ARRAYS:
                 yield run
                 run = []
         run.append(array)

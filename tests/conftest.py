@@ -105,7 +105,7 @@ RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
-    """A folder of good and bad media files."""
+    """A folder of good media files; every test of a process shares it, so none writes there."""
     folder = tmp_path_factory.mktemp("media")
     write_clip(folder / "red-loud.mp4", [RED] * 8 + [GREEN] * 8, tone(440, 1.6))
     write_clip(folder / "blue-loud.mp4", [BLUE] * 16, tone(880, 1.6))

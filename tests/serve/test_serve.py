@@ -25,7 +25,7 @@ def trained(python, tmp_path_factory, media, tiny_llm):
     for token in ("<VIS>", "<AUD>", "<AUD_VIS>"):
         said = [{"from": "human", "value": f"What? {token}"}, {"from": "gpt", "value": "red"}]
         talk.append({"id": token, "video": "red-loud.mp4", "conversations": said})
-    (media / "talk.json").write_text(json.dumps(talk))
+    (folder / "talk.json").write_text(json.dumps(talk))
     train = {
         "stage": 1,
         "model": str(tiny_llm),
@@ -42,7 +42,7 @@ def trained(python, tmp_path_factory, media, tiny_llm):
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(train))
     for words in (
-        ("featurize", "plan", media / "talk.json", media, "--store", folder / "store"),
+        ("featurize", "plan", folder / "talk.json", media, "--media-root", media, "--store", folder / "store"),
         ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
         ("trainer", "train", folder / "train.yaml"),
     ):
