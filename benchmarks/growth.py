@@ -159,7 +159,7 @@ def report(what: str, sizes: tuple[int, ...], points: list[dict[str, dict[str, f
 
 @app.command()
 def growth(
-    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A folder for growth.json and growth.png.")] = None,
 ) -> None:
     """Print seconds and peak of memory of plan, write, open, an epoch and verify at each size."""
