@@ -112,7 +112,8 @@ class Corpus:
             shard, position = divmod(new, shard_size)
             self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
             new += 1
-        self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
+        if seen:
+            self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
         return new
 
     def save(self, storage: Storage) -> None:

@@ -73,12 +73,11 @@ class Chaos:
         return status is None
 
     def kill(self) -> None:
-        what = self.random.choice(["driver", "worker", "worker", "node"])
-        getattr(self, f"kill_{what}")()
-        self.done[what] += 1
+        getattr(self, f"kill_{self.random.choice(['driver', 'worker', 'worker', 'node'])}")()
 
     def kill_driver(self) -> None:
         self.driver.send_signal(signal.SIGKILL)
+        self.done["driver"] += 1
         self.driver.wait()
         self.start()
 
@@ -86,12 +85,14 @@ class Chaos:
         workers = [child for child in psutil.Process().children(recursive=True) if _is_worker(child)]
         if workers:
             self.random.choice(workers).kill()
+            self.done["worker"] += 1
         else:  # none is up yet
             self.kill_driver()
 
     def kill_node(self) -> None:
         victim = self.nodes.pop(self.random.randrange(len(self.nodes)))
         self.cluster.remove_node(victim, allow_graceful=False)
+        self.done["node"] += 1
         self.nodes.append(self.add_node())
 
     def close(self) -> None:
