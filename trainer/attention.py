@@ -1,8 +1,9 @@
 """Attention over packed rows: each conversation attends to its own earlier positions and to nothing else.
 
 flash-attn's variable-length kernel serves where it imports and the tensors fit it. Elsewhere each conversation goes
-through torch's causal attention by itself: so nothing is padded, and none is charged for a longer one's square. Both
-give the same numbers up to rounding.
+through torch's causal attention by itself: so nothing is padded, and none is charged for a longer one's square. On CPUs
+torch's kernel takes long for gradients in bfloat16, so there short conversations go through plain products of matrices.
+All give the same numbers up to rounding.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ except ImportError:
     flash_attn_varlen_func = None
 
 NAME = "packed"  # of this attention in a Hugging Face configuration
+SHORT = 768  # positions up to which products of matrices are faster than torch's kernel on CPUs in bfloat16
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,37 @@ def torch_attention(
 ) -> torch.Tensor:
     """The path of torch's own attention."""
     queries, keys, values = (torch.split(x, list(packing.lengths), 2) for x in (query, key, value))
+    by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
     mixed = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        product_attention(q, k, v, scaling)
+        if by_products and q.shape[2] <= SHORT
+        else F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         for q, k, v in zip(queries, keys, values, strict=True)
     ]
     return torch.cat([x.transpose(1, 2) for x in mixed], 1)
+
+
+def product_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Causal attention of one conversation, written out: the query heads of a key head are rows of one product.
+
+    Args:
+        query: [1, heads, L, head_dim].
+        key: [1, key_value_heads, L, head_dim].
+        value: as `key`.
+        scaling: of the scores.
+
+    Returns:
+        [1, heads, L, head_dim].
+    """
+    _, heads, length, width = query.shape
+    groups = key.shape[1]
+    rows = query.reshape(groups, -1, width)
+    later = query.new_full((length, length), -torch.inf).triu(1)
+    mask = later.repeat(heads // groups, 1).expand(groups, -1, -1)
+    scores = torch.baddbmm(mask, rows, key[0].transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
+    return torch.bmm(scores.softmax(-1), value[0]).reshape(query.shape)
 
 
 def flash_attention(

@@ -158,6 +158,24 @@ def test_torch_attention_equals_each_sample_alone():
         start += length
 
 
+@pytest.mark.parametrize("length", [1, 5, 300, attention.SHORT, attention.SHORT + 1])
+def test_attention_in_bfloat16_is_that_in_float64_up_to_rounding(length, monkeypatch):
+    """Values and gradients, on either side of the length up to which products of matrices are taken."""
+    torch.manual_seed(0)
+    query, key, value, wanted = (torch.randn(1, h, length, 64).bfloat16() for h in (6, 2, 2, 6))
+    found, calls = [], []
+    written_out = attention.product_attention
+    monkeypatch.setattr(attention, "product_attention", lambda *given: calls.append(0) or written_out(*given))
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+        mixed = torch_attention(*inputs, Packing.of([length]), 0.2)
+        mixed.backward(wanted.transpose(1, 2).to(dtype))
+        found.append([mixed.detach(), *(x.grad for x in inputs)])
+    assert len(calls) == (length <= attention.SHORT)
+    for exact, rounded in zip(*found, strict=True):
+        assert (rounded.double() - exact).norm() <= 0.01 * exact.norm() + 1e-6
+
+
 def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monkeypatch):
     """Stage 2 keeps float32 weights: rows that stayed float32 under autocast would shut flash-attn's kernel out."""
     llm, _ = load_llm(str(tiny_llm), torch.float32)
