@@ -21,6 +21,7 @@ except ImportError:
     flash_attn_varlen_func = None
 
 NAME = "packed"  # of this attention in a Hugging Face configuration
+KERNEL = "packed_by_kernel"  # the same as a GPU runs it, whatever the tensors lie on: for estimates of memory
 SHORT = 768  # positions up to which products of matrices are faster than torch's kernel on CPUs in bfloat16
 
 
@@ -76,12 +77,32 @@ def packed_attention(
     return torch_attention(query, key, value, packing, scaling), None
 
 
+def kernel_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """`packed_attention` by torch's kernel alone, which takes no less memory than flash-attn's."""
+    return torch_attention(query, key, value, packing, scaling, by_kernel=True), None
+
+
 def torch_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    scaling: float | None,
+    by_kernel: bool = False,
 ) -> torch.Tensor:
-    """The path of torch's own attention."""
+    """The path of torch's own attention; `by_kernel` alone, or by products of matrices where they are faster."""
     queries, keys, values = (torch.split(x, list(packing.lengths), 2) for x in (query, key, value))
-    by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    by_products = not by_kernel and query.device.type == "cpu" and query.dtype == torch.bfloat16
     mixed = [
         product_attention(q, k, v, scaling)
         if by_products and q.shape[2] <= SHORT
@@ -131,4 +152,5 @@ def flash_attention(
 
 
 # Lengths differ in every pass: compiled, each would be a program of its own.
-AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
+for name, function in ((NAME, packed_attention), (KERNEL, kernel_attention)):
+    AttentionInterface.register(name, torch.compiler.disable(function))  # type: ignore[no-untyped-call]

@@ -30,6 +30,7 @@ from trainer.settings import TrainConfig
 from trainer.shapes import column_widths, llm_shape, paper_conversations
 from trainer.stage import check_lengths, held_out_of, precision, report_data
 
+PROCESSOR = "this processor"
 SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation
 SAMPLED = 512  # conversations that lengths are taken of
 RANKS_A_NODE = 8
@@ -50,7 +51,7 @@ def device_of(name: str | None, dtype: torch.dtype) -> Device:
         found = torch.cuda.get_device_properties(0)
         return Device(found.name, peak_flops(torch.device("cuda"), dtype), found.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("this processor", peak_flops(torch.device("cpu"), dtype), memory)
+    return Device(PROCESSOR, peak_flops(torch.device("cpu"), dtype), memory)
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def dry_run(
         report_data(data, config, write=False)
     load = load_of(batches, config, shape, widths, ranks)
     parameters = Parameters.of(build_shape(config, shape, widths))
-    activations = pass_without_data(config, shape, widths, load.fullest, sharded)
+    activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
     found = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
     _show_memory(found, ranks)
     console.print(f"{parameters.all:,} weights, of which {parameters.trained:,} are trained")

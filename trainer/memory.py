@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
+from trainer.attention import KERNEL
 from trainer.attention import NAME as PACKED
 from trainer.batch import Batch
 from trainer.model import AudioVisualLM
@@ -143,10 +144,10 @@ def _drop(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def pass_without_data(config: TrainConfig, shape: Any, widths: Mapping[str, int], batch: Batch, sharded: bool) -> int:
+def pass_without_data(
+    config: TrainConfig, shape: Any, widths: Mapping[str, int], batch: Batch, sharded: bool, on_gpu: bool
+) -> int:
     """`pass_bytes` of a model without weights on tensors without data.
-
-    Attention goes the way of torch's own kernel, which takes no less than flash-attn's.
 
     Args:
         config: of the run.
@@ -154,8 +155,10 @@ def pass_without_data(config: TrainConfig, shape: Any, widths: Mapping[str, int]
         widths: the width D of each feature.
         batch: a pass.
         sharded: DeepSpeed runs it: all weights have the precision of the arithmetic.
+        on_gpu: attention goes the way of torch's own kernel, which takes no less than flash-attn's.
     """
     model = build_shape(config, shape, widths)
+    model.llm.set_attn_implementation(KERNEL if on_gpu else PACKED)
     if sharded:
         model.to(precision(config))
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -53,7 +53,7 @@ def held(file, words):
     config = load_settings(TrainConfig, CONFIGS / file, words)
     shape, widths = llm_shape(config.model), column_widths(config)
     load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, 1)
-    activations = pass_without_data(config, shape, widths, load.fullest, config.zero is not None)
+    activations = pass_without_data(config, shape, widths, load.fullest, config.zero is not None, on_gpu=True)
     return Parameters.of(build_shape(config, shape, widths)), activations
 
 
@@ -98,7 +98,7 @@ def test_a_pass_without_data_takes_what_a_real_one_takes(tiny_llm, changes):
     model = AudioVisualLM(load_llm(str(tiny_llm), dtype)[0], widths)
     choose_trained(config, model)
     real = pass_bytes(model, batch, config.precision == "bfloat16")
-    assert pass_without_data(config, shape, widths, batch, False) == pytest.approx(real, rel=0.01)
+    assert pass_without_data(config, shape, widths, batch, False, on_gpu=False) == pytest.approx(real, rel=0.01)
 
 
 def test_memory_by_hand():
