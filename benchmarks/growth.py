@@ -107,9 +107,7 @@ def step(name: str, folder: Path, items: int, per_shard: int) -> None:
             taken.append(_timed(name, where, items, per_shard))
     seconds, cpu = min(taken)
     print(
-        json.dumps(
-            {"seconds": seconds, "cpu": cpu, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        )
+        json.dumps({"seconds": seconds, "cpu": cpu, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
     )
 
 

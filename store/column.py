@@ -138,7 +138,8 @@ def open_column(storage: Storage, name: str) -> Column:
         if not found and not storage.exists(CORPUS):
             raise UserError(f"{storage.url}: no store is there: no {CORPUS}; python -m featurize plan makes one")
         what = "several columns match" if matches else "there is no column"
-        raise UserError(f"{storage.url}: {what} {name!r}; it has: {', '.join(found) or 'none'}")
+        has = ", ".join(found) or "none: python -m featurize run makes them"
+        raise UserError(f"{storage.url}: {what} {name!r}; it has: {has}")
     path = f"{FOLDER}/{matches[0]}/column.json"
     file = parse_settings(ColumnFile, unseal_json(storage.read(path), FORMAT, storage.where(path)), storage.where(path))
     if file.spec.fingerprint != file.digest or file.spec.folder != matches[0]:

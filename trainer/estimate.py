@@ -198,7 +198,7 @@ def dry_run(
     console.print(f"{parameters.all:,} weights, of which {parameters.trained:,} are trained")
     console.print(
         f"{load.rows:.0f} rows a conversation, {len(load.fullest.ids)} in a full pass, at most {load.passes} passes a "
-        f"step; {steps} steps take {found.hours:.1f} h on {ranks} x {chosen.name} at an assumed MFU of {mfu}"
+        f"step; {steps} steps take {_time(found.hours)} on {ranks} x {chosen.name} at an assumed MFU of {mfu}"
     )
     console.print(verdict(max(found.memory.totals), chosen))
 
@@ -216,6 +216,10 @@ def _show_memory(found: Estimate, ranks: int) -> None:
         f"{local * found.memory.training / 1e9:.1f} GB in training; a saved state takes {found.state / 1e9:.2f} GB of "
         f"disk, the checkpoint {found.checkpoint / 1e9:.2f} GB"
     )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def verdict(need: float, device: Device) -> str:

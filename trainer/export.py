@@ -37,8 +37,10 @@ def export(output: Path, folder: Path, step: str) -> None:
     chosen = {"last": there[-1] if there else None, "best": states.best()}.get(
         step, int(step) if step.isdigit() else None
     )
+    if not there:
+        raise UserError(f"{output} has no saved states: save_every=N saves some; a finished run is {output}/checkpoint")
     if chosen is None or chosen not in there:
-        has = ", ".join(map(str, there)) or "none"
+        has = ", ".join(map(str, there))
         raise UserError(f"--step {step}: {output} has no such state; saved steps: {has}; accepted: a step, last, best")
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")

@@ -80,11 +80,13 @@ class Results:
     def __init__(self, ablation: Ablation, failed: Sequence[Mapping[str, object]]) -> None:
         self._ablation, self._failed = ablation, list(failed)
         self._found: list[tuple[Asking, dict[str, Any], Answers]] = []
-        for seed in ablation.config.seeds:
-            for asking in (a for point in ablation.points() for a in ablation.askings(point, seed)):
-                if asking.file.exists():
-                    report = json.loads(asking.file.read_bytes())
-                    self._found.append((asking, report, read_answers(report)))
+        seeds, points = ablation.config.seeds, ablation.points()
+        askings = [asking for seed in seeds for point in points for asking in ablation.askings(point, seed)]
+        for asking in askings:
+            if asking.file.exists():
+                report = json.loads(asking.file.read_bytes())
+                self._found.append((asking, report, read_answers(report)))
+        self._missing = len(askings) - len(self._found)
 
     def numbers(self) -> list[dict[str, Any]]:
         """One for each point, seed, benchmark and way of asking, with all that it came from."""
@@ -154,7 +156,7 @@ class Results:
         }
         for table in tables:
             _plot(table, folder)
-        _publish(folder / "results.md", _markdown(tables, self._failed))
+        _publish(folder / "results.md", _markdown(tables, self._failed, self._missing))
         _publish(folder / "results.json", json.dumps(report, indent=1))
 
 
@@ -182,7 +184,7 @@ def paper_accuracy(axis: str, value: Value, benchmark: str) -> float | None:
     return PAPER[axis][stem][BENCHMARKS.index(benchmark)] if stem and benchmark in BENCHMARKS else None
 
 
-def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]]) -> str:
+def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]], missing: int) -> str:
     lines = [
         "# Ablations",
         "",
@@ -190,11 +192,19 @@ def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]]) -
         "word for word, in %. Intervals are 95%, by bootstrap over media items (where all is right or all is wrong",
         "they have no width); differences are paired, from the base point. results.json has all with its digests.",
     ]
+    if missing:
+        lines += ["", f"**Not whole: {missing} evaluations are still to come, or have failed.**"]
     for table in tables:
         has_paper = any(row.paper is not None for row in table.rows)
         head = [table.axis, "benchmark", "n", "seeds", "accuracy", "deviation of seeds", "difference", "loss"]
         head += ["paper, judged by an LLM"] if has_paper else []
-        lines += ["", f"## {table.title}", "", _line(head), _line(["---"] * len(head))]
+        lines += ["", f"## {table.title}", ""]
+        if table.axis == "ask":
+            lines += [
+                "Of the base point's model, on those conversations alone that can be asked in all of these ways.",
+                "",
+            ]
+        lines += [_line(head), _line(["---"] * len(head))]
         lines += [_line(_cells(row)[: len(head)]) for row in table.rows]
         lines += ["", f"![{table.title}]({table.axis}.png)"]
     if failed:
