@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.done
 BENCH := .venv-bench
-BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as our commands set it: waiting threads do not spin
+BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it: waiting threads do not spin
 
 .PHONY: demo test lint bench clean
 
@@ -39,8 +39,8 @@ bench: $(BENCH)/.done
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
 	$(BUSY) -m benchmarks.featurizing nested
-	$(BUSY) -m benchmarks.training packed
-	$(BUSY) -m benchmarks.training trainer
+	$(PY) -m benchmarks.training packed
+	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
 	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 12
 

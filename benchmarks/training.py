@@ -1,7 +1,7 @@
 """Packed against padded batches, our loop against a Hugging Face Trainer, and what a GPU reaches.
 
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training packed
-    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.training trainer
+    python -m benchmarks.training packed
+    python -m benchmarks.training trainer
     python -m benchmarks.training gpu       # needs no file at all; on a machine with a GPU
 
 `packed` and `trainer` use SmolLM2-135M, as `python -m demo` makes it, and features of the paper's size: ViT-L/14 on 32

@@ -32,8 +32,10 @@ def make_app(help_text: str) -> typer.Typer:
 
 def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130."""
-    # torch reads it when it is loaded: waiting threads that spin take each other's cores on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (
+        "OMP_WAIT_POLICY" not in os.environ
+    ):  # torch's threads wait short: on a busy machine they take each other's cores
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     try:

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our commands set it; several processes share the cores
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our commands set it: several processes share the cores
 
 import logging
 import subprocess
