@@ -8,6 +8,7 @@ All give the same numbers up to rounding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def packed_attention(
     *,
     packing: Packing,
     scaling: float | None = None,
+    by_kernel: bool = False,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one packed row, in the form of Hugging Face's attention functions.
@@ -68,28 +70,14 @@ def packed_attention(
         attention_mask: unused; `packing` says it all.
         packing: where conversations begin and end.
         scaling: of the scores.
+        by_kernel: never by products of matrices.
 
     Returns:
         [1, S, heads, head_dim], and no weights.
     """
     if flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return flash_attention(query, key, value, packing, scaling), None
-    return torch_attention(query, key, value, packing, scaling), None
-
-
-def kernel_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packing: Packing,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """`packed_attention` by torch's kernel alone, which takes no less memory than flash-attn's."""
-    return torch_attention(query, key, value, packing, scaling, by_kernel=True), None
+    return torch_attention(query, key, value, packing, scaling, by_kernel), None
 
 
 def torch_attention(
@@ -152,5 +140,5 @@ def flash_attention(
 
 
 # Lengths differ in every pass: compiled, each would be a program of its own.
-for name, function in ((NAME, packed_attention), (KERNEL, kernel_attention)):
+for name, function in ((NAME, packed_attention), (KERNEL, partial(packed_attention, by_kernel=True))):
     AttentionInterface.register(name, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
