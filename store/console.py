@@ -32,9 +32,7 @@ def make_app(help_text: str) -> typer.Typer:
 
 def run(app: Callable[[], object], stopped: str = "stopped") -> None:
     """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130."""
-    if (
-        "OMP_WAIT_POLICY" not in os.environ
-    ):  # torch's threads wait short: on a busy machine they take each other's cores
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's waiting threads take each other's cores if they spin for long
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
