@@ -8,6 +8,7 @@ own, so that its peak of memory is its own. A straight line through the points s
 
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ from store import (
     open_column,
     verify_column,
 )
-from store.console import console, make_app, run
+from store.console import Meter, console, make_app, run
 
 SHAPE = (4, 16)
 PER_SHARD = 100  # items of a shard, where items grow
@@ -118,25 +119,25 @@ def _timed(name: str, folder: Path, items: int, per_shard: int) -> tuple[float, 
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
-def measure(items: int, per_shard: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Each step of a point: the least seconds of some rounds, the largest peak."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in STEPS}
-    for _ in range(rounds):
-        folder = Path(tempfile.mkdtemp())
-        try:
-            for name, records in found.items():
-                words = [sys.executable, "-m", "benchmarks.growth", "step", name, folder, items, per_shard]
-                done = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, check=True)
-                records.append(json.loads(done.stdout))
-        finally:
-            shutil.rmtree(folder)
+def measure(items: int, per_shard: int) -> dict[str, dict[str, float]]:
+    """Seconds and peak of each step of a point."""
+    found = {}
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for name in STEPS:
+            words = [sys.executable, "-m", "benchmarks.growth", "step", name, folder, items, per_shard]
+            done = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, check=True)
+            found[name] = json.loads(done.stdout)
+    finally:
+        shutil.rmtree(folder)
+    return found
+
+
+def best(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Each step of a point: the least seconds of all rounds, the largest peak."""
+    choose = {"seconds": min, "cpu": min, "peak": max}
     return {
-        name: {
-            "seconds": min(r["seconds"] for r in records),
-            "cpu": min(r["cpu"] for r in records),
-            "peak": max(r["peak"] for r in records),
-        }
-        for name, records in found.items()
+        name: {field: pick(each[name][field] for each in rounds) for field, pick in choose.items()} for name in STEPS
     }
 
 
@@ -169,14 +170,21 @@ def report(what: str, sizes: tuple[int, ...], points: list[dict[str, dict[str, f
 
 @app.command()
 def growth(
-    rounds: Annotated[int, typer.Option(help="Times each point is run.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Times each point is run, in turns; the least time counts.")] = 5,
     out: Annotated[Path | None, typer.Option(help="A folder for growth.json and growth.png.")] = None,
 ) -> None:
     """Print seconds and peak of memory of plan, write, open, an epoch and verify at each size."""
     console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
-    by_items = [measure(items, PER_SHARD, rounds) for items in ITEMS]
+    points = [(items, PER_SHARD) for items in ITEMS] + [(shards * FEW, FEW) for shards in SHARDS]
+    found: list[list[dict[str, dict[str, float]]]] = [[] for _ in points]
+    with Meter("measuring", rounds * len(points), "points") as meter:
+        for number in range(rounds):
+            for at in random.Random(number).sample(range(len(points)), len(points)):
+                found[at].append(measure(*points[at]))
+                meter.advance(1, f"{points[at][0]} items")
+    bests = list(map(best, found))
+    by_items, by_shards = bests[: len(ITEMS)], bests[len(ITEMS) :]
     report("items", ITEMS, by_items)
-    by_shards = [measure(shards * FEW, FEW, rounds) for shards in SHARDS]
     report("shards", SHARDS, by_shards)
     if out:
         save(out, {"items": (ITEMS, by_items), "shards": (SHARDS, by_shards)})

@@ -25,6 +25,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+import xxhash
 from rich.table import Table
 
 from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
@@ -34,7 +35,7 @@ from store.stream import page_aligned
 
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 COLUMN = "clip-vit-l-14"
-CEILING = "readinto (ceiling)"
+CEILING, CHECKED = "readinto (ceiling)", "readinto and xxh3"
 OURS = ("avllm, first epoch", "avllm, later epochs", "avllm, DataLoader")
 COUNTS = (0, 1, 2)
 app = make_app("Stream a column into batches, beside its peers and the raw ceiling.")
@@ -62,8 +63,8 @@ def write_column(folder: Path, samples: list[Sample]) -> None:
 # contenders: each gives a function that prepares an epoch, and that gives a function that runs it
 
 
-def ceiling(folder: Path, threads: int) -> Callable[[], Callable[[], int]]:
-    """The tars' bytes into reused buffers of a batch's size, one for each thread, and nothing else."""
+def ceiling(folder: Path, threads: int, check: bool) -> Callable[[], Callable[[], int]]:
+    """The tars' bytes into reused buffers of a batch's size, one for each thread; hashed there, or nothing else."""
     tars = sorted((folder / "columns").glob("*/*.tar"))
     size = BATCH * sum(2 * rows * width for rows, width in SHAPES.values())
     buffers = [page_aligned(size).data for _ in range(max(1, threads))]
@@ -71,8 +72,9 @@ def ceiling(folder: Path, threads: int) -> Callable[[], Callable[[], int]]:
     def read(part: int) -> int:
         for tar in tars[part :: len(buffers)]:
             with open(tar, "rb", buffering=0) as file:
-                while file.readinto(buffers[part]):
-                    pass
+                while count := file.readinto(buffers[part]):
+                    if check:
+                        xxhash.xxh3_64_intdigest(buffers[part][:count])
         return len(tars[part :: len(buffers)]) * SHARD
 
     pool = ThreadPoolExecutor(len(buffers))
@@ -113,8 +115,8 @@ def ours_in_loader(folder: Path, workers: int) -> Callable[[], Callable[[], int]
 
 def contender(name: str, count: int, folder: Path) -> Callable[[], Callable[[], int]]:
     """The contender of that name with `count` threads or workers."""
-    if name == CEILING:
-        return ceiling(folder / "avllm", count)
+    if name in (CEILING, CHECKED):
+        return ceiling(folder / "avllm", count, check=name == CHECKED)
     if name == OURS[2]:
         return ours_in_loader(folder / "avllm", count)
     if name in OURS:
@@ -190,7 +192,8 @@ def streaming(
     rates: list[list[float]] = []
     try:
         _write(root, names, items)
-        wanted = [(CEILING, 0), (CEILING, 2), *((name, count) for name in names for count in COUNTS)]
+        limits = [(name, count) for name in (CEILING, CHECKED) for count in (0, 2)]
+        wanted = [*limits, *((name, count) for name in names for count in COUNTS)]
         with Meter("starting", len(wanted), "contenders") as meter:
             for name, count in wanted:
                 children.append(Child(python if name in OURS else sys.executable, name, count, root))

@@ -77,9 +77,9 @@ class ColumnReader:
         Raises:
             DamagedError: they differ.
         """
-        if self.checked[row, feature]:
+        if self.checked.item(row, feature):
             return
-        if xxhash.xxh3_64_intdigest(data) != self.index.xxh3[row, feature]:
+        if xxhash.xxh3_64_intdigest(data) != self.index.xxh3.item(row, feature):
             tar = self.column.storage.where(self.column.path(shard_name(int(self.index.shard[row]), "tar")))
             member = f"{self.index.key(row)}.{self.index.features[feature]}"
             raise DamagedError(f"{tar}: {member} differs from its checksum")

@@ -231,7 +231,7 @@ def test_a_stopped_runs_state_becomes_the_checkpoint_it_would_have_written(
     [
         ("export {run} {new} --step 4", "--step 4: {run} has no such state; saved steps: 3; accepted: a step, last"),
         ("export {run} {new} --step best", "--step best: {run} has no such state; saved steps: 3; accepted: a step"),
-        ("export {run}/nowhere {new}", "--step last: {run}/nowhere has no such state; saved steps: none"),
+        ("export {run}/nowhere {new}", "{run}/nowhere has no saved states: save_every=N saves some"),
         ("export {run} {run}", "{run}: exists; name a folder that does not"),
         ("evaluate {run}/checkpoint {store} mixed --ask smell", "--ask smell: accepted: visual, audio"),
         ("evaluate {run} {store} mixed", "{run}: not a checkpoint of avllm"),
