@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +30,16 @@ from store import (
     Turn,
     create_column,
     list_columns,
+    load_conversations,
     save_conversations,
 )
 from trainer.batch import Batch, Sample, pack
 from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import Engine, build_engine
-from trainer.features import Grid
+from trainer.features import Grid, rows_of
 from trainer.optim import build_optimizer
+from trainer.prompt import tokenize
 from trainer.settings import Source, TrainConfig
 from trainer.stage import build_model, precision, rank_batch
 
@@ -148,7 +150,7 @@ def featurizing(setup: Setup, folder: Path, threads: int) -> Iterator[Done]:
 
 def cached(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int) -> Iterator[Done]:
     """A turn is a step of the trainer."""
-    config, data, engine = _training(setup, folder, threads, stage, model, steps)
+    config, data, engine, _ = _training(setup, folder, threads, stage, model, steps)
 
     def load(step: int) -> list[Batch]:
         return rank_batch(data, config, step, 0, 1).passes
@@ -158,21 +160,24 @@ def cached(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
 
 def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int) -> Iterator[Done]:
     """A turn is the same step, from the media files."""
-    config, data, engine = _training(setup, folder, threads, stage, model, steps)
+    config, data, engine, tokenizer = _training(setup, folder, threads, stage, model, steps)
     encoders, grid = setup.encoders(), Grid(config.frames, config.segments)
     items = {item.key: item for item in Corpus.load(Storage(folder)).items}
-    order = [[replace(s, arrays={}) for s in data.samples(step, 0, 1)] for step in range(steps)]
+    asked = {c.key: c for c in load_conversations(Storage(folder), "train")}
+    order = [[s.origin.split()[0] for s in data.samples(step, 0, 1)] for step in range(steps)]  # the items' keys
 
-    def load(step: int) -> tuple[list[Sample], list[list[Units]]]:
-        samples = order[step]
-        media = [items[sample.origin.split()[0]] for sample in samples]  # a conversation's id is its item's key
-        return samples, [_usable(units) for _, units in decoded(media, encoders, threads)]
+    def load(step: int) -> tuple[list[str], list[list[Units]]]:
+        keys = order[step]
+        return keys, [_usable(units) for _, units in decoded([items[key] for key in keys], encoders, threads)]
 
-    def encode(loaded: tuple[list[Sample], list[list[Units]]]) -> list[Batch]:
-        samples, units = loaded
-        arrays = map(grid.select, encode_together(encoders, units))
-        whole = [replace(sample, arrays=each) for sample, each in zip(samples, arrays, strict=True)]
-        return [pack(whole, data.widths, config.max_tokens)]
+    def encode(loaded: tuple[list[str], list[list[Units]]]) -> list[Batch]:
+        keys, units = loaded
+        samples = []
+        for key, encoded in zip(keys, encode_together(encoders, units), strict=True):
+            arrays = grid.select(encoded)
+            tokens = tokenize(asked[key].turns, rows_of(arrays), tokenizer, config.prompt)
+            samples.append(Sample(tokens, arrays, setup.modality, key))
+        return [pack(samples, data.widths, config.max_tokens)]
 
     yield from _turns(engine, load, encode, steps)
 
@@ -198,8 +203,8 @@ def _usable(units: Sequence[Units | MediaError]) -> list[Units]:
 
 def _training(
     setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int
-) -> tuple[TrainConfig, TrainingData, Engine]:
-    """What both contenders train: the same model, from the same start."""
+) -> tuple[TrainConfig, TrainingData, Engine, Any]:
+    """What both contenders train: the same model, from the same start; and its tokenizer."""
     torch.set_num_threads(threads)
     columns = {column.spec.modality: column.name for column in list_columns(Storage(folder))}
     config = TrainConfig(
@@ -219,7 +224,7 @@ def _training(
     llm, tokenizer = load_llm(model, precision(config))
     data = TrainingData(config, tokenizer)
     whole = build_model(config, data, llm)
-    return config, data, build_engine(whole, build_optimizer(whole, config), config)
+    return config, data, build_engine(whole, build_optimizer(whole, config), config), tokenizer
 
 
 def _turns(

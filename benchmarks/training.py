@@ -7,10 +7,6 @@
 `packed` and `trainer` use SmolLM2-135M, as `python -m demo` makes it, and features of the paper's size: ViT-L/14 on 32
 frames (32 + 256 rows; a still has 1 + 256) and CLAP on 4 segments. Contenders take turns on the same conversations in
 the same order, with the same weights at the start, in bfloat16.
-
-How many conversations of a kind there are is as their makers say: LLaVA-1.5's mixture (arXiv 2310.03744, table 7),
-Valley (arXiv 2306.07207), and the paper's own instructions. Their turns and words are drawn, from a seed, around what
-the sets' sizes on disk and their papers tell: Poisson turns, log-normal words.
 """
 
 import itertools
@@ -25,28 +21,29 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from store import (
-    Candidate,
-    ColumnSpec,
-    Conversation,
-    Corpus,
-    Failure,
-    Feature,
-    Storage,
-    Turn,
-    create_column,
-    save_conversations,
+from benchmarks.conversations import (
+    MAX_TOKENS,
+    WIDTHS,
+    WORDS,
+    K,
+    N,
+    T,
+    draw,
+    lengths_of,
+    make_samples,
+    random_arrays,
 )
+from benchmarks.padded import PaddedLM, collate
+from store import Candidate, ColumnSpec, Corpus, Failure, Feature, Storage, create_column, save_conversations
 from store.console import Meter, console, make_app, run
 from trainer.attention import NAME as PACKED
 from trainer.attention import flash_attn_varlen_func
@@ -54,174 +51,18 @@ from trainer.batch import Sample, pack, share_out
 from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
-from trainer.features import rows_of
 from trainer.flops import forward_flops, peak_flops, step_flops
 from trainer.model import AudioVisualLM
 from trainer.optim import build_optimizer
-from trainer.prompt import ROW, PromptFormat, tokenize
 from trainer.settings import Source, TrainConfig
 from trainer.stage import build_model, choose_trained, train
 
-T, N, K = 32, 256, 4
-WIDTHS = {"temporal": 1024, "spatial": 1024, "audio": 768}
-MAX_TOKENS, BUDGET = 2048, 4096  # on two cores a pass of 8192 rows leaves the cache and is slower
+BUDGET = 4096  # on two cores a pass of 8192 rows leaves the cache and is slower
 CONVERSATIONS = "mixed"
-SPREAD = 0.5  # of the logarithm of a text's words
-WORDS = [
-    *("the", "a", "of", "and", "to", "in", "is", "on", "with", "at", "man", "woman", "dog", "child", "street", "music"),
-    *("voice", "water", "hand", "table", "red", "small", "large", "slowly", "while", "then", "near", "behind"),
-    *("playing", "holding", "speaking", "standing", "appears", "background", "image", "video", "sound", "because"),
-]
-Medium = Literal["image", "video", "audio", "audio_visual", "text"]
 Stage = Annotated[int, typer.Option(min=1, max=2, help="1 trains the projectors, 2 the LLM too.")]
 Model = Annotated[Path, typer.Option(help="SmolLM2's folder; made if it is not there.")]
 SMOLLM = Path("build/smollm2")
 app = make_app("Training beside padded batches, beside a Hugging Face Trainer, and on a GPU.")
-
-
-class Kind(NamedTuple):
-    """Conversations of one kind: whose, how many thousands, about what; mean turns, median words said in each."""
-
-    source: str
-    thousands: int
-    medium: Medium
-    turns: int
-    asked: int
-    answered: int
-
-
-OWN = {(1, 60): (20, 50, 30), (3, 20): (20, 60, 40), (1, 90): (5, 20, 15)}  # turns and words of each: thousands
-KINDS = (
-    Kind("LLaVA", 58, "image", 4, 10, 27),  # conversations
-    Kind("LLaVA", 23, "image", 1, 10, 100),  # detailed descriptions
-    Kind("LLaVA", 77, "image", 1, 14, 115),  # complex reasoning
-    Kind("LLaVA", 310, "image", 5, 10, 1),  # VQAv2, GQA, OKVQA, OCRVQA, A-OKVQA
-    Kind("LLaVA", 22, "image", 1, 12, 12),  # TextCaps
-    Kind("LLaVA", 134, "image", 5, 10, 10),  # RefCOCO, Visual Genome
-    Kind("LLaVA", 40, "text", 4, 30, 150),  # ShareGPT
-    Kind("Valley", 702, "video", 1, 10, 12),  # captions of WebVid
-    Kind("Valley", 73, "video", 2, 12, 60),  # instructions
-    *(
-        Kind("paper", thousands, medium, turns, 12, words)
-        for (turns, words), counts in OWN.items()
-        for medium, thousands in zip(("audio", "video", "audio_visual"), counts, strict=True)
-    ),
-)
-
-
-class Drawn(NamedTuple):
-    """A conversation, and what it is about."""
-
-    medium: Medium
-    conversation: Conversation
-
-
-def draw(count: int, sources: Sequence[str], seed: int = 0) -> list[Drawn]:
-    """So many conversations in the sources' proportions, in random order; the i-th is about the item `<i>-clip`."""
-    rng = np.random.default_rng(seed)
-    kinds = [kind for kind in KINDS if kind.source in sources]
-    shares = np.array([kind.thousands for kind in kinds], float)
-    return [_draw(kinds[n], i, rng) for i, n in enumerate(rng.choice(len(kinds), count, p=shares / shares.sum()))]
-
-
-def _draw(kind: Kind, number: int, rng: np.random.Generator) -> Drawn:
-    def text(median: int) -> str:
-        return " ".join(rng.choice(WORDS, max(1, round(rng.lognormal(np.log(median), SPREAD)))))
-
-    modality = "visual" if kind.medium in ("image", "video") else kind.medium
-    turns = tuple(
-        Turn(text(kind.asked), "text" if n else modality, text(kind.answered))  # type: ignore[arg-type]
-        for n in range(1 + rng.poisson(kind.turns - 1))
-    )
-    key = None if kind.medium == "text" else f"{number}-clip"
-    return Drawn(kind.medium, Conversation(str(number), key, turns))
-
-
-def random_arrays(medium: Medium, rng: np.random.Generator) -> dict[str, Any]:
-    """Random float16 features of an item, as `Grid.select` gives them."""
-    shapes: dict[str, tuple[int, int]] = {}
-    if medium in ("image", "video", "audio_visual"):
-        shapes |= {"temporal": (1 if medium == "image" else T, 1024), "spatial": (N, 1024)}
-    if medium in ("audio", "audio_visual"):
-        shapes["audio"] = (K, 768)
-    return {name: rng.standard_normal(shape, np.float32).astype(np.float16) for name, shape in shapes.items()}
-
-
-def make_samples(drawn: Sequence[Drawn], tokenizer: Any) -> list[Sample]:
-    """The conversations in tokens; those of a medium share their features, which shape nothing that is measured."""
-    rng = np.random.default_rng(0)
-    arrays = {medium: random_arrays(medium, rng) for medium in {d.medium for d in drawn}}
-    return [
-        Sample(
-            tokenize(c.turns, rows_of(arrays[medium]), tokenizer, PromptFormat()), arrays[medium], c.modality, str(c.id)
-        )
-        for medium, c in drawn
-    ]
-
-
-def lengths_of(samples: Sequence[Sample]) -> list[int]:
-    """Positions of each sample."""
-    return [min(len(sample.tokens.ids), MAX_TOKENS) for sample in samples]
-
-
-# the usual way
-
-
-def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Pad to the longest: input_ids, attention_mask, labels (-100 where there is no loss), each [B, L]; each feature's
-    rows [R, D], and where they stand, bool [B, L].
-    """
-    lengths = lengths_of(samples)
-    shape = (len(samples), max(lengths))
-    ids, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
-    rows: dict[str, list[Any]] = {name: [] for name in WIDTHS}
-    at = {name: np.zeros(shape, bool) for name in WIDTHS}
-    for b, (sample, n) in enumerate(zip(samples, lengths, strict=True)):
-        ids[b, :n] = sample.tokens.ids[:n]
-        labels[b, :n] = np.where(sample.tokens.answers[:n], ids[b, :n], -100)
-        for modality, start in sample.tokens.media:
-            first = start
-            for name in WIDTHS:
-                if name in sample.arrays and (name == "audio") <= (modality != "visual"):
-                    rows[name].append(sample.arrays[name])
-                    at[name][b, first : first + len(sample.arrays[name])] = True
-                    first += len(sample.arrays[name])
-    padded = {
-        "input_ids": np.where(ids == ROW, 0, ids),
-        "attention_mask": np.arange(shape[1]) < np.array(lengths)[:, None],
-        "labels": labels,
-        **{name: np.concatenate(r) if r else np.zeros((0, WIDTHS[name]), np.float16) for name, r in rows.items()},
-        **{f"{name}_at": mask for name, mask in at.items()},
-    }
-    return {name: torch.from_numpy(array) for name, array in padded.items()}
-
-
-class PaddedLM(torch.nn.Module):
-    """The same model on padded batches: rows scattered into a rectangle, a mask, torch's attention.
-
-    With `full`, logits of every position, as a Hugging Face model takes its loss; else of the response positions alone.
-    """
-
-    def __init__(self, model: AudioVisualLM, full: bool) -> None:
-        super().__init__()
-        self.model, self.full = model, full
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **features: Any
-    ) -> dict[str, torch.Tensor]:
-        """The loss: summed over response tokens and divided by `num_items_in_batch`, or their mean without it."""
-        llm = self.model.llm
-        embedded = llm.get_input_embeddings()(input_ids)
-        for name, projector in self.model.linears.items():
-            projected = projector(features[name].float()).to(embedded.dtype)
-            embedded = embedded.masked_scatter(features[f"{name}_at"][..., None], projected)
-        read = {"inputs_embeds": embedded, "attention_mask": attention_mask, "use_cache": False}
-        count = features.get("num_items_in_batch")
-        if self.full:
-            return {"loss": llm(**read, labels=labels, num_items_in_batch=count).loss}
-        at = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-        logits = llm.get_output_embeddings()(llm.base_model(**read).last_hidden_state[at]).float()
-        return {"loss": F.cross_entropy(logits, labels[:, 1:][at])}
 
 
 # packed against padded

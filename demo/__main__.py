@@ -27,79 +27,61 @@ def demo(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Use published encoder weights (a hub).")] = False,
 ) -> None:
     """Make a corpus, featurize it, train both stages, and report on held-out clips."""
-    corpus, store = folder / "corpus", folder / "store"
+    corpus, store, stages = folder / "corpus", folder / "store", [folder / "stage1", folder / "stage2"]
     seconds: dict[str, float] = {}
     encoders = PRETRAINED if pretrained else RANDOM
     console.print(encoders.replace("**", ""))
-
-    def timed(name: str, *words: object) -> None:
-        console.rule(name)
-        console.print(f"$ python -m {' '.join(map(str, words))}")
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", *map(str, words)], check=False)
-        seconds[name] = time.monotonic() - began
-        if done.returncode:
-            sys.exit(done.returncode)
-
-    began = time.monotonic()
     console.rule("a corpus of real files, and the LLM")
+    began = time.monotonic()
     if not (corpus / "heldout.json").exists():
         make_corpus(corpus)
     make_llm(llm)
     seconds["corpus and LLM"] = time.monotonic() - began
 
+    annotations = (corpus / "train.json", corpus / "heldout.json")
+    _timed(seconds, "plan", "featurize", "plan", *annotations, "--store", store, "--shard-size", 32)
     config = f"featurize/configs/demo{'-pretrained' if pretrained else ''}.yaml"
-    source = f"sources.0.store={store}"
-    stage1, stage2 = folder / "stage1", folder / "stage2"
-    columns = ["visual=clip-vit-b-32"] if pretrained else []
-    timed(
-        "plan",
-        "featurize",
-        "plan",
-        corpus / "train.json",
-        corpus / "heldout.json",
-        "--store",
-        store,
-        "--shard-size",
-        32,
-    )
-    timed("featurize", "featurize", "run", "--store", store, "--config", config)
-    timed(
-        "stage 1",
-        "trainer",
-        "train",
-        "trainer/configs/demo-stage1.yaml",
-        f"model={llm}",
-        source,
-        f"output={stage1}",
-        "overwrite=true",
-        *columns,
-    )
-    timed(
-        "stage 2", "trainer", "train", "trainer/configs/demo-stage2.yaml",
-        f"model={stage1}/checkpoint", source, f"output={stage2}", "overwrite=true", *columns,
-    )  # fmt: skip
+    _timed(seconds, "featurize", "featurize", "run", "--store", store, "--config", config)
+    models = (llm, stages[0] / "checkpoint")
+    for number, (model, stage) in enumerate(zip(models, stages, strict=True), 1):
+        if (stage / "checkpoint").exists():
+            console.print(f"stage {number} is finished: {stage}/checkpoint; remove {stage} to train it again")
+            continue
+        words = [f"model={model}", f"sources.0.store={store}", f"output={stage}"]
+        words += ["visual=clip-vit-b-32"] if pretrained else []
+        _timed(seconds, f"stage {number}", "trainer", "train", f"trainer/configs/demo-stage{number}.yaml", *words)
     console.rule("questions about clips that were not trained on")
     from demo.report import ask_all, print_table, write_report
 
     began = time.monotonic()
-    rows = ask_all(f"{stage2}/checkpoint", str(store), "heldout")
+    rows = ask_all(f"{stages[1]}/checkpoint", str(store), "heldout")
     seconds["questions"] = time.monotonic() - began
     print_table(rows)
-    write_report(folder, rows, [stage1, stage2], seconds, encoders)
+    write_report(folder, rows, stages, seconds, encoders)
     console.print(encoders.replace("**", ""))
     console.print(f"{sum(seconds.values()):.0f} s in all; report: {folder}/report.md, plot: {folder}/report.png")
     clip = corpus / "clips" / "heldout000.mp4"
     console.print("\nNext:")
-    ask = f"python -m serve chat --checkpoint {stage2}/checkpoint --media {clip}"
+    ask = f"python -m serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
     console.print(f'  {ask} --listen "Is the sound low, middle or high?"')
     console.print(f"  python -m store ls {store}")
     console.print(f"  tensorboard --logdir {folder}")
 
 
+def _timed(seconds: dict[str, float], name: str, *words: object) -> None:
+    """Run one of our commands, and note how long it took; end as it does if it fails."""
+    console.rule(name)
+    console.print(f"$ python -m {' '.join(map(str, words))}")
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], check=False)
+    seconds[name] = time.monotonic() - began
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

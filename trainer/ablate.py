@@ -22,6 +22,7 @@ from store.console import console
 from trainer.variants import AXES, AblateConfig, Ablation, Asking, Need, Point, Run
 
 PYTHON = (sys.executable, "-m")
+SECONDS_BETWEEN_LINES = 30.0  # of what a command says
 
 
 def ablate(config: AblateConfig, dry_run: bool) -> None:
@@ -159,8 +160,7 @@ class _Work:
             settings = run.folder / "train.yaml"
             settings.write_text(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
             words = [*(self._ablation.config.launcher or PYTHON), "trainer", "train", str(settings)]
-            console.print(f"{what}: {run.folder}", markup=False)
-            self._start(words, run.folder / "train.log", run.folder.name)
+            self._start(words, run.folder / "train.log", f"{what}: {run.folder.name}")
         finished = run.checkpoint.is_dir()
         if finished:
             shutil.rmtree(run.folder / "steps", ignore_errors=True)  # they are as large as three checkpoints each
@@ -181,21 +181,38 @@ class _Work:
             os.replace(written, asking.file)
 
     def _start(self, words: Sequence[str], log: Path, what: str) -> bool:
-        """Run a command with its output in a file; whether it went well."""
+        """Run a command with its output in a file, repeating its last line now and then; whether it went well."""
+        console.print(f"{what}, log: {log}", markup=False)
         with open(log, "ab") as output:
             output.write(f"$ {_shown(words)}\n".encode())
             output.flush()
-            done = subprocess.run(words, stdout=output, stderr=output, pass_fds=[self._lock], check=False)
-        if done.returncode:
-            said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
-            failure = {"what": what, "said": said, "status": done.returncode, "log": str(log), "command": _shown(words)}
+            process = subprocess.Popen(words, stdout=output, stderr=output, pass_fds=[self._lock])
+            status, last = None, _last_line(log)
+            try:
+                while status is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        status = process.wait(SECONDS_BETWEEN_LINES)
+                    said = _last_line(log)
+                    if said != last:
+                        console.print(f"  {said}", markup=False)
+                    last = said
+            finally:
+                if status is None:
+                    process.kill()
+                    process.wait()
+        if status:
+            failure = {"what": what, "said": last, "status": status, "log": str(log), "command": _shown(words)}
             self.failed.append(failure)
-        return done.returncode == 0
+        return status == 0
 
     def _write(self) -> None:
         from trainer.results import Results
 
         Results(self._ablation, self.failed).write(Path(self._ablation.config.output))
+
+
+def _last_line(log: Path) -> str:
+    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
 
 
 @contextlib.contextmanager

@@ -88,8 +88,9 @@ def load_of(
     shares = [lengths[first : first + share] for first in range(0, len(lengths), share)]
     targets = sum(sum(sample.tokens.answers[: config.max_tokens]) for sample in samples)
     flops = step_flops(forward_flops(shape, lengths, targets), config.stage == 2 and not config.lora)
-    repeated = lengths * (1 + 2 * config.batch_tokens // sum(lengths))  # so that some pass becomes full
-    filled = share_out(repeated, config.batch_tokens)
+    full = min(config.batch_tokens, share * max(lengths))
+    repeated = lengths * (1 + 2 * full // sum(lengths))  # so that some pass becomes full
+    filled = share_out(repeated, full)
     fullest = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
     return Load(
         rows=sum(lengths) / len(samples),
@@ -194,7 +195,7 @@ def dry_run(
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
     found = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
-    _show_memory(found, ranks)
+    _show_memory(found, ranks, chosen)
     console.print(f"{parameters.all:,} weights, of which {parameters.trained:,} are trained")
     console.print(
         f"{load.rows:.0f} rows a conversation, {len(load.fullest.ids)} in a full pass, at most {load.passes} passes a "
@@ -203,18 +204,22 @@ def dry_run(
     console.print(verdict(max(found.memory.totals), chosen))
 
 
-def _show_memory(found: Estimate, ranks: int) -> None:
-    table = Table("GB of each rank's device", "at the start", "in a pass", "in a step")
+def _show_memory(found: Estimate, ranks: int, device: Device) -> None:
+    whose = "process" if device.name == PROCESSOR else "rank's device"
+    table = Table(f"GB of each {whose}", "at the start", "in a pass", "in a step")
     for name, row in found.memory.device.items():
         table.add_row(name, *(f"{size / 1e9:.2f}" for size in row))
     table.add_section()
     table.add_row("all", *(f"{size / 1e9:.2f}" for size in found.memory.totals))
     console.print(table)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
+    if device.name != PROCESSOR:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
+        console.print(
+            f"host memory of {local} ranks: {local * found.memory.starting / 1e9:.1f} GB as they start, "
+            f"{local * found.memory.training / 1e9:.1f} GB in training"
+        )
     console.print(
-        f"host memory of {local} ranks: {local * found.memory.starting / 1e9:.1f} GB as they start, "
-        f"{local * found.memory.training / 1e9:.1f} GB in training; a saved state takes {found.state / 1e9:.2f} GB of "
-        f"disk, the checkpoint {found.checkpoint / 1e9:.2f} GB"
+        f"a saved state takes {found.state / 1e9:.2f} GB of disk, the checkpoint {found.checkpoint / 1e9:.2f} GB"
     )
 
 

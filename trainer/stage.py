@@ -204,6 +204,8 @@ def train(config: TrainConfig) -> None:
         raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
     if config.track:
         import_tracker(config.track)
+    if is_first():
+        console.print(f"loading {config.model}, joining conversations with columns")
     llm, tokenizer = load_llm(config.model, precision(config))
     data = TrainingData(config, tokenizer)
     check_lengths(config, data)

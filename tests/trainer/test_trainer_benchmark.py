@@ -4,18 +4,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.training import (
-    MAX_TOKENS,
-    WIDTHS,
-    PaddedLM,
-    collate,
-    configuration,
-    draw,
-    make_samples,
-    our_trainer,
-    usual_trainer,
-    write_store,
-)
+from benchmarks.conversations import MAX_TOKENS, WIDTHS, draw, make_samples
+from benchmarks.padded import PaddedLM, collate
+from benchmarks.training import configuration, our_trainer, usual_trainer, write_store
 from trainer.attention import NAME
 from trainer.batch import pack
 from trainer.checkpoint import load_llm
