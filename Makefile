@@ -35,14 +35,15 @@ $(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
 
 bench: $(BENCH)/.done
 	$(BENCH)/bin/python -m benchmarks.streaming streaming --python $(PY)
-	$(PY) -m benchmarks.growth growth
+	TMPDIR=/dev/shm $(PY) -m benchmarks.growth growth
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
 	$(BUSY) -m benchmarks.featurizing nested
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
-	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 12
+	$(BUSY) -m benchmarks.online --only light-clips --steps 12
+	$(BUSY) -m benchmarks.online --only light-stills --steps 40
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info
