@@ -96,8 +96,10 @@ STEPS = {"plan": plan, "write": write, "open": open_, "epoch": epoch, "verify": 
 def step(name: str, folder: Path, items: int, per_shard: int) -> None:
     """One step of one point, in this process: prints its seconds and its peak of memory as JSON.
 
-    A step of milliseconds is repeated, and the least is said; what writes does so in a new folder each time.
+    A step of milliseconds is repeated, and the least is said; what writes does so in a new folder each time. All runs
+    on one core: how long another takes to wake for a thread is no growth.
     """
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as other:  # what the first use of parquet and of a tar costs is no growth
         for each in STEPS.values():
             each(Path(other), 1, 1)
@@ -171,7 +173,7 @@ def report(what: str, sizes: tuple[int, ...], points: list[dict[str, dict[str, f
 
 @app.command()
 def growth(
-    rounds: Annotated[int, typer.Option(help="Times each point is run, in turns; the least time counts.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Times each point is run, in turns; the least time counts.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A folder for growth.json and growth.png.")] = None,
 ) -> None:
     """Print seconds and peak of memory of plan, write, open, an epoch and verify at each size."""
