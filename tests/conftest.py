@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 REPO = Path(__file__).parent.parent
+# What DeepSpeed compiles names this checkout's environment: two checkouts would compile it anew in turn.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(REPO / "build" / "torch_extensions"))
 RATE = 48_000
 
 
