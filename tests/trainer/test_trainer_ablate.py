@@ -257,6 +257,19 @@ def test_the_same_command_starts_nothing_that_is_done(killed):
     assert json.loads((command.output / "results.json").read_text())["failed"] == []
 
 
+def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsys, monkeypatch):
+    """A launcher that says one thing, works on, says another and fails: both are shown, with where its log is."""
+    monkeypatch.setattr("trainer.ablate.SECONDS_BETWEEN_LINES", 0.05)
+    work = "import sys, time; print('half way', flush=True); time.sleep(1); sys.exit('out of memory')"
+    only = {"axes": {"frames": [2]}, "launcher": [sys.executable, "-c", work]}
+    with pytest.raises(SystemExit):
+        ablate(of(settings, tmp_path / "out", **only), dry_run=False)
+    (log,) = (tmp_path / "out" / "runs").glob("*/train.log")
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"log: {log}" in said
+    assert said.index("half way") < said.index("out of memory") < said.index("failed: ")
+
+
 def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
     ablate(of(settings, tmp_path / "out"), dry_run=True)
     said = capsys.readouterr().out
