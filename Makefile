@@ -37,7 +37,7 @@ bench: $(BENCH)/.done
 	$(BENCH)/bin/python -m benchmarks.streaming streaming --python $(PY)
 	TMPDIR=/dev/shm $(PY) -m benchmarks.growth growth
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
-	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2
+	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2 --rounds 7
 	$(BUSY) -m benchmarks.featurizing nested
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
