@@ -6,7 +6,7 @@ Legend: B items of a batch, F features, R rows, D the width of a row.
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -168,13 +168,16 @@ class Stream:
     def batches(self, batches: Iterable[Sequence[int]], threads: int = 2) -> Iterator[StreamBatch]:
         """The batches of the given places, in order, read ahead by threads; the number of threads changes nothing else.
 
+        All threads read the same batch, a part each, while the one before it is used: two batches of memory stay in the
+        processor's cache where a batch for each thread would not.
+
         A batch lies in memory that is used again: it is valid until the next one is asked for.
 
         Raises:
             DamagedError: an item is damaged, and no more are tolerated.
         """
-        slots = [self._slots.pop() if self._slots else _Slot(self._allocate) for _ in range(threads + 1)]
-        coming: deque[Future[StreamBatch]] = deque()
+        slots = [self._slots.pop() if self._slots else _Slot(self._allocate) for _ in range(2 if threads else 1)]
+        coming: deque[_Coming] = deque()
         with ThreadPoolExecutor(max(1, threads)) as pool, ThreadPoolExecutor(FETCHERS) as fetchers:
             try:
                 for number, places in enumerate(self._fetched_ahead(batches, fetchers)):
@@ -182,15 +185,30 @@ class Stream:
                     if not threads:
                         yield self._admit(self._fill(slot, places))
                         continue
-                    coming.append(pool.submit(self._fill, slot, places))
+                    coming.append(self._begin(slot, places, pool, threads))
                     if len(coming) == len(slots):
-                        yield self._admit(coming.popleft().result())
+                        yield self._admit(self._end(coming.popleft()))
                 while coming:
-                    yield self._admit(coming.popleft().result())
+                    yield self._admit(self._end(coming.popleft()))
             finally:
                 pool.shutdown(cancel_futures=True)
                 fetchers.shutdown(cancel_futures=True)
                 self._slots += slots
+
+    def _begin(self, slot: _Slot, places: Sequence[int], pool: ThreadPoolExecutor, threads: int) -> "_Coming":
+        """Have threads read a batch, a part each."""
+        batch, wanted = self._plan(slot, np.asarray(places, np.int64).tolist(), [])
+        return _Coming(slot, batch, [pool.submit(self._tars.read, part) for part in _parts(wanted, threads)])
+
+    def _end(self, coming: "_Coming") -> StreamBatch:
+        """That batch once it is read; where it is damaged, it is read again by one thread, which replaces."""
+        wait(coming.parts)
+        try:
+            for part in coming.parts:
+                part.result()
+        except DamagedItemError:
+            return self._fill(coming.slot, coming.batch.places)
+        return coming.batch
 
     def _admit(self, batch: StreamBatch) -> StreamBatch:
         for replacement in batch.replaced:
@@ -205,7 +223,9 @@ class Stream:
         replaced: list[Replacement] = []
         while True:
             try:
-                return self._read(slot, chosen, replaced)
+                batch, wanted = self._plan(slot, chosen, replaced)
+                self._tars.read(wanted)
+                return batch
             except DamagedItemError as error:
                 if len(replaced) == self._tolerate:
                     raise
@@ -213,7 +233,8 @@ class Stream:
                 chosen[error.position] = (place + 1) % len(self)
                 replaced.append(Replacement(place, self._keys[place], str(error), chosen[error.position]))
 
-    def _read(self, slot: _Slot, places: list[int], replaced: list[Replacement]) -> StreamBatch:
+    def _plan(self, slot: _Slot, places: list[int], replaced: list[Replacement]) -> tuple[StreamBatch, list[Wanted]]:
+        """A batch, and what is to be read into its arrays, in the order in which it lies."""
         arrays: Arrays = {}
         bounds: dict[str, NDArray[np.int64]] = {}
         held: dict[str, NDArray[np.bool_]] = {}
@@ -231,10 +252,10 @@ class Stream:
             room = slot.room(name, int(ends[-1]) if len(ends) else 0)
             arrays[name] = room.view(dtype).reshape(bounds[name][-1], *shape[shape[:1] == (None,) :])
             wanted += _wanted(index, column, number, positions, rows, ends, room.data)
-        self._tars.read(wanted)
         fixed = frozenset(feature.name for feature in self._features if None not in feature.shape)
         keys = tuple(self._keys[place] for place in places)
-        return StreamBatch(tuple(places), keys, arrays, bounds, held, fixed, tuple(replaced))
+        batch = StreamBatch(tuple(places), keys, arrays, bounds, held, fixed, tuple(replaced))
+        return batch, sorted(wanted)
 
     def _fetched_ahead(self, batches: Iterable[Sequence[int]], pool: ThreadPoolExecutor) -> Iterator[Sequence[int]]:
         """The same batches; the shards of those to come are copied to the cache while the ones before are read."""
@@ -252,6 +273,24 @@ class Stream:
             if len(coming) > LOOKAHEAD:
                 yield coming.popleft()
         yield from coming
+
+
+class _Coming(NamedTuple):
+    """A batch that threads read, in parts."""
+
+    slot: _Slot
+    batch: StreamBatch
+    parts: list[Future[None]]
+
+
+def _parts(wanted: list[Wanted], count: int) -> list[list[Wanted]]:
+    """Up to `count` parts of about as many bytes each, in order."""
+    ends = np.cumsum([len(array.into) for array in wanted])
+    if not len(ends):
+        return []
+    cuts = np.searchsorted(ends, np.arange(1, count) * ends[-1] / count, "right").tolist()
+    edges = [0, *cuts, len(wanted)]
+    return [wanted[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
 
 
 def _wanted(

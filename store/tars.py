@@ -1,7 +1,7 @@
 """Read many arrays of many tars with few system calls, each straight to its place in memory, and check them there."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -54,13 +54,13 @@ class Tars:
     def __reduce__(self) -> tuple[Any, ...]:
         return Tars, (self._readers,)
 
-    def read(self, wanted: Iterable[Wanted]) -> None:
+    def read(self, wanted: list[Wanted]) -> None:
         """Fill all of `wanted`, in the order in which they lie; compare their checksums at first touch.
 
         Raises:
             DamagedItemError: the first that is not what was written.
         """
-        for run in _runs(sorted(wanted)):
+        for run in _runs(wanted):
             blamed = run[0]
             try:
                 self._read_run(run)

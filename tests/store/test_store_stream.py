@@ -123,7 +123,7 @@ def test_memory_is_used_again_and_comes_from_the_caller(stream):
     own = Stream(stream._readers, stream._keys, allocate=allocate)
     found = [numbers(batch) for batch in own.batches([[i, i + 1] for i in range(40)], 2)]
     assert found == [[i, i + 1] for i in range(40)]
-    assert sizes == [2 * 24] * 3
+    assert sizes == [2 * 24] * 2
 
 
 # order, ranks, workers, resume
