@@ -59,7 +59,7 @@ def demo(
     print_table(rows)
     write_report(folder, rows, stages, seconds, encoders)
     console.print(encoders.replace("**", ""))
-    console.print(f"{sum(seconds.values()):.0f} s in all; report: {folder}/report.md, plot: {folder}/report.png")
+    console.print(f"{sum(seconds.values()):.0f} s in this call; report: {folder}/report.md, plot: {folder}/report.png")
     clip = corpus / "clips" / "heldout000.mp4"
     console.print("\nNext:")
     ask = f"python -m serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"

@@ -94,7 +94,7 @@ def write_report(folder: Path, rows: list[Row], stages: list[Path], seconds: dic
         "",
         "![losses and accuracies](report.png)",
         "",
-        "| step | seconds |",
+        "| step | seconds of the last call |",
         "| --- | --- |",
         *(f"| {name} | {taken:.0f} |" for name, taken in seconds.items()),
         "",

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -290,7 +291,7 @@ def _parts(wanted: list[Wanted], count: int) -> list[list[Wanted]]:
         return []
     cuts = np.searchsorted(ends, np.arange(1, count) * ends[-1] / count, "right").tolist()
     edges = [0, *cuts, len(wanted)]
-    return [wanted[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [wanted[a:b] for a, b in pairwise(edges) if b > a]
 
 
 def _wanted(

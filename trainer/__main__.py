@@ -49,7 +49,10 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where the checkpoint is written.")],
     step: Annotated[str, typer.Option(help="A saved step, `last`, or `best` on held-out conversations.")] = "last",
 ) -> None:
-    """Make a saved state into a checkpoint: a Hugging Face folder with a card, adapters merged."""
+    """Make a saved state into a checkpoint: a Hugging Face folder with a card, adapters merged.
+
+    A finished run has its last step's in OUTPUT/checkpoint already; its newest saved state lies before that.
+    """
     from trainer.export import export as export_state
 
     export_state(output, folder, step)

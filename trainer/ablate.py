@@ -6,7 +6,6 @@ All work is done by commands in processes of their own, as one would type them: 
 
 import contextlib
 import fcntl
-import os
 import shlex
 import shutil
 import subprocess
@@ -167,18 +166,15 @@ class _Work:
         return finished
 
     def _ask(self, asking: Asking) -> None:
-        if asking.file.exists():
+        if asking.file.exists():  # it appears whole
             return
         asking.file.parent.mkdir(exist_ok=True)
         benchmark = self._ablation.config.benchmarks[asking.benchmark]
-        written = asking.file.with_suffix(".part")
         words = [*PYTHON, "trainer", "evaluate", str(asking.run.checkpoint), self._ablation.config.store]
-        words += [benchmark.conversations, "--out", str(written)]
+        words += [benchmark.conversations, "--out", str(asking.file)]
         words += ["--ask", asking.sense] if asking.sense else []
         words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
-        what = f"{asking.run.folder.name}, {asking.file.stem}"
-        if self._start(words, asking.file.with_suffix(".log"), what):
-            os.replace(written, asking.file)
+        self._start(words, asking.file.with_suffix(".log"), f"{asking.run.folder.name}, {asking.file.stem}")
 
     def _start(self, words: Sequence[str], log: Path, what: str) -> bool:
         """Run a command with its output in a file, repeating its last line now and then; whether it went well."""

@@ -202,6 +202,8 @@ def read_info(folder: str | Path) -> CheckpointInfo:
         UserError: the folder is no checkpoint of this trainer.
     """
     path = Path(folder) / FOLDER / "config.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
     if not path.is_file():
         raise UserError(f"{folder}: not a checkpoint of avllm: there is no {FOLDER}/config.json in it")
     return parse_settings(CheckpointInfo, json.loads(path.read_text()), str(path))

@@ -1,6 +1,7 @@
 """What is done with a trained model in one process: a saved state made into a checkpoint, and held-out questions."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -108,6 +109,8 @@ def evaluate(
             "summary": found,
             "judged": [asdict(j) for j in judged],
         }
-        out.write_text(json.dumps(report, indent=1))
+        temporary = out.with_name(f".tmp-{out.name}")
+        temporary.write_text(json.dumps(report, indent=1))
+        os.replace(temporary, out)
         console.print(f"saved {out}")
     return found

@@ -156,8 +156,43 @@ class Results:
         }
         for table in tables:
             _plot(table, folder)
-        _publish(folder / "results.md", _markdown(tables, self._failed, self._missing))
+        _publish(folder / "results.md", self._markdown(tables))
         _publish(folder / "results.json", json.dumps(report, indent=1))
+
+    def _markdown(self, tables: Sequence[Table]) -> str:
+        base = ", ".join(f"{axis} {self._ablation.base_value(axis)}" for axis in AXES if AXES[axis].field)
+        lines = [
+            "# Ablations",
+            "",
+            "One axis is varied at a time. Accuracy is the share of held-out conversations that the model would answer",
+            "word for word, in %. Intervals are 95%, by bootstrap over media items (where all is right or all is wrong",
+            "they have no width); differences are paired, from the base point. results.json has all with its digests.",
+            "",
+            f"Base point: {base}; seeds {', '.join(map(str, self._ablation.config.seeds))}.",
+        ]
+        if self._missing:
+            lines += ["", f"**Not whole: {self._missing} evaluations are still to come, or have failed.**"]
+        for table in tables:
+            has_paper = any(row.paper is not None for row in table.rows)
+            head = [table.axis, "benchmark", "n", "seeds", "accuracy", "deviation of seeds", "difference", "loss"]
+            head += ["paper, judged by an LLM"] if has_paper else []
+            lines += ["", f"## {table.title}", ""]
+            if table.axis == "ask":
+                lines += [
+                    "Of the base point's model, on those conversations alone that can be asked in all of these ways.",
+                    "",
+                ]
+            lines += [_line(head), _line(["---"] * len(head))]
+            lines += [_line(_cells(row)[: len(head)]) for row in table.rows]
+            lines += ["", f"![{table.title}]({table.axis}.png)"]
+        if self._failed:
+            lines += [
+                "",
+                "## Failed",
+                "",
+                *(f"- `{f['what']}`: {f['said']} (status {f['status']}, {f['log']})" for f in self._failed),
+            ]
+        return "\n".join([*lines, ""])
 
 
 def _row(axis: str, value: Value, benchmark: str, seeds: Sequence[Answers], base: Sequence[Answers]) -> Row:
@@ -182,39 +217,6 @@ def paper_accuracy(axis: str, value: Value, benchmark: str) -> float | None:
     name = str(value).lower().rpartition("/")[2]
     stem = next((known for known in PAPER.get(axis, {}) if name == known or name.startswith(f"{known}.")), None)
     return PAPER[axis][stem][BENCHMARKS.index(benchmark)] if stem and benchmark in BENCHMARKS else None
-
-
-def _markdown(tables: Sequence[Table], failed: Sequence[Mapping[str, object]], missing: int) -> str:
-    lines = [
-        "# Ablations",
-        "",
-        "One axis is varied at a time. Accuracy is the share of held-out conversations that the model would answer",
-        "word for word, in %. Intervals are 95%, by bootstrap over media items (where all is right or all is wrong",
-        "they have no width); differences are paired, from the base point. results.json has all with its digests.",
-    ]
-    if missing:
-        lines += ["", f"**Not whole: {missing} evaluations are still to come, or have failed.**"]
-    for table in tables:
-        has_paper = any(row.paper is not None for row in table.rows)
-        head = [table.axis, "benchmark", "n", "seeds", "accuracy", "deviation of seeds", "difference", "loss"]
-        head += ["paper, judged by an LLM"] if has_paper else []
-        lines += ["", f"## {table.title}", ""]
-        if table.axis == "ask":
-            lines += [
-                "Of the base point's model, on those conversations alone that can be asked in all of these ways.",
-                "",
-            ]
-        lines += [_line(head), _line(["---"] * len(head))]
-        lines += [_line(_cells(row)[: len(head)]) for row in table.rows]
-        lines += ["", f"![{table.title}]({table.axis}.png)"]
-    if failed:
-        lines += [
-            "",
-            "## Failed",
-            "",
-            *(f"- `{f['what']}`: {f['said']} (status {f['status']}, {f['log']})" for f in failed),
-        ]
-    return "\n".join([*lines, ""])
 
 
 def _cells(row: Row) -> list[str]:

@@ -230,7 +230,7 @@ def train(config: TrainConfig) -> None:
     if engine.rank == 0:
         report_data(data, config)
         if saved:
-            console.print(f"going on at step {saved.step}, saved by {saved.ranks} ranks")
+            console.print(f"going on at step {saved.step}, saved by {saved.ranks} process{'es' * (saved.ranks > 1)}")
         log = RunLog(config, saved.step if saved else 0)
         (output / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
     run = _Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved)

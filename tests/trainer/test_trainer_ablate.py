@@ -240,6 +240,7 @@ def test_tables_and_plots_say_what_was_answered(killed):
     assert sight["accuracy"]["value"] == np.mean([by_sight[id_] for id_ in by_both])
 
     page = (command.output / "results.md").read_text()
+    assert "Base point: frames 2, segments 2, visual clip-tiny, audio clap-tiny, llm " in page
     for axis, rows in tables.items():
         for row in rows:
             line = f"| {row['value']} | mixed | {row['n']} | 1 | {100 * row['accuracy']['value']:.1f} ("

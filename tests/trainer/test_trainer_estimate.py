@@ -48,11 +48,12 @@ def settings(**changes):
 
 
 @functools.cache
-def held(file, words):
-    """Weights, and bytes of a pass, that rows of the table share."""
+def held(file, words, share):
+    """Weights, and bytes of a pass, that rows of the table share; `share` is a rank's of the global batch."""
     config = load_settings(TrainConfig, CONFIGS / file, words)
     shape, widths = llm_shape(config.model), column_widths(config)
-    load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, 1)
+    ranks = config.global_batch // share
+    load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, ranks)
     activations = pass_without_data(config, shape, widths, load.fullest, config.zero is not None, on_gpu=True)
     return Parameters.of(build_shape(config, shape, widths)), activations
 
@@ -68,7 +69,8 @@ def test_recipes_are_what_a_dry_run_says_and_fit(row):
     config = load_settings(TrainConfig, CONFIGS / file, words)
     shape, widths = llm_shape(config.model), column_widths(config)
     load = load_of([paper_conversations(config, config.global_batch)], config, shape, widths, ranks)
-    parameters, activations = held(file, tuple(word for word in words if not word.startswith("zero")))
+    shared = tuple(word for word in words if not word.startswith("zero"))
+    parameters, activations = held(file, shared, config.global_batch // ranks)
     steps = config.steps or -(-1_680_000 * int(config.epochs) // config.global_batch)
     sharded = config.zero is not None
     found = estimate(config, parameters, load, activations, steps, ranks, sharded, device, 0.4)
