@@ -235,7 +235,7 @@ class Stream:
                 replaced.append(Replacement(place, self._keys[place], str(error), chosen[error.position]))
 
     def _plan(self, slot: _Slot, places: list[int], replaced: list[Replacement]) -> tuple[StreamBatch, list[Wanted]]:
-        """A batch, and what is to be read into its arrays, in the order in which it lies."""
+        """A batch, and what is to be read into its arrays, sorted as it lies."""
         arrays: Arrays = {}
         bounds: dict[str, NDArray[np.int64]] = {}
         held: dict[str, NDArray[np.bool_]] = {}

@@ -55,7 +55,7 @@ class Tars:
         return Tars, (self._readers,)
 
     def read(self, wanted: list[Wanted]) -> None:
-        """Fill all of `wanted`, in the order in which they lie; compare their checksums at first touch.
+        """Fill all of `wanted`, sorted as they lie; compare their checksums at first touch.
 
         Raises:
             DamagedItemError: the first that is not what was written.

@@ -176,8 +176,8 @@ class _Work:
         words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
         self._start(words, asking.file.with_suffix(".log"), f"{asking.run.folder.name}, {asking.file.stem}")
 
-    def _start(self, words: Sequence[str], log: Path, what: str) -> bool:
-        """Run a command with its output in a file, repeating its last line now and then; whether it went well."""
+    def _start(self, words: Sequence[str], log: Path, what: str) -> None:
+        """Run a command with its output in a file, repeating its last line now and then; note it if it fails."""
         console.print(f"{what}, log: {log}", markup=False)
         with open(log, "ab") as output:
             output.write(f"$ {_shown(words)}\n".encode())
@@ -199,7 +199,6 @@ class _Work:
         if status:
             failure = {"what": what, "said": last, "status": status, "log": str(log), "command": _shown(words)}
             self.failed.append(failure)
-        return status == 0
 
     def _write(self) -> None:
         from trainer.results import Results

@@ -1,7 +1,6 @@
 """What is done with a trained model in one process: a saved state made into a checkpoint, and held-out questions."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -9,7 +8,7 @@ from typing import get_args
 import torch
 from rich.table import Table
 
-from store import UserError
+from store import Storage, UserError
 from store.console import Meter, console
 from trainer.checkpoint import gather_weights, load_checkpoint, load_llm, save_checkpoint
 from trainer.distributed import PlainEngine
@@ -109,8 +108,6 @@ def evaluate(
             "summary": found,
             "judged": [asdict(j) for j in judged],
         }
-        temporary = out.with_name(f".tmp-{out.name}")
-        temporary.write_text(json.dumps(report, indent=1))
-        os.replace(temporary, out)
+        Storage(out.parent).write(out.name, json.dumps(report, indent=1).encode())
         console.print(f"saved {out}")
     return found

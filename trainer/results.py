@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from store import Storage
 from trainer.answers import DRAWS, Answers, Estimate, averaged, read_answers
 from trainer.variants import AXES, Ablation, Asking, Point, Value
 
@@ -156,8 +157,8 @@ class Results:
         }
         for table in tables:
             _plot(table, folder)
-        _publish(folder / "results.md", self._markdown(tables))
-        _publish(folder / "results.json", json.dumps(report, indent=1))
+        Storage(folder).write("results.md", self._markdown(tables).encode())
+        Storage(folder).write("results.json", json.dumps(report, indent=1).encode())
 
     def _markdown(self, tables: Sequence[Table]) -> str:
         base = ", ".join(f"{axis} {self._ablation.base_value(axis)}" for axis in AXES if AXES[axis].field)
@@ -272,9 +273,3 @@ def _plot(table: Table, folder: Path) -> None:
     figure.savefig(temporary, dpi=120)
     plt.close(figure)
     os.replace(temporary, folder / f"{table.axis}.png")
-
-
-def _publish(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
