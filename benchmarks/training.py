@@ -302,7 +302,7 @@ def contender(name: str, stage: int, model: Path, folder: Path, batch: int, micr
 def trainer(
     batch: Annotated[int, typer.Option(help="Conversations of an optimizer step.")] = 8,
     micro: Annotated[int, typer.Option(help="Conversations of the Trainer's passes; it accumulates them.")] = 4,
-    steps: Annotated[int, typer.Option(help="Of each run; the first is not measured.")] = 4,
+    steps: Annotated[int, typer.Option(help="Of each run; the first is not measured.")] = 6,
     rounds: Annotated[int, typer.Option(help="Runs of each trainer and stage, in turns.")] = 2,
     model: Model = SMOLLM,
 ) -> None:

@@ -23,7 +23,8 @@ except ImportError:
 
 NAME = "packed"  # of this attention in a Hugging Face configuration
 KERNEL = "packed_by_kernel"  # the same as a GPU runs it, whatever the tensors lie on: for estimates of memory
-SHORT = 768  # positions up to which products of matrices are faster than torch's kernel on CPUs in bfloat16
+SHORT = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
+BLOCK = 256  # queries in one product: few enough to leave out much of what lies behind them, enough for a fast one
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def product_attention(
 ) -> torch.Tensor:
     """Causal attention of one conversation, written out: the query heads of a key head are rows of one product.
 
+    Queries go in blocks, each against the keys up to its own end: what lies behind those is not computed.
+
     Args:
         query: [1, heads, L, head_dim].
         key: [1, key_value_heads, L, head_dim].
@@ -116,11 +119,16 @@ def product_attention(
     """
     _, heads, length, width = query.shape
     groups = key.shape[1]
-    rows = query.reshape(groups, -1, width)
-    later = query.new_full((length, length), -torch.inf).triu(1)
-    mask = later.repeat(heads // groups, 1).expand(groups, -1, -1)
-    scores = torch.baddbmm(mask, rows, key[0].transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
-    return torch.bmm(scores.softmax(-1), value[0]).reshape(query.shape)
+    scale = width**-0.5 if scaling is None else scaling
+    mixed = []
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        rows = query[:, :, start:end].reshape(groups, -1, width)
+        later = query.new_full((end - start, end), -torch.inf).triu(start + 1)
+        mask = later.repeat(heads // groups, 1).expand(groups, -1, -1)
+        scores = torch.baddbmm(mask, rows, key[0, :, :end].transpose(1, 2), alpha=scale)
+        mixed.append(torch.bmm(scores.softmax(-1), value[0, :, :end]).reshape(1, heads, -1, width))
+    return torch.cat(mixed, 2)
 
 
 def flash_attention(
