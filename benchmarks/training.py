@@ -318,7 +318,7 @@ def trainer(
                 found[stage, name].append(_child("contender", *words))
                 meter.advance(1, f"stage {stage}, {name}")
     _machine(f"SmolLM2-135M, bfloat16, {batch} conversations a step, {steps - 1} steps measured in {rounds} runs")
-    table = Table("stage", "trainer", "seconds a step", "samples/s", "first step", "peak GB", "data wait", "first loss")
+    table = Table("stage", "trainer", "s/step", "samples/s", "first step", "peak GB", "wait", "first loss")
     medians: dict[tuple[int, str], float] = {}
     for (stage, name), runs in found.items():
         medians[stage, name] = middle = statistics.median(s for run in runs for s in run["seconds"][1:])
