@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.steps import BATCH, SHARDS, Done, Setup, cached, featurizing, make_store, online
 from demo.llm import make_llm
-from store.console import console, make_app, run
+from store.console import Meter, console, make_app, run
 from trainer.flops import peak_flops
 
 LARGE, LIGHT = "clip:ViT-L-14/random", "clip:ViT-S-32/random"
@@ -127,6 +127,7 @@ def race(
             setup = replace(setup, what=small, encoder="clip:ViT-B-32/random", frames=min(8, setup.frames))
         folder = Path(tempfile.mkdtemp())
         try:
+            console.print(f"\n{setup.what}")
             make_store(setup, folder)
             item = _featurize(setup, folder, threads)
             raced = [_race(setup, folder, threads, stage, str(model), steps + 1) for stage in PAPER]
@@ -160,8 +161,13 @@ def _machine(threads: int) -> Literal["float32", "bfloat16"]:
 def _featurize(setup: Setup, folder: Path, threads: int) -> float:
     """Median seconds of an item, over the shards."""
     child = Child(featurizing, setup, folder, threads)
+    taken = []
     try:
-        return statistics.median(child.turn().seconds for _ in range(SHARDS)) / (setup.items // SHARDS)
+        with Meter("featurizing", SHARDS, "shards") as meter:
+            for _ in range(SHARDS):
+                taken.append(child.turn().seconds)
+                meter.advance(1)
+        return statistics.median(taken) / (setup.items // SHARDS)
     finally:
         child.end()
 
@@ -172,10 +178,12 @@ def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, step
     children = [Child(online, *words), Child(cached, *words)]
     try:
         turns = []
-        for step in range(steps):  # each begins as often as the other
-            first = step % 2
-            pair = {n: children[n].turn() for n in (first, 1 - first)}
-            turns.append((pair[0], pair[1]))
+        with Meter(f"stage {stage}", steps, "steps of each") as meter:
+            for step in range(steps):  # each begins as often as the other
+                first = step % 2
+                pair = {n: children[n].turn() for n in (first, 1 - first)}
+                turns.append((pair[0], pair[1]))
+                meter.advance(1)
     finally:
         for child in children:
             child.end()
@@ -186,7 +194,7 @@ def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, step
 
 def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> None:
     """The table of a setup, and what follows from it."""
-    console.print(f"\n{setup.what}; SmolLM2-135M; {BATCH} conversations a step, {len(raced[0].online)} steps of each")
+    console.print(f"SmolLM2-135M; {BATCH} conversations a step, {len(raced[0].online)} steps of each")
     console.print(f"featurizing: {item:.3f} s an item, {item * epoch / 3600:.1f} h for an epoch of {epoch}")
     table = Table("stage", "encoders", "s a step (least - most)", "h an epoch", "peak GiB", "last loss")
     for race in raced:
