@@ -84,9 +84,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Done:
-    """What a process says of a turn: its seconds, the loss if it trained, and its peak of memory until then, GiB."""
+    """What a process says of a turn: its seconds, those of all its threads on the CPU, the loss if it trained, and its
+    peak of memory until then, GiB.
+    """
 
     seconds: float
+    cpu: float
     loss: float
     peak: float
 
@@ -142,10 +145,10 @@ def featurizing(setup: Setup, folder: Path, threads: int) -> Iterator[Done]:
         for encoder, each in zip(encoders, _usable(units), strict=True):
             encoder.encode_padded(each.rows[: encoder.settings.batch])
     for items in shards.values():
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         report = encode_shard(items, encoders, columns, threads)
         assert not any(report.failures.values()), report
-        yield Done(time.perf_counter() - began, 0.0, _peak())
+        yield Done(time.perf_counter() - began, time.process_time() - cpu, 0.0, _peak())
 
 
 def cached(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int) -> Iterator[Done]:
@@ -234,14 +237,15 @@ def _turns(
     with ThreadPoolExecutor(1) as pool:
         loaded = load(0)
         for step in range(steps):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             coming = pool.submit(load, (step + 1) % steps)
             passes = encode(loaded)
             tokens = sum(len(batch.targets) for batch in passes)
             losses = [engine.backward(b.to(engine.device), tokens, b is passes[-1]) for b in passes]
             engine.step()
             loaded = coming.result()
-            yield Done(time.perf_counter() - began, float(torch.stack(losses).sum()) / tokens, _peak())
+            seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+            yield Done(seconds, cpu, float(torch.stack(losses).sum()) / tokens, _peak())
 
 
 def _peak() -> float:
