@@ -19,7 +19,7 @@ demo: $(SETUP)
 	$(PY) -m demo $(if $(PRETRAINED),--pretrained --folder runs/demo-pretrained)
 
 test: $(SETUP)
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(SETUP)
 	$(VENV)/bin/ruff format --check .
