@@ -1,7 +1,6 @@
 """One process of plain torch, or several under torchrun with DeepSpeed ZeRO: the same steps, the same losses."""
 
 import contextlib
-import ctypes
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
 
@@ -321,16 +319,6 @@ def check_world(config: TrainConfig, ranks: int | None = None) -> None:
 
 def build_engine(model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Engine:
     """DeepSpeed where `zero` is set and a launcher started this process, else plain torch."""
-    if not torch.cuda.is_available():
-        _keep_freed_memory()
     if uses_deepspeed(config):
         return ZeroEngine(model, optimizer, config)
     return PlainEngine(model, optimizer, config.precision == "bfloat16", config.clip)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one, which else asks the kernel for it anew, page by page."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
