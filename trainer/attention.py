@@ -2,7 +2,8 @@
 
 flash-attn's variable-length kernel serves where it imports and the tensors fit it. Elsewhere each conversation goes
 through torch's causal attention by itself: so nothing is padded, and none is charged for a longer one's square. On CPUs
-torch's kernel takes long for gradients in bfloat16, so there short conversations go through plain products of matrices.
+torch's kernel takes long for gradients in bfloat16, so there all but very long conversations go through plain products
+of matrices.
 All give the same numbers up to rounding.
 """
 
@@ -23,7 +24,7 @@ except ImportError:
 
 NAME = "packed"  # of this attention in a Hugging Face configuration
 KERNEL = "packed_by_kernel"  # the same as a GPU runs it, whatever the tensors lie on: for estimates of memory
-SHORT = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
+PRODUCTS = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
 BLOCK = 256  # queries in one product: few enough to leave out much of what lies behind them, enough for a fast one
 
 
@@ -94,7 +95,7 @@ def torch_attention(
     by_products = not by_kernel and query.device.type == "cpu" and query.dtype == torch.bfloat16
     mixed = [
         product_attention(q, k, v, scaling)
-        if by_products and q.shape[2] <= SHORT
+        if by_products and q.shape[2] <= PRODUCTS
         else F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         for q, k, v in zip(queries, keys, values, strict=True)
     ]

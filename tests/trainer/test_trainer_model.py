@@ -158,7 +158,7 @@ def test_torch_attention_equals_each_sample_alone():
         start += length
 
 
-@pytest.mark.parametrize("length", [1, 5, 300, attention.SHORT, attention.SHORT + 1])
+@pytest.mark.parametrize("length", [1, 5, 300, attention.PRODUCTS, attention.PRODUCTS + 1])
 def test_attention_in_bfloat16_is_that_in_float64_up_to_rounding(length, monkeypatch):
     """Values and gradients, on either side of the length up to which products of matrices are taken."""
     torch.manual_seed(0)
@@ -171,7 +171,7 @@ def test_attention_in_bfloat16_is_that_in_float64_up_to_rounding(length, monkeyp
         mixed = torch_attention(*inputs, Packing.of([length]), 0.2)
         mixed.backward(wanted.transpose(1, 2).to(dtype))
         found.append([mixed.detach(), *(x.grad for x in inputs)])
-    assert len(calls) == (length <= attention.SHORT)
+    assert len(calls) == (length <= attention.PRODUCTS)
     for exact, rounded in zip(*found, strict=True):
         assert (rounded.double() - exact).norm() <= 0.01 * exact.norm() + 1e-6
 
