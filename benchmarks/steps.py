@@ -56,7 +56,9 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained on, and through which encoders; the media are read once in an epoch."""
+    """What is trained on, through which encoders, with how many layers of the LLM (all if None); the media are read
+    once in an epoch.
+    """
 
     what: str
     kind: Literal["video", "image"]
@@ -65,6 +67,7 @@ class Setup:
     layer: int
     frames: int
     audio: bool
+    llm_layers: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
@@ -225,6 +228,7 @@ def _training(
         precision=setup.dtype,
     )
     llm, tokenizer = load_llm(model, precision(config))
+    llm.model.layers = llm.model.layers[: setup.llm_layers]
     data = TrainingData(config, tokenizer)
     whole = build_model(config, data, llm)
     return config, data, build_engine(whole, build_optimizer(whole, config), config), tokenizer
