@@ -42,7 +42,7 @@ bench: $(BENCH)/.done
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
-	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 40
+	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 20 --rounds 4
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info

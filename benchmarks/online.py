@@ -8,7 +8,8 @@ threads, while the step before is trained on; encodes all frames and segments of
 in the same precision; and packs what comes of it as the cached one does. The losses of the first step have to agree.
 
 Each contender is a process of its own, so that its peak of memory is its own. They take turns, step by step. A turn
-ends when both the step and the loading of the next one are over: nothing runs while the other has its turn.
+ends when both the step and the loading of the next one are over: nothing runs while the other has its turn. Where a
+process's memory happens to lie makes all its steps a little faster or slower; rounds start the processes anew.
 
 The light setups are the hardest for caching: encoders of one layer leave next to nothing to spare, and an LLM of one
 layer hides nothing of what either contender does beside it.
@@ -109,6 +110,7 @@ def _serve(pipe: Connection, work: Callable[..., Iterator[Done]], words: Sequenc
 def race(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETUPS)}; all if not given.")] = None,
     steps: Annotated[int, typer.Option(help="Measured steps of each contender, after one that is not.")] = 4,
+    rounds: Annotated[int, typer.Option(help="How often both start anew, for as many steps again.")] = 1,
     epoch: Annotated[int, typer.Option(help="Items of the epoch whose hours are told.")] = 100_000,
     threads: Annotated[int, typer.Option(help="Torch and decoding threads.")] = os.cpu_count() or 1,
     model: Annotated[Path, typer.Option(help="The LLM; made of a package if it is not there.")] = Path("build/smollm2"),
@@ -132,7 +134,7 @@ def race(
             console.print(f"\n{setup.what}")
             make_store(setup, folder)
             item = _featurize(setup, folder, threads)
-            raced = [_race(setup, folder, threads, stage, str(model), steps + 1) for stage in PAPER]
+            raced = [_race(setup, folder, threads, stage, str(model), steps + 1, rounds) for stage in PAPER]
         finally:
             shutil.rmtree(folder)
         _report(setup, item, raced, epoch)
@@ -174,24 +176,27 @@ def _featurize(setup: Setup, folder: Path, threads: int) -> float:
         child.end()
 
 
-def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, steps: int) -> Raced:
-    """Turn by turn; the first of each is a check that both train the same, and is not measured."""
-    words = (setup, folder, threads, stage, model, steps)
-    children = [Child(online, *words), Child(cached, *words)]
-    try:
-        turns = []
-        with Meter(f"stage {stage}", steps, "steps of each") as meter:
-            for step in range(steps):  # each begins as often as the other
-                first = step % 2
-                pair = {n: children[n].turn() for n in (first, 1 - first)}
-                turns.append((pair[0], pair[1]))
-                meter.advance(1)
-    finally:
-        for child in children:
-            child.end()
-    theirs, ours = (done.loss for done in turns[0])
-    assert math.isclose(theirs, ours, rel_tol=1e-6), f"not the same training: losses {theirs} and {ours}"
-    return Raced(stage, [first for first, _ in turns[1:]], [second for _, second in turns[1:]])
+def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, steps: int, rounds: int) -> Raced:
+    """Turn by turn; the first of each process is a check that both train the same, and is not measured."""
+    raced = Raced(stage, [], [])
+    with Meter(f"stage {stage}", rounds * steps, "steps of each") as meter:
+        for _ in range(rounds):
+            children = [Child(work, setup, folder, threads, stage, model, steps) for work in (online, cached)]
+            try:
+                for step in range(steps):  # each begins as often as the other
+                    first = step % 2
+                    pair = {n: children[n].turn() for n in (first, 1 - first)}
+                    theirs, ours = pair[0], pair[1]
+                    if step:
+                        raced.online.append(theirs)
+                        raced.cached.append(ours)
+                    elif not math.isclose(theirs.loss, ours.loss, rel_tol=1e-6):
+                        raise AssertionError(f"not the same training: losses {theirs.loss} and {ours.loss}")
+                    meter.advance(1)
+            finally:
+                for child in children:
+                    child.end()
+    return raced
 
 
 def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> None:
@@ -208,7 +213,7 @@ def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> No
                 name,
                 f"{step:.2f} ({min(seconds):.2f} - {max(seconds):.2f})",
                 f"{statistics.median(done.cpu for done in turns):.2f}",
-                f"{turns[-1].peak:.2f}",
+                f"{max(done.peak for done in turns):.2f}",
                 f"{turns[-1].loss:.4f}",
             )
     console.print(table)
