@@ -260,5 +260,5 @@ def load_checkpoint(
     llm, tokenizer = load_llm(str(folder), dtype, attention)
     model = AudioVisualLM(llm, info.grid.widths(info.columns))
     model.projectors.load_state_dict(load_projectors(folder))
-    model.projectors.to(dtype)
+    model.to(dtype)
     return model, tokenizer, info

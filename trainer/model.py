@@ -35,15 +35,6 @@ class Projector(nn.Linear):
         """Rows float32 [R, D] to [R, D_l] in the weights' dtype."""
         return super().forward(((rows - self.mean) / self.deviation).to(self.weight.dtype))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What moves or casts a module; the statistics stay in float32, whatever the weights are cast to."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self.named_buffers():
-            if buffer.dtype != torch.float32:
-                setattr(self, name, exact[name].to(buffer.device))
-        return self
-
 
 class AudioVisualLM(nn.Module):
     """An LLM that reads rows of features where words could stand.
@@ -58,6 +49,18 @@ class AudioVisualLM(nn.Module):
         self.llm = llm
         hidden = llm.config.hidden_size
         self.projectors = nn.ModuleDict({name: Projector(widths[name], hidden) for name in FEATURES if name in widths})
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What moves or casts a module; buffers in float32 (the projectors' statistics, the frequencies of the LLM's
+        positions) stay so, whatever the weights are cast to.
+        """
+        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            if (now := self.get_buffer(name)).dtype != torch.float32:
+                module, _, own = name.rpartition(".")
+                setattr(self.get_submodule(module), own, buffer.to(now.device))
+        return self
 
     @property
     def widths(self) -> dict[str, int]:

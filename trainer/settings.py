@@ -76,6 +76,11 @@ class Evaluation(Settings):
     limit: Positive | None = 512
     patience: Positive | None = None
 
+    @property
+    def asked(self) -> tuple[list[str], int | None]:
+        """What is asked, wherever it lies: losses on anything else are not comparable."""
+        return [source.conversations for source in self.sources], self.limit
+
 
 class TrainConfig(Settings):
     """One stage of the paper's training.

@@ -89,7 +89,8 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
     model = AudioVisualLM(llm, data.widths)
     if is_checkpoint(config.model):
         _check_same_columns(config, data)
-        model.projectors.load_state_dict(load_projectors(config.model))
+        weights = {name: w for name, w in load_projectors(config.model).items() if name.split(".")[0] in data.widths}
+        model.projectors.load_state_dict(weights)
     else:
         statistics = ColumnStatistics()
         for sample in data.some(STATISTICS_SAMPLES):
@@ -165,6 +166,9 @@ def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
         if trained != spec:
             what = trained.folder if trained else "no column"
             raise UserError(f"field {modality!r}: {config.model} was trained on {what}, this run reads {spec.folder}")
+    for modality in sorted(info.columns.keys() - data.specs.keys()):
+        if is_first():
+            console.print(f"{config.model} also reads {info.columns[modality].folder}; this run leaves that out")
 
 
 def rank_batch(data: TrainingData, config: TrainConfig, step: int, rank: int, ranks: int) -> RankBatch:
@@ -240,7 +244,7 @@ def train(config: TrainConfig) -> None:
         run.saver.close()
         if log:
             log.close()
-        engine.close()
+    engine.close()  # not after an error of one rank: that would wait for the others, and they for it
 
 
 def precision(config: TrainConfig) -> torch.dtype:
@@ -281,11 +285,15 @@ class _Run:
     saved: State | None
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
+    _since: int = field(default=0, init=False)
 
     def all_steps(self) -> None:
         """Train to the end, saving on the way."""
         config, first = self.config, self.saved.step if self.saved else 0
-        self.best = self.saved.best if self.saved else None
+        if self.saved and self.saved.asked == (config.evaluation and config.evaluation.asked):
+            self.best = self.saved.best
+        else:  # losses on other conversations say nothing about these
+            self._since = first
         if self.log:
             self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
         done = first
@@ -327,6 +335,11 @@ class _Run:
         ]
         norm = self.engine.step()
         (loss,) = self.engine.total(float(torch.stack(losses).sum()))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"{self.config.output}: training diverged: loss {loss / tokens}, norm of the gradient {norm}; nothing "
+                f"of this step was saved. Try a lower lr (now {self.config.lr}), with another output or overwrite=true"
+            )
         return {"loss": loss / tokens, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
 
     def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
@@ -362,7 +375,7 @@ class _Run:
         evaluation = self.config.evaluation
         if evaluation is None or evaluation.patience is None:
             return False
-        since = self.best[1] if self.best else 0
+        since = self.best[1] if self.best else self._since
         tired = done - since >= evaluation.patience * evaluation.every
         if tired and self.log:
             console.print(f"stopped early: the held-out loss has not fallen since step {since}")

@@ -3,6 +3,7 @@
     <output>/steps/00000100/
       part-00000-of-00002.safetensors   of each trained parameter what rank 0 keeps, laid out flat, float32:
                                         weight/<name>@<first element>, exp_avg/..., exp_avg_sq/...
+                                        of rank 0 also what the projectors have that is not trained
       state.json                        step, settings, what the checkpoint says; written last
 
 Each rank copies its part to memory and goes on; a thread writes it. The folder gets its name when all parts are there.
@@ -53,6 +54,11 @@ class State(Settings):
     loss: float | None = None
     best: tuple[float, int] | None = None
 
+    @property
+    def asked(self) -> tuple[list[str], int | None] | None:
+        """The held-out conversations that `loss` and `best` are of."""
+        return self.config.evaluation.asked if self.config.evaluation else None
+
 
 class States:
     """The saved states of a run."""
@@ -83,8 +89,9 @@ class States:
         return self.folder / f"{step:08d}"
 
     def best(self) -> int | None:
-        """The step with the lowest loss on held-out conversations, or None if none was evaluated."""
-        losses = {step: loss for step in self.steps() if (loss := self.state(step).loss) is not None}
+        """The step with the lowest loss on what the newest state's run was asked, or None if none was asked that."""
+        states = [self.state(step) for step in self.steps()]
+        losses = {s.step: s.loss for s in states if s.loss is not None and s.asked == states[-1].asked}
         return min(losses, key=lambda step: (losses[step], step), default=None)
 
     def clear(self) -> None:
@@ -151,8 +158,9 @@ class SavedTensors:
         return whole
 
     def load_weights(self, model: AudioVisualLM) -> None:
-        """Give a model the weights that were trained, and its projectors' statistics."""
-        for name, tensor in _trained(model):
+        """Give a model the weights that were trained, and its projectors."""
+        trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        for name, tensor in (*trained, *_untrained(model)):
             tensor.data.copy_(self.read(f"weight/{name}", 0, tensor.numel()).view(tensor.shape))
 
     def load_optimizer(self, engine: Engine, step: int) -> None:
@@ -165,9 +173,10 @@ class SavedTensors:
                 moment.copy_(self.read(f"{kind}/{fragment.name}", fragment.start, size))
 
 
-def _trained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+def _untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of the projectors what no optimizer sees: their statistics, and what is frozen."""
     yield from model.projectors.named_buffers("projectors")
+    yield from ((name, p) for name, p in model.projectors.named_parameters("projectors") if not p.requires_grad)
 
 
 class Saver:
@@ -186,9 +195,10 @@ class Saver:
             at = f"{fragment.name}@{fragment.start}"
             tensors[f"weight/{at}"] = _copy(fragment.weight)
             tensors |= {f"{kind}/{at}": _copy(fragment.moments[kind]) for kind in MOMENTS}
-        if self._engine.rank == 0:
-            for name, buffer in self._engine.model.projectors.named_buffers("projectors"):
-                tensors[f"weight/{name}@0"] = _copy(buffer.view(-1))
+        untrained = dict(_untrained(self._engine.model))
+        with self._engine.gathered(list(untrained.values())):
+            if self._engine.rank == 0:
+                tensors |= {f"weight/{name}@0": _copy(tensor.view(-1)) for name, tensor in untrained.items()}
         self._writing = self._pool.submit(self._write, state, tensors)
 
     def finish(self) -> None:

@@ -288,7 +288,7 @@ class Ablation:
             settings = stage.model_copy(update={"seed": seed, **columns})
             dumped = settings.model_dump(mode="json", exclude=NOT_IN_DIGEST)
             sources = [*stage.sources, *(stage.evaluation.sources if stage.evaluation else ())]
-            said = {s.conversations: self._conversations_digest(s.conversations) for s in sources}
+            said = [(s.conversations, s.weight, self._conversations_digest(s.conversations)) for s in sources]
             digest = _digest(dumped, model, said)
             llm = Path(runs[0].config.model if runs else stage.model).name
             name = [f"stage{stage.stage}", llm, stage.visual, stage.audio, f"t{stage.frames}", f"k{stage.segments}"]

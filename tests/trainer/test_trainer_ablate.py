@@ -300,7 +300,8 @@ def test_what_changes_a_run_and_what_does_not(settings, feature_store, tmp_path)
 
     first = digests()
     assert first == digests({"save_every": 50, "log_every": 7, "batch_tokens": 4096})
-    for change in ({"lr": 1e-3}, {"steps": 3}, {"frames": 4}, {"precision": "bfloat16"}):
+    weighed = {"sources": [settings["stages"][0]["sources"][0] | {"weight": 2.0}]}
+    for change in ({"lr": 1e-3}, {"steps": 3}, {"frames": 4}, {"precision": "bfloat16"}, weighed):
         assert not set(first) & set(digests(change)), change
     assert not set(first) & set(digests(seeds=[1]))
     storage = Storage(tmp_path / "store")

@@ -17,10 +17,11 @@ from serve.engine import Assistant, Question
 from store import UserError, parse_settings
 from trainer.__main__ import main
 from trainer.batch import pack
-from trainer.checkpoint import describe, load_checkpoint, model_card, read_info
+from trainer.checkpoint import describe, load_checkpoint, load_projectors, model_card, read_info
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
 from trainer.evaluation import _judge
+from trainer.export import export
 from trainer.settings import TrainConfig
 from trainer.stage import train
 from trainer.states import States
@@ -116,6 +117,32 @@ def test_frozen_parameters_stay_as_they_are(base, tmp_path):
     projectors = load_file(tmp_path / "run" / "checkpoint" / "avllm" / "projectors.safetensors")
     assert not projectors["audio.bias"].any()
     assert projectors["temporal.bias"].any()
+
+
+def test_frozen_projectors_are_exported_as_they_are(base, tmp_path):
+    run(base | {"freeze": ["projectors.*"], "save_every": 4}, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "exported", "last")
+    ours, theirs = (load_projectors(tmp_path / at) for at in ("exported", "run/checkpoint"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_modality_may_be_left_out_after_a_stage(base, tmp_path, capsys):
+    run(base, tmp_path / "both")
+    sight = {"audio": None, "mixture": {"visual": 1}, "model": str(tmp_path / "both" / "checkpoint"), "lr": 1e-20}
+    run(base | sight, tmp_path / "sight")
+    assert "also reads clap-tiny" in capsys.readouterr().out.split("this run leaves that out")[0].splitlines()[-1]
+    before, after = (load_projectors(tmp_path / at / "checkpoint") for at in ("both", "sight"))
+    assert {name.split(".")[0] for name in after} == {"temporal", "spatial"}
+    assert all(torch.equal(before[name], after[name]) for name in after)
+
+
+def test_a_training_that_diverges_stops_and_keeps_what_is_sound(base, tmp_path):
+    with pytest.raises(UserError, match=r"training diverged: loss .*Try a lower lr \(now 1e\+30\)") as refused:
+        run(base | {"lr": 1e30, "warmup_ratio": 0, "save_every": 1, "steps": 6}, tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert States(tmp_path / "run").steps() == [1]
 
 
 def test_the_gradient_is_clipped_to_a_norm(base, tmp_path):

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,15 @@ def test_attention_in_bfloat16_is_that_in_float64_up_to_rounding(length, monkeyp
     assert len(calls) == (length <= attention.PRODUCTS)
     for exact, rounded in zip(*found, strict=True):
         assert (rounded.double() - exact).norm() <= 0.01 * exact.norm() + 1e-6
+
+
+def test_what_casts_a_model_leaves_its_positions_and_statistics_exact(model):
+    """Older DeepSpeeds cast a whole module: positions of 1,000 would then turn by angles that are wrong by a radian."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    cast = copy.deepcopy(model).bfloat16()
+    assert {p.dtype for p in cast.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(buffer, before[name]) for name, buffer in cast.named_buffers())
 
 
 def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -172,6 +173,23 @@ def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
         assert torch.equal(parameter.flatten(), saved.read(f"weight/{name}", 0, parameter.numel())), name
     with pytest.raises(UserError, match=r"--step 7: .* saved steps: .*accepted: a step, last, best"):
         export(tmp_path / "run", tmp_path / "other", "7")
+
+
+def test_losses_on_other_held_out_conversations_are_not_compared(base, feature_store, tmp_path):
+    """Asked something harder after a stop, a run neither stops early for it nor calls an old state the best."""
+    asked = {"sources": [{"store": str(feature_store), "conversations": "mixed"}], "every": 1, "limit": 24}
+    settings = base | {"steps": 4, "save_every": 1, "lr": 1e-20, "evaluation": asked}
+    run(settings, tmp_path / "run")
+    states = States(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    for step in states.steps():  # as if what was asked had been easy
+        path = states.path(step) / "state.json"
+        easy = states.state(step).model_copy(update={"loss": 0.0, "best": (0.0, 1)})
+        path.write_text(easy.model_dump_json())
+    then = states.steps()[-1]
+    run(settings | {"evaluation": asked | {"limit": 23, "patience": 3}}, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint").exists()
+    assert states.best() == states.state(states.steps()[-1]).best[1] == 4 > then
 
 
 def test_training_stops_early_when_held_out_loss_no_longer_falls(base, feature_store, tmp_path):

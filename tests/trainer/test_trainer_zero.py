@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from store import parse_settings
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint, load_projectors
+from trainer.export import export
 from trainer.settings import TrainConfig
 from trainer.stage import train
 from trainer.states import States
@@ -82,6 +83,7 @@ def choices(tied_stage2):
         "lora-3": (lora, three),
         "half-2": (base | {"precision": "bfloat16"}, two),
         "half-3-offload": (base | {"precision": "bfloat16"}, three | {"offload": True}),
+        "frozen-3": (base | {"freeze": ["projectors.*"]}, three),
         "half-dropout-3": (base | {"precision": "bfloat16", "lora": LORA | {"dropout": 0.2}}, three),
     }
 
@@ -140,7 +142,7 @@ def test_clipped_gradients_are_those_of_one_process(shared, plain, name):
     assert 0.01 < squares**0.5 < 0.05
 
 
-@pytest.mark.parametrize("name", [*NAMES, "half-dropout-3"])
+@pytest.mark.parametrize("name", [*NAMES, "frozen-3", "half-dropout-3"])
 def test_a_run_goes_on_bit_for_bit(shared, name):
     """Float32 originals and moments are saved wherever they lie; dropout follows from the step."""
     assert logged(shared / "resumed" / name)[0]["step"] == SAVED
@@ -163,6 +165,13 @@ def test_bfloat16_keeps_originals_and_statistics_in_float32(shared, plain, name)
                    (shared / name, plain / "full"))  # fmt: skip
     for statistic in ("temporal.mean", "temporal.deviation", "audio.mean"):
         assert torch.equal(ours[statistic], exact[statistic]), statistic
+
+
+def test_frozen_projectors_are_saved_whole(shared, tmp_path):
+    export(shared / "frozen-3", tmp_path / "exported", "last")
+    ours, theirs = (load_projectors(folder) for folder in (tmp_path / "exported", shared / "frozen-3" / "checkpoint"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("name", ["lora-3", "lora-2-offload"])
