@@ -6,7 +6,10 @@ SETUP := $(VENV)/.done
 BENCH := .venv-bench
 BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it: waiting threads do not spin
 
-.PHONY: demo test lint bench clean
+OUT ?= runs/gpu
+GPU_PYTHON := $(if $(or $(TINY),$(wildcard $(SETUP))),$(PY),$(PYTHON))  # a GPU machine may have all it needs already
+
+.PHONY: demo test lint bench gpu clean
 
 $(SETUP): setup.cfg pyproject.toml demo/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +46,10 @@ bench: $(BENCH)/.done
 	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
 	$(BUSY) -m benchmarks.online --only light-clips --only light-stills --steps 20 --rounds 4
+
+# TINY=1 runs the same parts in tiny shapes on the CPU; PARTS="stage1 zero" runs these alone.
+gpu: $(if $(TINY),$(SETUP))
+	$(GPU_PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(TINY),--tiny) $(PARTS:%=--only %)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build runs *.egg-info

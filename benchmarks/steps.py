@@ -38,10 +38,11 @@ from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import Engine, build_engine
 from trainer.features import Grid, rows_of
+from trainer.loader import rank_batch
 from trainer.optim import build_optimizer
 from trainer.prompt import tokenize
 from trainer.settings import Source, TrainConfig
-from trainer.stage import build_model, precision, rank_batch
+from trainer.stage import build_model, precision
 
 SEGMENTS = 4
 BATCH = 4  # conversations of a step

@@ -1,8 +1,7 @@
-"""Packed against padded batches, our loop against a Hugging Face Trainer, and what a GPU reaches.
+"""Packed against padded batches, and our loop against a Hugging Face Trainer.
 
     python -m benchmarks.training packed
     python -m benchmarks.training trainer
-    python -m benchmarks.training gpu       # needs no file at all; on a machine with a GPU
 
 `packed` and `trainer` use SmolLM2-135M, as `python -m demo` makes it, and features of the paper's size: ViT-L/14 on 32
 frames (32 + 256 rows; a still has 1 + 256) and CLAP on 4 segments. Contenders take turns on the same conversations in
@@ -27,13 +26,10 @@ import numpy as np
 import torch
 import typer
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.conversations import (
     MAX_TOKENS,
     WIDTHS,
-    WORDS,
     K,
     N,
     T,
@@ -46,12 +42,10 @@ from benchmarks.padded import PaddedLM, collate
 from store import Candidate, ColumnSpec, Corpus, Failure, Feature, Storage, create_column, save_conversations
 from store.console import Meter, console, make_app, run
 from trainer.attention import NAME as PACKED
-from trainer.attention import flash_attn_varlen_func
 from trainer.batch import Sample, pack, share_out
 from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
-from trainer.flops import forward_flops, peak_flops, step_flops
 from trainer.model import AudioVisualLM
 from trainer.optim import build_optimizer
 from trainer.settings import Source, TrainConfig
@@ -62,7 +56,7 @@ CONVERSATIONS = "mixed"
 Stage = Annotated[int, typer.Option(min=1, max=2, help="1 trains the projectors, 2 the LLM too.")]
 Model = Annotated[Path, typer.Option(help="SmolLM2's folder; made if it is not there.")]
 SMOLLM = Path("build/smollm2")
-app = make_app("Training beside padded batches, beside a Hugging Face Trainer, and on a GPU.")
+app = make_app("Training beside padded batches, and beside a Hugging Face Trainer.")
 
 
 # packed against padded
@@ -171,8 +165,15 @@ def packed(
 # our loop against a Hugging Face Trainer
 
 
-def write_store(folder: Path, count: int) -> None:
-    """A store of the paper's sizes: conversations of all three sources, each with an item of random features."""
+def write_store(folder: Path, count: int, visual: str = "visual", audio: str = "audio") -> None:
+    """A store of the paper's sizes: conversations of all three sources, each with an item of random features.
+
+    Args:
+        folder: of the store.
+        count: of conversations and items.
+        visual: name of the visual column.
+        audio: name of the audio column.
+    """
     storage, drawn, rng = Storage(folder), draw(count, ("LLaVA", "Valley", "paper")), np.random.default_rng(1)
     corpus = Corpus()
     corpus.append([Candidate(f"{n}-clip", f"/nowhere/{n}-clip", "video") for n in range(count)], 64)
@@ -182,14 +183,14 @@ def write_store(folder: Path, count: int) -> None:
         | {f"spatial.t{T}": Feature(shape=(N, 1024), dtype="float16")},
         "audio": {f"audio.k{K}": Feature(shape=(K, 768), dtype="float16")},
     }
-    for modality, features in stored.items():
-        spec = ColumnSpec(name=modality, modality=modality, numerics={"random": 1}, features=features)  # type: ignore[arg-type]
+    for (modality, features), name in zip(stored.items(), (visual, audio), strict=True):
+        spec = ColumnSpec(name=name, modality=modality, numerics={"random": 1}, features=features)  # type: ignore[arg-type]
         column = create_column(storage, spec, {})
         for shard, items in corpus.shards.items():
             with column.write_shard(shard) as writer:
                 for item in items:
                     arrays = random_arrays(drawn[64 * shard + item.position].medium, rng)
-                    kept = {name: arrays[name.split(".")[0]] for name in features if name.split(".")[0] in arrays}
+                    kept = {f: arrays[f.split(".")[0]] for f in features if f.split(".")[0] in arrays}
                     if kept:
                         writer.add(item.key, kept, {})
                     else:
@@ -344,72 +345,6 @@ def trainer(
             f"stage {stage}: {name} is {statistics.median(ratios):.2f} times as fast as the Trainer on the same step "
             f"(median; {min(ratios):.2f} - {max(ratios):.2f})"
         )
-
-
-# a GPU
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word is a token: lengths without any file."""
-    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(["<unk>", "</s>", *WORDS])}, "<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
-
-
-@app.command()
-def gpu(
-    stage: Stage = 1,
-    width: Annotated[int, typer.Option(help="Of the LLM; 4096 with 32 layers is a Llama of 7B.")] = 4096,
-    layers: Annotated[int, typer.Option(help="Of the LLM.")] = 32,
-    batch: Annotated[int, typer.Option(help="Conversations of a step.")] = 32,
-    budget: Annotated[int, typer.Option(help="Rows of a pass.")] = 8192,
-    steps: Annotated[int, typer.Option(help="The first is not measured.")] = 6,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations.")] = False,
-) -> None:
-    """Print tokens a second and MFU of a Llama with random weights on random features, as one process trains it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = configuration(stage, Path("random"), "", "", batch, steps).model_copy(
-        update={"gradient_checkpointing": checkpointing}
-    )
-    heads = max(1, width // 128)
-    shape = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=width,
-        intermediate_size=width * 43 // 16,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=4096,
-    )
-    with device:
-        llm = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation=PACKED)
-        model = AudioVisualLM(llm, WIDTHS)
-    choose_trained(config, model)
-    engine = PlainEngine(model, build_optimizer(model, config), bfloat16=True, clip=1.0)
-    samples = make_samples(draw(batch * steps, ("LLaVA", "Valley", "paper")), word_tokenizer())
-    peak = peak_flops(device, torch.bfloat16)
-    rates, used = [], []
-    for numbers in cut(range(len(samples)), batch):
-        mine = [samples[n] for n in numbers]
-        lengths = lengths_of(mine)
-        passes = [pack([mine[n] for n in part], WIDTHS, MAX_TOKENS) for part in share_out(lengths, budget)]
-        targets = sum(len(part.targets) for part in passes)
-        began = time.perf_counter()
-        for part in passes:
-            engine.backward(part.to(device), targets, last=True)
-        engine.step()  # ends with the gradient's norm, so a device is waited for
-        taken = time.perf_counter() - began
-        rates.append(sum(lengths) / taken)
-        used.append(step_flops(forward_flops(shape, lengths, targets), stage == 2) / taken / peak)
-    count = sum(parameter.numel() for parameter in llm.parameters()) / 1e9
-    kernel = "flash-attn" if device.type == "cuda" and flash_attn_varlen_func else "torch"
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    memory = f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if device.type == "cuda" else ""
-    console.print(f"{where}, torch {torch.__version__}, attention by {kernel}: {count:.2f}B, stage {stage}")
-    console.print(
-        f"{statistics.median(rates[1:]):.0f} tokens/s, MFU {statistics.median(used[1:]):.2f} of {peak / 1e12:.1f} "
-        f"TFLOP/s{memory}"
-    )
 
 
 def make_llm(folder: Path) -> None:

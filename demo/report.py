@@ -36,7 +36,7 @@ class Row:
 
 def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
     """Ask every held-out question as it is, and with each needed modality withheld."""
-    assistant = Assistant(checkpoint)
+    assistant = Assistant.load(checkpoint)
     asked: list[Asked] = []
     chances: dict[str, float] = {}
     for conversation in load_conversations(Storage(store), conversations):

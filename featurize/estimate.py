@@ -45,6 +45,7 @@ class Estimate:
         sampled: how many items were measured.
         load_seconds: of building the encoders, once in every worker; no part of `seconds`.
         decode_seconds: of decoding once for all columns, in one worker.
+        decode_core_seconds: the same, summed over the cores that were busy with it.
         columns: what each column takes.
         overlap: whether decoding and encoding run side by side (on a GPU) or share the cores.
     """
@@ -52,14 +53,33 @@ class Estimate:
     sampled: int
     load_seconds: float
     decode_seconds: float
+    decode_core_seconds: float
     columns: tuple[ColumnEstimate, ...]
     overlap: bool
 
     @property
+    def encode_seconds(self) -> float:
+        """Of encoding an item into all columns."""
+        return sum(column.seconds for column in self.columns)
+
+    @property
     def seconds(self) -> float:
         """Of an item in one worker, all told."""
-        encode = sum(column.seconds for column in self.columns)
-        return max(encode, self.decode_seconds) if self.overlap else encode + self.decode_seconds
+        both = self.encode_seconds, self.decode_seconds
+        return max(both) if self.overlap else sum(both)
+
+    def bound(self, cores: float) -> str:
+        """What a node waits for, decoding or encoding, and how many cores decode as fast as a GPU encodes.
+
+        Args:
+            cores: that the configuration gives to a GPU.
+        """
+        slower = "decoding" if self.decode_seconds > self.encode_seconds else "encoding"
+        if not self.overlap:
+            share = self.decode_seconds / max(self.seconds, 1e-9)
+            return f"{slower} bounds this node: they share its cores, decoding takes {share:.0%} of the time"
+        needed = self.decode_core_seconds / max(self.encode_seconds, 1e-9)
+        return f"{slower} bounds this node: a GPU needs {needed:.1f} cores for decoding, here it has {cores:g}"
 
     @property
     def failed(self) -> int:
@@ -85,18 +105,19 @@ def estimate(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) ->
     encoders = [build_encoder(settings) for settings in config.columns]
     load_seconds = time.perf_counter() - began
     sample = choose(items, count)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     prepared = list(decoded(sample, encoders, config.cpus))
     decode_seconds = (time.perf_counter() - began) / max(1, len(sample))
+    decode_core_seconds = (time.process_time() - busy) / max(1, len(sample))
     columns = [_column(encoder, [(item, units[n]) for item, units in prepared]) for n, encoder in enumerate(encoders)]
     overlap = any(encoder.device.type != "cpu" for encoder in encoders)
-    return Estimate(len(sample), load_seconds, decode_seconds, tuple(columns), overlap)
+    return Estimate(len(sample), load_seconds, decode_seconds, decode_core_seconds, tuple(columns), overlap)
 
 
 def _column(encoder: Encoder[Any], prepared: Sequence[tuple[MediaItem, Units | MediaError]]) -> ColumnEstimate:
     rows = [units.rows for _, units in prepared if not isinstance(units, MediaError)]
     if rows:
-        encoder.encode(rows[0][: encoder.settings.batch])  # the first batch of a process is slow
+        encoder.encode_padded(rows[0][: encoder.settings.batch])  # the first batch of a process is slow
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         column = create_column(Storage(folder), encoder.spec, {})
@@ -149,3 +170,4 @@ def show(found: Estimate, items: int, shard: int, config: FeaturizeConfig, price
         f"then decoding {found.decode_seconds * items / 3600:.2f} h, all told {hours:.2f} worker-hours{workers}{cost}; "
         f"a lost worker costs at most {found.seconds * shard / 60:.1f} min, a shard of {shard} items"
     )
+    console.print(found.bound(config.cpus / (config.gpus or 1)))

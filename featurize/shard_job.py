@@ -62,8 +62,9 @@ class Batcher:
             batch.append(rows)
             missing -= len(rows)
         self._waiting -= size
-        encoded = self._encoder.encode_padded(np.concatenate(batch))
-        self._write_complete()  # of earlier batches: a GPU is busy with this one meanwhile
+        encoded = self._encoder.encode_padded(batch[0] if len(batch) == 1 else np.concatenate(batch))
+        with self._encoder.on.results_of_earlier_batches():  # a GPU is busy with this one meanwhile
+            self._write_complete()
         self._encoded.extend(encoded)
 
     def _write_complete(self) -> None:

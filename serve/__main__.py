@@ -37,7 +37,7 @@ def chat(
         raise UserError("give either --media FILE, or --store STORE with --key KEY")
     from serve.engine import Assistant
 
-    assistant = Assistant(checkpoint)
+    assistant = Assistant.load(checkpoint)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
     arrays = _features(assistant, media, store, key, chosen)
     history: list[Turn] = []

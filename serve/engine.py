@@ -18,8 +18,9 @@ from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
 from store import Arrays, ColumnReader, MediaItem, Modality, Storage, Turn, UserError, open_column
 from trainer.batch import Sample, pack
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import CheckpointInfo, load_checkpoint
 from trainer.features import PERCEIVES, rows_of
+from trainer.model import AudioVisualLM
 from trainer.prompt import tokenize
 
 Sense = Literal["visual", "audio"]
@@ -41,14 +42,28 @@ def perceived(arrays: Arrays) -> Modality:
 
 
 class Assistant:
-    """A checkpoint with its tokenizer and, when raw media is asked about, its encoders."""
+    """A checkpoint with its tokenizer and, when raw media is asked about, its encoders.
 
-    def __init__(self, checkpoint: str) -> None:
+    Args:
+        model: moved to the device; its LLM's attention is `sdpa`.
+        tokenizer: of its LLM.
+        info: what the checkpoint says about itself.
+    """
+
+    def __init__(self, model: AudioVisualLM, tokenizer: Any, info: CheckpointInfo) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        self.model, self.tokenizer, self.info = load_checkpoint(checkpoint, dtype, attention="sdpa")
-        self.model.eval().to(self.device)
+        self.model, self.tokenizer, self.info = model.eval().to(self.device), tokenizer, info
         self._encoders: dict[str, Encoder[Any]] = {}
+
+    @classmethod
+    def load(cls, checkpoint: str) -> "Assistant":
+        """The assistant of a checkpoint's folder.
+
+        Raises:
+            UserError: the folder is no checkpoint of this trainer.
+        """
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        return cls(*load_checkpoint(checkpoint, dtype, attention="sdpa"))
 
     @property
     def senses(self) -> list[Sense]:

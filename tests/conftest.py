@@ -11,14 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from PIL import Image
 
 REPO = Path(__file__).parent.parent
-# What DeepSpeed compiles names this checkout's environment: two checkouts would compile it anew in turn.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(REPO / "build" / "torch_extensions"))
 RATE = 48_000
 
 
@@ -80,6 +76,8 @@ def tone(hertz: float, seconds: float) -> np.ndarray:
 
 def write_clip(path: Path, colours: list[tuple[int, int, int]], sound: np.ndarray | None, fps: int = 10) -> None:
     """An H.264 clip with one plain frame for each colour, and AAC sound if any."""
+    import av  # not at the top: tests of the trainer run without it
+
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps)
         video.width = video.height = 64
@@ -109,6 +107,8 @@ RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
     """A folder of good media files; every test of a process shares it, so none writes there."""
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("media")
     write_clip(folder / "red-loud.mp4", [RED] * 8 + [GREEN] * 8, tone(440, 1.6))
     write_clip(folder / "blue-loud.mp4", [BLUE] * 16, tone(880, 1.6))

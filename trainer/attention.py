@@ -1,20 +1,22 @@
 """Attention over packed rows: each conversation attends to its own earlier positions and to nothing else.
 
-flash-attn's variable-length kernel serves where it imports and the tensors fit it. Elsewhere each conversation goes
-through torch's causal attention by itself: so nothing is padded, and none is charged for a longer one's square. On CPUs
-torch's kernel takes long for gradients in bfloat16, so there all but very long conversations go through plain products
-of matrices.
-All give the same numbers up to rounding.
+On CUDA one call serves all conversations: flash-attn's variable-length kernel where that package is installed, else
+torch's own; for dtypes and cards that neither takes (float32, before Ampere), torch's memory-efficient kernel. On CPUs
+each conversation goes through torch's causal attention by itself; that is the reference of all others. torch's CPU
+kernel is slow in the backward pass in bfloat16, so there all but very long conversations go through plain matrix
+products. All give the same numbers up to rounding; `kernel_of` names the one that a run takes.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 try:
@@ -23,9 +25,10 @@ except ImportError:
     flash_attn_varlen_func = None
 
 NAME = "packed"  # of this attention in a Hugging Face configuration
-KERNEL = "packed_by_kernel"  # the same as a GPU runs it, whatever the tensors lie on: for estimates of memory
+PLANNED = "packed_planned"  # the same as a GPU runs it, on tensors without data: for estimates of memory
 PRODUCTS = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
-BLOCK = 256  # queries in one product: few enough to leave out much of what lies behind them, enough for a fast one
+BLOCK = 256  # queries in one product: few enough to skip most later keys, enough for a fast product
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 takes no grouped heads
 
 
 @dataclass(frozen=True)
@@ -50,49 +53,84 @@ class Packing:
         return replace(self, bounds=self.bounds.to(device, non_blocking=non_blocking))
 
 
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packing: Packing,
-    scaling: float | None = None,
-    by_kernel: bool = False,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of one packed row, in the form of Hugging Face's attention functions.
+def flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """flash-attn's variable-length kernel; float16 and bfloat16. Arguments and result as of `torch_attention`."""
+    mixed: torch.Tensor = flash_attn_varlen_func(
+        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        packing.bounds,
+        packing.bounds,
+        max(packing.lengths),
+        max(packing.lengths),
+        softmax_scale=scaling,
+        causal=True,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return mixed[None]
 
-    Args:
-        module: the attention layer; unused.
-        query: [1, heads, S, head_dim].
-        key: [1, key_value_heads, S, head_dim].
-        value: as `key`.
-        attention_mask: unused; `packing` says it all.
-        packing: where conversations begin and end.
-        scaling: of the scores.
-        by_kernel: never by products of matrices.
 
-    Returns:
-        [1, S, heads, head_dim], and no weights.
-    """
-    if flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return flash_attention(query, key, value, packing, scaling), None
-    return torch_attention(query, key, value, packing, scaling, by_kernel), None
+def varlen_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """torch's own variable-length kernel; float16 and bfloat16. Arguments and result as of `torch_attention`."""
+    if not GROUPED:
+        key, value = _repeated(key, query), _repeated(value, query)
+    longest = max(packing.lengths)
+    grouped: Any = {"enable_gqa": True} if GROUPED else {}
+    mixed = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        packing.bounds,
+        packing.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        **grouped,
+    )
+    assert isinstance(mixed, torch.Tensor)
+    return mixed[None]
+
+
+def efficient_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
+) -> torch.Tensor:
+    """torch's memory-efficient kernel, as its nested tensors call it; any dtype. Otherwise as `torch_attention`."""
+    longest, causal_from_top_left = max(packing.lengths), 1
+    mixed: torch.Tensor = torch.ops.aten._efficient_attention_forward(
+        *(x.transpose(1, 2) for x in (query, _repeated(key, query), _repeated(value, query))),
+        None,
+        packing.bounds,
+        packing.bounds,
+        longest,
+        longest,
+        0.0,
+        causal_from_top_left,
+        compute_log_sumexp=True,
+        scale=scaling,
+    )[0]
+    return mixed
 
 
 def torch_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    scaling: float | None,
-    by_kernel: bool = False,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """The path of torch's own attention; `by_kernel` alone, or by products of matrices where they are faster."""
+    """Each conversation by itself: torch's own attention, or products of matrices where these are faster.
+
+    Args:
+        query: [1, heads, S, head_dim].
+        key: [1, key_value_heads, S, head_dim].
+        value: as `key`.
+        packing: where conversations begin and end.
+        scaling: of the scores; None for head_dim ** -0.5.
+
+    Returns:
+        [1, S, heads, head_dim].
+    """
     queries, keys, values = (torch.split(x, list(packing.lengths), 2) for x in (query, key, value))
-    by_products = not by_kernel and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
     mixed = [
         product_attention(q, k, v, scaling)
         if by_products and q.shape[2] <= PRODUCTS
@@ -107,7 +145,7 @@ def product_attention(
 ) -> torch.Tensor:
     """Causal attention of one conversation, written out: the query heads of a key head are rows of one product.
 
-    Queries go in blocks, each against the keys up to its own end: what lies behind those is not computed.
+    Each block of queries attends to the keys up to its last query; later keys are never computed.
 
     Args:
         query: [1, heads, L, head_dim].
@@ -132,22 +170,79 @@ def product_attention(
     return torch.cat(mixed, 2)
 
 
-def flash_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
-) -> torch.Tensor:
-    """The path of flash-attn's variable-length kernel."""
-    mixed: torch.Tensor = flash_attn_varlen_func(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
-        packing.bounds,
-        packing.bounds,
-        max(packing.lengths),
-        max(packing.lengths),
-        softmax_scale=scaling,
-        causal=True,
-    )
-    return mixed[None]
+def _repeated(keys: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Key heads (or value heads), one for each query head."""
+    times = query.shape[1] // keys.shape[1]
+    return keys.repeat_interleave(times, 1) if times > 1 else keys
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Packing, float | None], torch.Tensor]
+KERNELS: dict[str, Attend] = {
+    "flash-attn": flash_attention,
+    "varlen_attn": varlen_attention,
+    "memory-efficient": efficient_attention,
+    "by conversation": torch_attention,
+}
+
+
+@cache
+def kernel_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The name in `KERNELS` of the way that attention goes on a device: one call for all conversations on any GPU."""
+    if device.type != "cuda":
+        return "by conversation"
+    if dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256:
+        return "memory-efficient"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "memory-efficient"
+    return "varlen_attn" if flash_attn_varlen_func is None else "flash-attn"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one packed row, in the form of Hugging Face's attention functions.
+
+    Args:
+        module: the attention layer; unused.
+        query: [1, heads, S, head_dim].
+        key: [1, key_value_heads, S, head_dim].
+        value: as `key`.
+        attention_mask: unused; `packing` says it all.
+        packing: where conversations begin and end.
+        scaling: of the scores.
+
+    Returns:
+        [1, S, heads, head_dim], and no weights.
+    """
+    attend = KERNELS[kernel_of(query.device, query.dtype, query.shape[-1])]
+    return attend(query, key, value, packing, scaling), None
+
+
+def planned_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `packed_attention`, by the kernel that a GPU would run, on tensors without data."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    attend = varlen_attention if half else torch_attention  # torch 2.11 fails to plan the memory-efficient one
+    return attend(query, key, value, packing, scaling), None
 
 
 # Lengths differ in every pass: compiled, each would be a program of its own.
-for name, function in ((NAME, packed_attention), (KERNEL, partial(packed_attention, by_kernel=True))):
+for name, function in ((NAME, packed_attention), (PLANNED, planned_attention)):
     AttentionInterface.register(name, torch.compiler.disable(function))  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """Packing: the conversations of a batch in one row, end to end, with no padding and no attention across them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from store import Arrays, Modality
 from trainer.attention import Packing
 from trainer.features import FEATURES, PERCEIVES
 from trainer.prompt import ROW, Tokens
+
+Allocate = Callable[..., NDArray[Any]]  # of a shape and a dtype, as `np.empty`
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ class Batch:
     targets_at: torch.Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a device."""
+        """A copy on a device; from pinned memory it may still be under way on the current stream."""
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All its tensors."""
+        yield from (self.ids, self.positions, self.packing.bounds, self.targets, self.targets_at)
+        yield from (*self.rows.values(), *self.rows_at.values())
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -84,8 +91,15 @@ def share_out(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[li
     return [sorted(numbers) for numbers in passes]
 
 
-def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int) -> Batch:
-    """Pack conversations, each cut after `max_tokens` positions; `widths` are the D of the features that a run has."""
+def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int, allocate: Allocate = np.empty) -> Batch:
+    """Pack conversations end to end.
+
+    Args:
+        samples: conversations, each cut after `max_tokens` positions.
+        widths: the D of the features that a run has.
+        max_tokens: positions of a conversation.
+        allocate: gives the memory of the batch's tensors, by shape and dtype.
+    """
     cut = [min(len(sample.tokens.ids), max_tokens) for sample in samples]
     starts = np.concatenate([[0], np.cumsum(cut)])
     ids = np.concatenate([np.asarray(s.tokens.ids[:n], np.int64) for s, n in zip(samples, cut, strict=True)])
@@ -102,18 +116,17 @@ def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int) -> 
                     rows[name].append(array)
                     rows_at[name].append(np.arange(at, at + len(array)))
                     at += len(array)
+
+    def joined(arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
+        shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+        return torch.from_numpy(np.concatenate(arrays, out=allocate(shape, np.result_type(*arrays))))
+
     return Batch(
-        ids=torch.from_numpy(np.where(ids == ROW, 0, ids)),
-        positions=torch.from_numpy(np.concatenate([np.arange(n) for n in cut])),
-        packing=Packing.of(cut),
-        rows={name: _concatenate(rows[name], width) for name, width in widths.items()},
-        rows_at={name: torch.from_numpy(np.concatenate([*rows_at[name], np.empty(0, np.int64)])) for name in widths},
-        targets=torch.from_numpy(ids[targets_at + 1]),
-        targets_at=torch.from_numpy(targets_at),
+        ids=joined([np.where(ids == ROW, 0, ids)]),
+        positions=joined([np.arange(n) for n in cut]),
+        packing=Packing(tuple(cut), joined([starts.astype(np.int32)])),
+        rows={name: joined(rows[name] or [np.zeros((0, width), np.float32)]) for name, width in widths.items()},
+        rows_at={name: joined([*rows_at[name], np.empty(0, np.int64)]) for name in widths},
+        targets=joined([ids[targets_at + 1]]),
+        targets_at=joined([targets_at]),
     )
-
-
-def _concatenate(arrays: list[NDArray[Any]], width: int) -> torch.Tensor:
-    if not arrays:
-        return torch.zeros(0, width)
-    return torch.from_numpy(np.concatenate(arrays))

@@ -56,6 +56,7 @@ class CheckpointInfo(Settings):
         stage: that trained it last.
         steps: optimizer steps of that stage.
         base: hub name of the LLM that training began with; None if it was a folder.
+        attention: by what attention was computed, and on what device, in that stage's last run.
     """
 
     format: Literal[1] = 1
@@ -67,6 +68,7 @@ class CheckpointInfo(Settings):
     stage: int
     steps: int
     base: str | None = None
+    attention: str | None = None
 
     @property
     def grid(self) -> Grid:
@@ -74,7 +76,7 @@ class CheckpointInfo(Settings):
         return Grid(self.frames, self.segments)
 
 
-def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointInfo:
+def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str) -> CheckpointInfo:
     """What the checkpoint of a run says."""
     if is_checkpoint(config.model):
         base = read_info(config.model).base
@@ -89,6 +91,7 @@ def describe(config: TrainConfig, data: TrainingData, steps: int) -> CheckpointI
         stage=config.stage,
         steps=steps,
         base=base,
+        attention=attention,
     )
 
 
@@ -173,7 +176,8 @@ def model_card(info: CheckpointInfo) -> str:
         "",
         "# An audio-visual LLM",
         "",
-        f"Trained by avllm: stage {info.stage}, {info.steps} steps. The folder loads as an ordinary causal LM "
+        f"Trained by avllm: stage {info.stage}, {info.steps} steps"
+        f"{f', attention by {info.attention}' if info.attention else ''}. The folder loads as an ordinary causal LM "
         "(`AutoModelForCausalLM.from_pretrained`); `avllm/` holds the linear projectors that carry features of "
         "frozen encoders into it.",
         "",

@@ -28,7 +28,7 @@ from store import (
 from store.console import console
 from trainer.batch import Sample
 from trainer.features import PERCEIVES, Grid, rows_of
-from trainer.prompt import PromptFormat, tokenize
+from trainer.prompt import PromptFormat, tokenize_all
 from trainer.settings import Sense, Source, TrainConfig
 
 WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
@@ -112,12 +112,10 @@ class Pool:
         batch = self._stream.__getitems__(numbers)
         for record in batch.replaced:
             console.print(f"replaced by {self.conversations[record.by].id}: {record.reason}")
-        samples = []
-        for number, read in enumerate(batch.places):
-            conversation, arrays = self.conversations[read], self._grid.select(batch.item(number))
-            tokens = tokenize(conversation.turns, rows_of(arrays), tokenizer, prompt)
-            samples.append(Sample(tokens, arrays, conversation.modality, f"{conversation.id} ({conversation.key})"))
-        return samples
+        read = [self.conversations[place] for place in batch.places]
+        arrays = [self._grid.select(batch.item(number)) for number in range(len(batch))]
+        tokens = tokenize_all([(c.turns, rows_of(a)) for c, a in zip(read, arrays, strict=True)], tokenizer, prompt)
+        return [Sample(t, a, c.modality, f"{c.id} ({c.key})") for t, a, c in zip(tokens, arrays, read, strict=True)]
 
 
 def asked_by(sense: Sense, conversation: Conversation) -> Conversation | None:

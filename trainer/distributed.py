@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from store import UserError
+from trainer.attention import kernel_of
 from trainer.batch import Batch
+from trainer.flops import head_dim
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
@@ -96,6 +98,14 @@ class Engine(ABC):
         finally:
             self.model.train(training)
 
+    @property
+    def attention(self) -> str:
+        """By what attention is computed here: the kernel, torch's version, the device."""
+        dtype = torch.bfloat16 if self._bfloat16 else next(self.model.llm.parameters()).dtype
+        kernel = kernel_of(self.device, dtype, head_dim(self.model.llm.config))
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        return f"{kernel} (torch {torch.__version__}, {device})"
+
     def close(self) -> None:  # noqa: B027
         """Leave the process group, if there is one."""
 
@@ -180,6 +190,8 @@ class ZeroEngine(Engine):
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        else:  # it is for inference alone, takes a minute to compile, and a kill meanwhile leaves a lock that hangs
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(config, self.ranks)
@@ -317,8 +329,18 @@ def check_world(config: TrainConfig, ranks: int | None = None) -> None:
         raise UserError(f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks")
 
 
+def compute_repeatably() -> None:
+    """Make CUDA give the same bits in every run, where its fastest kernels would not: attention's backward pass."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's, whose backward pass differs each time
+
+
 def build_engine(model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Engine:
     """DeepSpeed where `zero` is set and a launcher started this process, else plain torch."""
+    if config.deterministic and torch.cuda.is_available():
+        compute_repeatably()
     if uses_deepspeed(config):
         return ZeroEngine(model, optimizer, config)
     return PlainEngine(model, optimizer, config.precision == "bfloat16", config.clip)

@@ -63,12 +63,14 @@ class Load:
         flops: of training on a conversation, on average.
         passes: of a step, the most of any rank.
         fullest: a pass that is as full as they become.
+        inputs: bytes of features and tokens of a rank's share of a step.
     """
 
     rows: float
     flops: float
     passes: int
     fullest: Batch
+    inputs: float
 
 
 def load_of(
@@ -91,12 +93,15 @@ def load_of(
     full = min(config.batch_tokens, share * max(lengths))
     repeated = lengths * (1 + 2 * full // sum(lengths))  # so that some pass becomes full
     filled = share_out(repeated, full)
-    fullest = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
+    numbers = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
+    fullest = pack([samples[i % len(samples)] for i in numbers], widths, config.max_tokens)
+    a_row = sum(tensor.nbytes for tensor in fullest.tensors()) / len(fullest.ids)
     return Load(
         rows=sum(lengths) / len(samples),
         flops=flops / len(samples),
         passes=max(len(share_out(part, config.batch_tokens)) for part in shares),
-        fullest=pack([samples[i % len(samples)] for i in fullest], widths, config.max_tokens),
+        fullest=fullest,
+        inputs=a_row * share * sum(lengths) / len(lengths),
     )
 
 
@@ -142,9 +147,9 @@ def estimate(
         mfu: share of the device's operations at best that go into the model.
     """
     if sharded:
-        memory = zero_memory(config, parameters, activations, ranks, load.passes)
+        memory = zero_memory(config, parameters, activations, load.inputs, ranks, load.passes)
     else:
-        memory = plain_memory(config, parameters, activations)
+        memory = plain_memory(config, parameters, activations, load.inputs)
     return Estimate(
         memory=memory,
         hours=steps * config.global_batch * load.flops / (ranks * device.peak * mfu) / 3600,

@@ -105,6 +105,7 @@ def evaluate(
             "columns": columns,
             "digests": {modality: spec.fingerprint for modality, spec in info.columns.items()},
             "steps": info.steps,
+            "attention": engine.attention,
             "summary": found,
             "judged": [asdict(j) for j in judged],
         }

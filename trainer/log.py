@@ -13,21 +13,28 @@ from trainer.settings import TrainConfig
 
 
 class RunLog:
-    """Writes `log.jsonl` and TensorBoard events into a run's folder; a run that goes on writes behind its lines."""
+    """Writes `log.jsonl` and TensorBoard events into a run's folder; a resumed run appends to them.
 
-    def __init__(self, config: TrainConfig, first_step: int) -> None:
+    Args:
+        config: of the run.
+        first_step: that will be logged; lines of later ones, of a run that was killed, are dropped.
+        attention: by what attention is computed (`Engine.attention`); part of every line.
+    """
+
+    def __init__(self, config: TrainConfig, first_step: int, attention: str) -> None:
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] < first_step]
         path.write_text("".join(kept))
+        self._attention = attention
         self._lines = open(path, "a", buffering=1)  # noqa: SIM115
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
         self._tracker = _tracker(config, first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of a step."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(json.dumps({"step": step, **values, "attention": self._attention}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._tracker:

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from trainer.attention import KERNEL
 from trainer.attention import NAME as PACKED
+from trainer.attention import PLANNED
 from trainer.batch import Batch
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
@@ -155,10 +155,10 @@ def pass_without_data(
         widths: the width D of each feature.
         batch: a pass.
         sharded: DeepSpeed runs it: all weights have the precision of the arithmetic.
-        on_gpu: attention goes the way of torch's own kernel, which takes no less than flash-attn's.
+        on_gpu: attention is torch's variable-length kernel, which keeps what flash-attn's keeps.
     """
     model = build_shape(config, shape, widths)
-    model.llm.set_attn_implementation(KERNEL if on_gpu else PACKED)
+    model.llm.set_attn_implementation(PLANNED if on_gpu else PACKED)
     if sharded:
         model.to(precision(config))
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -189,14 +189,22 @@ class Memory:
         return [sum(column) for column in zip(*self.device.values(), strict=True)]
 
 
-def plain_memory(config: TrainConfig, found: Parameters, activations: float) -> Memory:
-    """Of one process of plain torch: what is trained, gradients and moments are float32."""
+def plain_memory(config: TrainConfig, found: Parameters, activations: float, inputs: float) -> Memory:
+    """Of one process of plain torch: what is trained, gradients and moments are float32.
+
+    Args:
+        config: of the run.
+        found: of the model.
+        activations: bytes of a pass.
+        inputs: bytes of a step's batch; the next step's is copied meanwhile.
+    """
     weights, moments, gradients = found.bytes, MOMENTS * found.trained, 4 * found.trained
     device: dict[str, Bytes] = {
         "weights": (weights, weights, weights),
         "moments": (0, moments, moments),
         "gradients": (0, gradients, gradients),
         "activations": (0, activations, 0),
+        "batches": (0, 2 * inputs, 2 * inputs),
     }
     return Memory(device, weights, _copied(config, found.trained))
 
@@ -206,13 +214,16 @@ def _copied(config: TrainConfig, trained: float) -> float:
     return (MASTER + MOMENTS) * trained if config.save_every else 0
 
 
-def zero_memory(config: TrainConfig, found: Parameters, activations: float, ranks: int, passes: int) -> Memory:
+def zero_memory(
+    config: TrainConfig, found: Parameters, activations: float, inputs: float, ranks: int, passes: int
+) -> Memory:
     """Of one of several ranks of DeepSpeed.
 
     Args:
         config: of the run, with `zero`.
         found: of the model.
         activations: bytes of a pass.
+        inputs: bytes of this rank's batch of a step; the next step's is copied meanwhile.
         ranks: W.
         passes: of a step; gradients are summed up over them.
     """
@@ -244,5 +255,6 @@ def zero_memory(config: TrainConfig, found: Parameters, activations: float, rank
         "gradients": (0, gradients[0], gradients[1]),
         "buckets": buckets,
         "activations": (0, activations, 0),
+        "batches": (0, 2 * inputs, 2 * inputs),
     }
     return Memory(device, *host)

@@ -7,9 +7,9 @@
 The modality token is not a word: in its place come the projected rows of the item's features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from store import Modality, Settings, Turn
 
@@ -49,40 +49,73 @@ def tokenize(
     *,
     open_ended: bool = False,
 ) -> Tokens:
-    """Turn a conversation into tokens.
+    """`tokenize_all` of one conversation."""
+    return tokenize_all([(turns, rows)], tokenizer, prompt, open_ended=open_ended)[0]
+
+
+def tokenize_all(
+    conversations: Sequence[tuple[Sequence[Turn], Mapping[Modality, int]]],
+    tokenizer: Any,
+    prompt: PromptFormat,
+    *,
+    open_ended: bool = False,
+) -> list[Tokens]:
+    """Turn conversations into tokens; the tokenizer is called once for all of them, which releases the GIL.
 
     Args:
-        turns: the exchanges.
-        rows: how many feature rows each modality takes for this item.
+        conversations: the turns of each, and how many feature rows each modality takes for its item.
         tokenizer: a fast Hugging Face tokenizer.
         prompt: the texts around the turns.
         open_ended: stop where the last response begins, for the model to give it.
     """
-    tokens = Tokens(list(tokenizer("").input_ids), [], [])
-    tokens.answers += [False] * len(tokens.ids)
+    if not conversations:
+        return []
+    parts = [list(_parts(turns, rows, prompt, open_ended)) for turns, rows in conversations]
+    texts = [part.text for each in parts for part in each]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encodings = iter(zip(encoded.input_ids, encoded.offset_mapping, strict=True))
+    start = list(tokenizer("").input_ids)
+    found = []
+    for each in parts:
+        tokens = Tokens(start.copy(), [False] * len(start), [])
+        for part in each:
+            ids, offsets = next(encodings)
+            tokens.ids += ids
+            tokens.answers += [at >= part.response_at for at, _ in offsets]
+            if part.modality:
+                tokens.media.append((part.modality, len(tokens.ids)))
+                _add(tokens, [ROW] * part.rows, False)
+            if part.ends:
+                _add(tokens, [tokenizer.eos_token_id], True)
+        found.append(tokens)
+    return found
+
+
+class _Part(NamedTuple):
+    """A text whose tokens belong to a response from the character `response_at` on, and what follows it."""
+
+    text: str
+    response_at: int
+    modality: Modality | None = None
+    rows: int = 0
+    ends: bool = False
+
+
+def _parts(
+    turns: Sequence[Turn], rows: Mapping[Modality, int], prompt: PromptFormat, open_ended: bool
+) -> Iterator[_Part]:
     lead = f"System: {prompt.system}\n"
     for number, turn in enumerate(turns):
         text = f"{lead} Human: {turn.instruction}"
         if turn.modality != "text":
-            _add_text(tokens, tokenizer, text, len(text))
-            tokens.media.append((turn.modality, len(tokens.ids)))
-            _add(tokens, [ROW] * rows[turn.modality], False)
+            yield _Part(text, len(text), turn.modality, rows[turn.modality])
             text = ""
         text += "\n Assistant:"
         if open_ended and number == len(turns) - 1:
-            _add_text(tokens, tokenizer, text, len(text))
+            yield _Part(text, len(text))
         else:
-            _add_text(tokens, tokenizer, f"{text} {turn.response}", len(text))
-            _add(tokens, [tokenizer.eos_token_id], True)
+            yield _Part(f"{text} {turn.response}", len(text), ends=True)
         lead = "\n"
-    return tokens
-
-
-def _add_text(tokens: Tokens, tokenizer: Any, text: str, response_at: int) -> None:
-    """Add a text whose tokens belong to a response from the character `response_at` on."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens.ids += encoded.input_ids
-    tokens.answers += [start >= response_at for start, _ in encoded.offset_mapping]
 
 
 def _add(tokens: Tokens, ids: list[int], answers: bool) -> None:

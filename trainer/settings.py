@@ -113,6 +113,7 @@ class TrainConfig(Settings):
         freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.
         compile: torch.compile for the LLM's layers: faster, less memory, a slower first step; losses equal to rounding.
+        deterministic: on GPUs, take kernels that give the same bits in every run; on CPUs all do.
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.
@@ -150,6 +151,7 @@ class TrainConfig(Settings):
     freeze: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = True
     zero: Zero | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     tolerate: Annotated[int, Field(ge=0)] = 0
@@ -178,6 +180,6 @@ class TrainConfig(Settings):
 # What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding. (That the
 # sources hold the same data is checked by its identity, wherever they lie now.)
 FREE_ON_RESUME = {
-    *("output", "overwrite", "batch_tokens", "gradient_checkpointing", "compile", "zero", "tolerate"),
-    *("log_every", "track", "save_every", "keep", "evaluation", "sources"),
+    *("output", "overwrite", "batch_tokens", "gradient_checkpointing", "compile", "deterministic", "zero"),
+    *("tolerate", "log_every", "track", "save_every", "keep", "evaluation", "sources"),
 }

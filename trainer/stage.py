@@ -9,8 +9,6 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ import torch
 
 from store import UserError, canonical_json
 from store.console import Meter, console
-from trainer.batch import Batch, Sample, pack, share_out
 from trainer.checkpoint import (
     ADAPTER,
     CheckpointInfo,
@@ -36,6 +33,7 @@ from trainer.distributed import Engine, build_engine, check_world, is_first, use
 from trainer.evaluation import HeldOut, summary
 from trainer.features import Grid, rows_of
 from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.optim import build_optimizer, lr_factor, set_lr
@@ -43,23 +41,6 @@ from trainer.settings import TrainConfig
 from trainer.states import Saver, State, States, check_same_run
 
 STATISTICS_SAMPLES = 512  # conversations that the projectors' start is computed from
-
-
-@dataclass(frozen=True)
-class RankBatch:
-    """One rank's share of a global batch, packed into passes.
-
-    Attributes:
-        samples: of the share.
-        passes: of one step.
-        tokens: response tokens.
-        lengths: positions of each sample.
-    """
-
-    samples: list[Sample]
-    passes: list[Batch]
-    tokens: int
-    lengths: list[int]
 
 
 def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> None:
@@ -171,30 +152,6 @@ def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
             console.print(f"{config.model} also reads {info.columns[modality].folder}; this run leaves that out")
 
 
-def rank_batch(data: TrainingData, config: TrainConfig, step: int, rank: int, ranks: int) -> RankBatch:
-    """One rank's share of a global batch, in as few passes as `batch_tokens` allows."""
-    samples = data.samples(step, rank, ranks)
-    return _packed(samples, data, config, 1)
-
-
-def _packed(samples: list[Sample], data: TrainingData, config: TrainConfig, at_least: int) -> RankBatch:
-    lengths = [min(len(s.tokens.ids), config.max_tokens) for s in samples]
-    shares = share_out(lengths, config.batch_tokens, at_least)
-    passes = [pack([samples[i] for i in numbers], data.widths, config.max_tokens) for numbers in shares]
-    return RankBatch(samples, passes, sum(len(b.targets) for b in passes), lengths)
-
-
-def _ahead(data: TrainingData, config: TrainConfig, engine: Engine, first: int) -> Generator[RankBatch, None, None]:
-    """The batches of all steps from `first` on, each made in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(rank_batch, data, config, first, engine.rank, engine.ranks)
-        for step in range(first, data.steps):
-            ready = coming.result()
-            if step + 1 < data.steps:
-                coming = pool.submit(rank_batch, data, config, step + 1, engine.rank, engine.ranks)
-            yield ready
-
-
 def train(config: TrainConfig) -> None:
     """Run a stage, or go on with it where it stopped, and leave its checkpoint in `<output>/checkpoint`.
 
@@ -235,11 +192,12 @@ def train(config: TrainConfig) -> None:
         report_data(data, config)
         if saved:
             console.print(f"going on at step {saved.step}, saved by {saved.ranks} process{'es' * (saved.ranks > 1)}")
-        log = RunLog(config, saved.step if saved else 0)
+        console.print(f"attention: {engine.attention}")
+        log = RunLog(config, saved.step if saved else 0, engine.attention)
         (output / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
-    run = _Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved)
+    run = Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved)
     try:
-        run.all_steps()
+        run.save_checkpoint(run.all_steps())
     finally:
         run.saver.close()
         if log:
@@ -272,7 +230,7 @@ def held_out_of(config: TrainConfig) -> HeldOut | None:
 
 
 @dataclass
-class _Run:
+class Run:
     """A stage under way; `log` is that of the first rank."""
 
     config: TrainConfig
@@ -286,9 +244,14 @@ class _Run:
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
     _since: int = field(default=0, init=False)
+    _loader: Loader = field(init=False)
 
-    def all_steps(self) -> None:
-        """Train to the end, saving on the way."""
+    def __post_init__(self) -> None:
+        engine = self.engine
+        self._loader = Loader(self.data, self.config, engine.rank, engine.ranks, engine.device)
+
+    def all_steps(self) -> int:
+        """Train to the end, saving states on the way; the steps that are done then."""
         config, first = self.config, self.saved.step if self.saved else 0
         if self.saved and self.saved.asked == (config.evaluation and config.evaluation.asked):
             self.best = self.saved.best
@@ -300,7 +263,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             name = f"stage {config.stage}" + (f" from step {first}" if first else "")
             meter = stack.enter_context(Meter(name, self.data.steps - first, "steps")) if self.log else None
-            batches = _ahead(self.data, config, self.engine, first)
+            batches = stack.enter_context(contextlib.closing(self._loader.batches(first)))
             while done < self.data.steps and not self._tired(done):
                 asked = time.perf_counter()
                 ready = next(batches)
@@ -318,20 +281,18 @@ class _Run:
                 best = loss is not None and self.best is not None and self.best[1] == done
                 if best or (config.save_every and done % config.save_every == 0 and done < self.data.steps):
                     self.saver.save(self._state(done, loss))
-            batches.close()
         self.saver.finish()
-        self._save_checkpoint(done)
+        return done
 
     def _step(self, ready: RankBatch) -> dict[str, float]:
         """One optimizer step; the loss is the mean over the response tokens of the global batch."""
         passes = ready.passes
         needed = self.engine.largest(len(passes))
         if needed > len(passes):
-            passes = _packed(ready.samples, self.data, self.config, needed).passes
+            passes = self._loader.repack(ready, needed)
         (tokens,) = self.engine.total(ready.tokens)
         losses = [
-            self.engine.backward(batch.to(self.engine.device), int(tokens), number == len(passes) - 1)
-            for number, batch in enumerate(passes)
+            self.engine.backward(batch, int(tokens), number == len(passes) - 1) for number, batch in enumerate(passes)
         ]
         norm = self.engine.step()
         (loss,) = self.engine.total(float(torch.stack(losses).sum()))
@@ -382,7 +343,7 @@ class _Run:
         return tired
 
     def _info(self, steps: int) -> CheckpointInfo:
-        return describe(self.config, self.data, steps)
+        return describe(self.config, self.data, steps, self.engine.attention)
 
     def _state(self, done: int, loss: float | None) -> State:
         return State(
@@ -395,7 +356,7 @@ class _Run:
             best=self.best,
         )
 
-    def _save_checkpoint(self, steps: int) -> None:
+    def save_checkpoint(self, steps: int) -> None:
         """Write the model as it is."""
         model, dtype = self.engine.model, precision(self.config)
         weights = gather_weights(model, dtype, self.engine.gathered, self.engine.rank == 0)

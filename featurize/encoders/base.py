@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from featurize.encoders.device import Device
 from featurize.media import Frames, MediaError, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
@@ -46,6 +47,8 @@ class Encoder(ABC, Generic[S]):
         size: side of the square frames that it takes, in pixels; 0 if it takes none.
         places: of the finest time grid of those frames.
         rate: of the sound that it takes, in Hz, at most `settings.max_seconds` of it; 0 if it takes none.
+        on: the device that it runs on.
+        device: the same, as torch names it.
     """
 
     spec: ColumnSpec
@@ -55,7 +58,8 @@ class Encoder(ABC, Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.on = Device()
+        self.device = self.on.device
         self.dtype = DTYPES[settings.dtype]
 
     @abstractmethod
@@ -68,7 +72,7 @@ class Encoder(ABC, Generic[S]):
 
     @abstractmethod
     def encode(self, rows: NDArray[Any]) -> Rows:
-        """Encode one batch of `b` rows to as many; those of a `TokenEncoder` stay on its device."""
+        """Encode one batch of `b` rows to as many; those of a `TokenEncoder` are on its device, maybe in work still."""
 
     @abstractmethod
     def collect(self, rows: Sequence[Any], index: NDArray[np.int64]) -> Arrays:
@@ -87,7 +91,9 @@ class Encoder(ABC, Generic[S]):
         a row depends on that row alone: not on its shard, its neighbours or the grid it was decoded for.
         """
         missing = self.settings.batch - len(rows)
-        return self.encode(np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]))[: len(rows)]
+        whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+        self.on.mark()
+        return self.encode(whole)[: len(rows)]
 
 
 class TokenEncoder(Encoder[T]):

@@ -106,10 +106,10 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         """
         tower = self.tower
         if self.fusion:
-            mel = torch.from_numpy(rows["mel"].copy()).to(self.device)
-            longer = torch.from_numpy(np.flatnonzero(rows["longer"])).to(self.device)
+            mel = self.on.upload(rows["mel"])
+            longer = self.on.upload(np.flatnonzero(rows["longer"]))
         else:
-            mel = tower.logmel_extractor(tower.spectrogram_extractor(torch.from_numpy(rows).to(self.device)))
+            mel = tower.logmel_extractor(tower.spectrogram_extractor(self.on.upload(rows)))
             longer = None
         image = tower.reshape_wav2img(tower.bn0(mel.transpose(1, 3)).transpose(1, 3))
         with (

@@ -33,6 +33,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
         self.tower, self.mean, self.std = load_tower(settings)
         digest = weights_digest(self.tower.state_dict())
         self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
+        self._mean, self._std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (self.mean, self.std))
         self.size = side = _square(self.tower.image_size, settings.encoder)
         self.places = settings.frames[-1]
         self.block = self._block(settings.layer)
@@ -67,11 +68,9 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
-        pixels = torch.from_numpy(rows).to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255)
-        mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
+        pixels = self.on.upload(rows).permute(0, 3, 1, 2).to(torch.float32).div(255)
         found = self.tower.forward_intermediates(
-            ((pixels - mean) / std).to(self.dtype),
+            ((pixels - self._mean) / self._std).to(self.dtype),
             indices=[self.block],
             stop_early=True,
             intermediates_only=True,

@@ -54,10 +54,17 @@ def test_small_and_large_files_are_sampled_in_their_shares():
 
 
 def test_on_a_gpu_decoding_and_encoding_run_side_by_side():
+    """4 s with two cores at work: 8 core-seconds, for which a GPU that encodes in 5 s needs 1.6 cores."""
     columns = (ColumnEstimate("a", 1.0, 2.0, 10.0), ColumnEstimate("b", 1.0, 3.0, 10.0))
-    assert Estimate(1, 0.5, 4.0, columns, overlap=True).seconds == 5.0
-    assert Estimate(1, 0.5, 6.0, columns, overlap=True).seconds == 6.0
-    assert Estimate(1, 0.5, 4.0, columns, overlap=False).seconds == 9.0
+    found = Estimate(1, 0.5, 4.0, 8.0, columns, overlap=True)
+    assert found.seconds == 5.0
+    assert found.bound(2) == "encoding bounds this node: a GPU needs 1.6 cores for decoding, here it has 2"
+    slow = replace(found, decode_seconds=6.0, decode_core_seconds=6.0)
+    assert slow.seconds == 6.0
+    assert slow.bound(1) == "decoding bounds this node: a GPU needs 1.2 cores for decoding, here it has 1"
+    shared = replace(found, overlap=False)
+    assert shared.seconds == 9.0
+    assert shared.bound(2) == "encoding bounds this node: they share its cores, decoding takes 44% of the time"
 
 
 def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, media, tmp_path):
@@ -71,6 +78,7 @@ def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, 
     assert "clip-vit-s-32." in done.stdout
     assert "with 2 workers, cost 0.0" in done.stdout
     assert "a shard of 9 items" in done.stdout
+    assert "bounds this node" in done.stdout
     wrong = python(*words, "--price", 2.5)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: --price: is for --estimate")

@@ -53,7 +53,7 @@ def trained(python, tmp_path_factory, media, tiny_llm):
 
 @pytest.fixture(scope="module")
 def assistant(trained):
-    return Assistant(str(trained / "run" / "checkpoint"))
+    return Assistant.load(str(trained / "run" / "checkpoint"))
 
 
 def test_a_raw_file_gives_the_features_of_the_store(assistant, trained, media):
@@ -86,7 +86,7 @@ def test_a_question_needs_the_features_it_asks_by(assistant, trained):
 
 def test_changed_encoder_weights_are_refused(trained, media):
     """A projector fed by other weights than it was trained on answers with confidence and nonsense."""
-    assistant = Assistant(str(trained / "run" / "checkpoint"))
+    assistant = Assistant.load(str(trained / "run" / "checkpoint"))
     assistant.info.builds["visual"]["seed"] = 1
     with pytest.raises(UserError, match="were its weights changed"):
         assistant.look(str(media / "red-loud.mp4"), ["visual"])
@@ -94,7 +94,7 @@ def test_changed_encoder_weights_are_refused(trained, media):
 
 def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
     """Features made elsewhere can be trained on and recalled; that nothing here makes them anew is said in one line."""
-    assistant = Assistant(str(trained / "run" / "checkpoint"))
+    assistant = Assistant.load(str(trained / "run" / "checkpoint"))
     assistant.info.builds["visual"] = {"imported": "video-chatgpt"}
     with pytest.raises(UserError, match=r"was imported \(video-chatgpt\).*--store and --key"):
         assistant.look(str(media / "red-loud.mp4"), ["visual"])

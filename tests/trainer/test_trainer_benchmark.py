@@ -1,5 +1,3 @@
-import re
-
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -43,8 +41,3 @@ def test_both_trainers_take_the_same_steps(tiny_llm, tmp_path):
         assert len(found["seconds"]) == 3
         losses[name] = found["loss"]
     assert losses["theirs"] == pytest.approx(losses["ours"], rel=2e-3)
-
-
-def test_the_gpu_benchmark_runs_at_any_size(python):
-    done = python("benchmarks.training", "gpu", "--width", 64, "--layers", 2, "--batch", 2, "--steps", 2)
-    assert re.search(r"\d+ tokens/s, MFU \d", done.stdout), done.stderr

@@ -190,7 +190,7 @@ def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught
         assert logged[-1][name] == pytest.approx(value, rel=1e-4), name
     judged = {each["id"]: each for each in report["judged"]}
     model, _, _ = load_checkpoint(output / "checkpoint", torch.float32, "sdpa")
-    assistant = Assistant(str(output / "checkpoint"))
+    assistant = Assistant.load(str(output / "checkpoint"))
     exact = []
     for conversation, sample in conversations(base, output):
         batch = pack([sample], model.widths, 4096)
@@ -319,4 +319,4 @@ def test_a_card_names_the_llm_that_a_hub_has(base, adapted):
     assert "base_model" not in model_card(info)
     config = parse_settings(TrainConfig, {**base, "model": "lmsys/vicuna-7b-v1.5", "output": "x"}, "test")
     data = SimpleNamespace(specs=info.columns, builds=info.builds)
-    assert "\nbase_model: lmsys/vicuna-7b-v1.5\n" in model_card(describe(config, data, 1))
+    assert "\nbase_model: lmsys/vicuna-7b-v1.5\n" in model_card(describe(config, data, 1, "varlen_attn"))

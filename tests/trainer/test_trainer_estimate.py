@@ -104,20 +104,20 @@ def test_a_pass_without_data_takes_what_a_real_one_takes(tiny_llm, changes):
 
 
 def test_memory_by_hand():
-    """A model of 1,000 weights in bfloat16, 400 of them trained, a pass of 50 bytes."""
+    """A model of 1,000 weights in bfloat16, 400 of them trained, a pass of 50 bytes, batches of 7."""
     found = Parameters(projectors=100, llm=900, adapters=0, trained=400, bytes=2_800)
-    plain = plain_memory(settings(), found, 50)
-    assert plain.totals == [2_800, 2_800 + 3_200 + 1_600 + 50, 2_800 + 3_200 + 1_600]
-    two = zero_memory(settings(zero={"stage": 2}), found, 50, 2, 1)
-    assert two.totals == [2_000, 2_000 + 2_400 + 400 + 4 * BUCKET + 800 + 50, 2_000 + 2_400 + 400 + 1_200]
-    three = zero_memory(settings(zero={"stage": 3}), found, 50, 2, 1)
+    plain = plain_memory(settings(), found, 50, 7)
+    assert plain.totals == [2_800, 2_800 + 3_200 + 1_600 + 50 + 14, 2_800 + 3_200 + 1_600 + 14]
+    two = zero_memory(settings(zero={"stage": 2}), found, 50, 7, 2, 1)
+    assert two.totals == [2_000, 2_000 + 2_400 + 400 + 4 * BUCKET + 800 + 50 + 14, 2_000 + 2_400 + 400 + 1_200 + 14]
+    three = zero_memory(settings(zero={"stage": 3}), found, 50, 7, 2, 1)
     assert three.totals == [
         2_000,
-        1_000 + 2_000 + 2_400 + 400 + 2 * BUCKET + 800 + 50,
-        1_000 + 2_400 + 400 + 1_200 + 2 * BUCKET,
+        1_000 + 2_000 + 2_400 + 400 + 2 * BUCKET + 800 + 50 + 14,
+        1_000 + 2_400 + 400 + 1_200 + 2 * BUCKET + 14,
     ]
-    offloaded = zero_memory(settings(zero={"stage": 2, "offload": True}), found, 50, 2, 1)
-    assert offloaded.totals[2] == 2_000
+    offloaded = zero_memory(settings(zero={"stage": 2, "offload": True}), found, 50, 7, 2, 1)
+    assert offloaded.totals[2] == 2_000 + 14
     assert offloaded.training == 2_400 + 800 + 400
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn
 from trainer import attention
-from trainer.attention import Packing, flash_attention, torch_attention
+from trainer.attention import Packing, torch_attention
 from trainer.batch import Sample, pack
 from trainer.checkpoint import load_llm
 from trainer.features import rows_of
@@ -132,19 +132,6 @@ def test_projectors_start_at_the_scale_of_words_whatever_the_columns_scale(model
     assert projected.mean(0).abs().max() < 0.2 * words
 
 
-@pytest.mark.gpu
-def test_flash_attention_equals_torch_attention():
-    packing = Packing.of([5, 17, 1, 64]).to(torch.device("cuda"))
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, h, 87, 64, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2))
-    torch.testing.assert_close(
-        flash_attention(query, key, value, packing, 0.125),
-        torch_attention(query, key, value, packing, 0.125),
-        atol=2e-2,
-        rtol=2e-2,
-    )
-
-
 def test_torch_attention_equals_each_sample_alone():
     lengths = [5, 17, 1]
     torch.manual_seed(0)
@@ -196,7 +183,7 @@ def test_attention_gets_the_precision_of_the_arithmetic(tiny_llm, samples, monke
         seen.update(x.dtype for x in (query, key, value))
         return torch_attention(query, key, value, *given)
 
-    monkeypatch.setattr(attention, "torch_attention", watched)
+    monkeypatch.setitem(attention.KERNELS, "by conversation", watched)
     with torch.autocast("cpu", torch.bfloat16):
         AudioVisualLM(llm, WIDTHS)(pack(samples, WIDTHS, 2048))
     assert seen == {torch.bfloat16}

@@ -1,0 +1,111 @@
+"""The kernels against each other: the same numbers, the same bits each time, and how fast."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.conversations import draw, lengths_of, make_samples
+from benchmarks.gpu.llms import shape_of, word_tokenizer
+from benchmarks.gpu.report import Report, median_ratio, race, relative
+from trainer.attention import KERNELS, Packing, flash_attn_varlen_func, kernel_of
+from trainer.batch import share_out
+from trainer.distributed import compute_repeatably
+from trainer.memory import build_shape, pass_without_data
+from trainer.settings import TrainConfig
+
+LOOP = "by conversation"
+Tensors = list[torch.Tensor]
+
+
+def inputs(lengths: Sequence[int], heads: int, groups: int, width: int, device: torch.device) -> Tensors:
+    """Query, key, value and the gradient of the result, bfloat16."""
+    torch.manual_seed(0)
+    shapes = [(1, count, sum(lengths), width) for count in (heads, groups, groups)]
+    made = [torch.randn(shape, device=device).bfloat16().requires_grad_() for shape in shapes]
+    return [*made, torch.randn(1, sum(lengths), heads, width, device=device).bfloat16()]
+
+
+def forward_and_backward(name: str, tensors: Tensors, packing: Packing) -> Tensors:
+    """The result, and the gradients of query, key and value."""
+    *given, wanted = tensors
+    mixed = KERNELS[name](*given, packing, None)
+    return [mixed, *torch.autograd.grad(mixed, given, wanted)]
+
+
+def exactly(tensors: Tensors, packing: Packing) -> Tensors:
+    """The same in float32, from the same rounded inputs, each conversation by itself."""
+    *given, wanted = (tensor.detach().float() for tensor in tensors)
+    return forward_and_backward(LOOP, [*(x.requires_grad_() for x in given), wanted], packing)
+
+
+def measure(report: Report) -> None:
+    """Agreement of each kernel with the reference, repeatability, and times on the paper's lengths."""
+    device, gpu = report.device, report.device.type == "cuda"
+    rows, width = (600, 16) if report.tiny else (8192, 128)
+    names = [LOOP]
+    if gpu:
+        compute_repeatably()
+        names += ["memory-efficient", "varlen_attn", *(["flash-attn"] if flash_attn_varlen_func else [])]
+    report.fact("taken by a run in bfloat16", kernel_of(device, torch.bfloat16, width))
+    report.fact("taken by a run in float32", kernel_of(device, torch.float32, width))
+    paper = fullest(rows)
+    packs = {"one long": [rows], "many short": [16] * (rows // 16), "the paper's": paper}
+    for heads, groups in ((8, 8), (8, 2)):
+        for kind, lengths in packs.items():
+            packing = Packing.of(lengths).to(device)
+            tensors = inputs(lengths, heads, groups, width, device)
+            exact = exactly(tensors, packing)
+            bound = 2e-3 + 2 * max(relative(a, b) for a, b in zip(
+                forward_and_backward(LOOP, tensors, packing), exact, strict=True))  # fmt: skip
+            for name in names:
+                found = forward_and_backward(name, tensors, packing)
+                again = forward_and_backward(name, tensors, packing)
+                error = max(relative(a, b) for a, b in zip(found, exact, strict=True))
+                report.agrees(f"{name}, {kind}, {heads} heads of {groups}: result and gradients", error, bound)
+                same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+                report.fact(f"{name}, {kind}, {heads} heads of {groups}: the same bits twice", same, "True", same)
+    plan_without_data(report)
+    times(report, names, paper)
+
+
+def fullest(rows: int) -> list[int]:
+    """Lengths of conversations like the paper's that fill a pass of so many rows."""
+    samples = make_samples(draw(256, ("LLaVA", "Valley", "paper")), word_tokenizer())
+    lengths = [min(length, rows) for length in lengths_of(samples)]
+    numbers = max(share_out(lengths, rows), key=lambda numbers: sum(lengths[i] for i in numbers))
+    return [lengths[i] for i in numbers]
+
+
+def times(report: Report, names: Sequence[str], lengths: Sequence[int]) -> None:
+    """Forward and backward at Vicuna-7B's heads, in turns."""
+    heads, width = (4, 16) if report.tiny else (32, 128)
+    packing = Packing.of(lengths).to(report.device)
+    tensors = inputs(lengths, heads, heads, width, report.device)
+
+    def contender(name: str) -> Callable[[], Tensors]:
+        return lambda: forward_and_backward(name, tensors, packing)
+
+    seconds = race({name: contender(name) for name in names}, report.device, 2 if report.tiny else 20)
+    where = f"{len(lengths)} conversations, {sum(lengths)} rows, {heads} heads"
+    for name, taken in seconds.items():
+        ratio = median_ratio(seconds[LOOP], taken)
+        asked = {"varlen_attn": 1.5}.get(name)
+        report.measured(
+            f"{name}: forward and backward of {where}",
+            f"{1e3 * statistics.median(taken):.2f} ms, {ratio:.2f} x the loop over conversations",
+            f">= {asked} x" if asked else "",
+            None if asked is None else ratio >= asked,
+        )
+
+
+def plan_without_data(report: Report) -> None:
+    """A pass as a GPU's kernel runs it, on tensors without data, as a dry run counts its memory."""
+    from benchmarks.gpu.training import configuration_of, some_load
+
+    shape = shape_of("tiny")
+    config: TrainConfig = configuration_of(report, 2, "", "", 8, 1)
+    load, widths = some_load(config, shape)
+    size = pass_without_data(config, shape, widths, load.fullest, False, on_gpu=True)
+    weights = sum(parameter.nbytes for parameter in build_shape(config, shape, widths).parameters())
+    report.fact("a pass on tensors without data, through the variable-length kernel", f"{size} bytes beside {weights}")

@@ -1,0 +1,104 @@
+"""What a part found, kept on disk after each figure; and how it measures."""
+
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class LeftOutError(Exception):
+    """This machine cannot run a part; the message says why."""
+
+
+class Report:
+    """The figures of one part.
+
+    Args:
+        path: of a JSON file that is replaced after each figure.
+        tiny: tiny shapes on CPUs, whose times and speeds say nothing and are not kept.
+
+    Attributes:
+        tiny: as above.
+        device: that the part runs on.
+
+    Raises:
+        LeftOutError: there is no GPU, and the shapes are not tiny.
+    """
+
+    def __init__(self, path: Path, tiny: bool) -> None:
+        self._path, self.tiny = path, tiny
+        self._found: dict[str, Any] = {"status": "running", "rows": []}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu" and not tiny:
+            raise LeftOutError("there is no GPU here; --tiny proves the check on CPUs")
+
+    def fact(self, what: str, value: object, asked: str = "", met: bool | None = None) -> None:
+        """Keep something that is so at any size: an agreement, a count, a name."""
+        self._found["rows"].append({"what": what, "value": str(value), "asked": asked, "met": met})
+        self._write()
+
+    def measured(self, what: str, value: str, asked: str = "", met: bool | None = None) -> None:
+        """Keep a figure that tells something about this machine; of a tiny check only that it ran."""
+        self.fact(what, "ran" if self.tiny else value, asked, None if self.tiny else met)
+
+    def agrees(self, what: str, error: float, bound: float) -> None:
+        """Keep a relative error.
+
+        Raises:
+            AssertionError: it is above its bound, or no number.
+        """
+        self.fact(what, f"{error:.1e}", f"<= {bound:.1e}", error <= bound)
+        assert error <= bound, f"{what}: {error} > {bound}"
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Say how the part ended."""
+        self._found |= {"status": status, "reason": reason}
+        self._write()
+
+    def _write(self) -> None:
+        self._path.with_suffix(".part").write_text(json.dumps(self._found, indent=1))
+        os.replace(self._path.with_suffix(".part"), self._path)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The norm of the difference by that of the exact values."""
+    return float((found.double() - exact.double()).norm() / exact.double().norm())
+
+
+def race(contenders: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in each round; they take turns, after two rounds that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 2):
+        for name, contender in contenders.items():
+            wait_for(device)
+            began = time.perf_counter()
+            contender()
+            wait_for(device)
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    """The median of the ratios of the same rounds."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget(device: torch.device) -> None:
+    """Give back the memory of what is no longer used, and begin a new peak."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
