@@ -1,18 +1,20 @@
 """The check of everything that a GPU runs is whole: in tiny shapes, on a CPU, every part runs."""
 
 import json
+from pathlib import Path
 
-from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.check import PARTS
 
+REPO = Path(__file__).parent.parent
 HIDE = """
-import sys
+from importlib.machinery import PathFinder
 
-class Hidden:
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] == {name!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+find = PathFinder.find_spec
 
-sys.meta_path.insert(0, Hidden)
+def find_spec(cls, name, path=None, target=None):
+    return None if name.split(".")[0] == {name!r} else find(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
 """
 
 
@@ -49,6 +51,26 @@ def test_parts_whose_packages_are_missing_are_left_out(python, tmp_path):
         assert {name for name, part in parts.items() if part["status"] == "ran"} == ran
         for name in parts.keys() - ran:
             assert f"### {name}: left out ({hidden} cannot be imported: No module named {hidden!r})" in said
+
+
+SPAWN = """
+import multiprocessing, sys
+from pathlib import Path
+from benchmarks.gpu.check import check
+
+get_context = multiprocessing.get_context
+multiprocessing.get_context = lambda _: get_context("spawn")
+if __name__ == "__main__":
+    sys.exit(check(True, Path(sys.argv[1]), ["zero"], 8))
+"""
+
+
+def test_parts_run_in_processes_that_are_spawned_as_on_a_gpu(python, tmp_path):
+    """CUDA does not survive a fork: there every process is spawned, and imports and unpickles what it runs."""
+    (tmp_path / "spawn.py").write_text(SPAWN)
+    done = python("spawn", tmp_path, env={"PYTHONPATH": f"{tmp_path}:{REPO}"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed: losses and norms equal bit for bit | True" in done.stdout
 
 
 def test_an_unknown_part_is_named(python, tmp_path):

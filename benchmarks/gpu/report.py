@@ -1,4 +1,4 @@
-"""What a part found, kept on disk after each figure; and how it measures."""
+"""What a part found, kept on disk after each figure, and how it measures. Imports torch only where it is used."""
 
 import gc
 import json
@@ -7,9 +7,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class LeftOutError(Exception):
@@ -26,16 +27,24 @@ class Report:
     Attributes:
         tiny: as above.
         device: that the part runs on.
-
-    Raises:
-        LeftOutError: there is no GPU, and the shapes are not tiny.
     """
+
+    device: "torch.device"
 
     def __init__(self, path: Path, tiny: bool) -> None:
         self._path, self.tiny = path, tiny
         self._found: dict[str, Any] = {"status": "running", "rows": []}
+
+    def look_for_gpu(self) -> None:
+        """Choose the device.
+
+        Raises:
+            LeftOutError: there is no GPU, and the shapes are not tiny.
+        """
+        import torch
+
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu" and not tiny:
+        if self.device.type == "cpu" and not self.tiny:
             raise LeftOutError("there is no GPU here; --tiny proves the check on CPUs")
 
     def fact(self, what: str, value: object, asked: str = "", met: bool | None = None) -> None:
@@ -62,16 +71,21 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        self._path.with_suffix(".part").write_text(json.dumps(self._found, indent=1))
-        os.replace(self._path.with_suffix(".part"), self._path)
+        write_json(self._path, self._found)
 
 
-def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file."""
+    path.with_suffix(".part").write_text(json.dumps(value, indent=1))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def relative(found: "torch.Tensor", exact: "torch.Tensor") -> float:
     """The norm of the difference by that of the exact values."""
     return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
-def race(contenders: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+def race(contenders: Mapping[str, Callable[[], Any]], device: "torch.device", rounds: int) -> dict[str, list[float]]:
     """Seconds of each in each round; they take turns, after two rounds that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 2):
@@ -90,14 +104,18 @@ def median_ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def wait_for(device: torch.device) -> None:
+def wait_for(device: "torch.device") -> None:
     """Until all that was launched is done."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def forget(device: torch.device) -> None:
+def forget(device: "torch.device") -> None:
     """Give back the memory of what is no longer used, and begin a new peak."""
+    import torch
+
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

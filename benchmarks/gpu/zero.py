@@ -20,14 +20,14 @@ from trainer.settings import TrainConfig
 from trainer.stage import train
 from trainer.states import States
 
-STEPS, SAVED, KILLED = 9, 3, 5  # of each run; between saved states; logged when it is killed
+SAVED, KILLED = 3, 5  # steps between saved states; steps that are logged when it is killed
 ROUNDING = {"float32": 1e-4, "bfloat16": 1e-2}  # by which losses may differ, relative
 
 
 def runs_of(report: Report, folder: Path) -> dict[str, TrainConfig]:
     """A run for each precision and way of sharding, on a small LLM in a folder."""
     found = {}
-    config = configuration_of(report, 2, str(folder / "store"), "", 4, STEPS)
+    config = configuration_of(report, 2, str(folder / "store"), "", 4, 9 if report.tiny else 40)
     for precision in ROUNDING:
         for name, zero in {"plain": None, "ZeRO 2": {"stage": 2}, "ZeRO 3": {"stage": 3}}.items():
             changes = {"model": str(folder / "llm"), "precision": precision, "zero": zero, "save_every": SAVED,
@@ -79,14 +79,16 @@ def measure(report: Report) -> None:
         whole = runs["ZeRO 3, bfloat16"]
         killed = whole.model_copy(update={"output": str(folder / "killed")})
         trainings = in_process(report, train_all, [*runs.values(), killed])
-        while trainings.is_alive() and len(logged(killed)) < KILLED:
+        while trainings.is_alive() and (len(logged(killed)) < KILLED or not States(killed.output).steps()):
             time.sleep(0.002)
         assert trainings.is_alive(), f"trainings ended with {trainings.exitcode}"
         os.kill(trainings.pid, signal.SIGKILL)
         trainings.join()
         compare_losses(report, runs)
         saved = States(killed.output).steps()
-        report.fact("kill -9: steps logged, newest saved state", f"{len(logged(killed))} of {STEPS}, {saved[-1]}")
+        report.fact(
+            "kill -9: steps logged, newest saved state", f"{len(logged(killed))} of {killed.steps}, {saved[-1]}"
+        )
         finish(in_process(report, train_all, [killed]))
         compare_runs(report, whole, killed)
 
