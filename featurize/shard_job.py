@@ -63,7 +63,7 @@ class Batcher:
             missing -= len(rows)
         self._waiting -= size
         encoded = self._encoder.encode_padded(batch[0] if len(batch) == 1 else np.concatenate(batch))
-        with self._encoder.on.results_of_earlier_batches():  # a GPU is busy with this one meanwhile
+        with self._encoder.transfers.results_of_earlier_batches():  # a GPU is busy with this one meanwhile
             self._write_complete()
         self._encoded.extend(encoded)
 

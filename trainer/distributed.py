@@ -16,6 +16,7 @@ from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what repeatable bits need, before cuBLAS is first used
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
 
@@ -331,7 +332,6 @@ def check_world(config: TrainConfig, ranks: int | None = None) -> None:
 
 def compute_repeatably() -> None:
     """Make CUDA give the same bits in every run, where its fastest kernels would not: attention's backward pass."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's, whose backward pass differs each time

@@ -72,7 +72,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         """Segments float32 [b, mels, frames] to captions [b]."""
         tokens = GenerationMixin.generate(  # Whisper's own generate would set another prefix
             self.model,
-            self.on.upload(rows).to(self.dtype),
+            self.transfers.upload(rows).to(self.dtype),
             decoder_input_ids=torch.tensor([self.prompt], device=self.device).expand(len(rows), -1),
             max_new_tokens=self.settings.max_tokens,
             do_sample=False,

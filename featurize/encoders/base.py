@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from featurize.encoders.device import Device
+from featurize.encoders.transfers import Transfers
 from featurize.media import Frames, MediaError, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
@@ -47,8 +47,8 @@ class Encoder(ABC, Generic[S]):
         size: side of the square frames that it takes, in pixels; 0 if it takes none.
         places: of the finest time grid of those frames.
         rate: of the sound that it takes, in Hz, at most `settings.max_seconds` of it; 0 if it takes none.
-        on: the device that it runs on.
-        device: the same, as torch names it.
+        device: that it runs on.
+        transfers: copies to and from that device.
     """
 
     spec: ColumnSpec
@@ -58,8 +58,8 @@ class Encoder(ABC, Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
-        self.on = Device()
-        self.device = self.on.device
+        self.transfers = Transfers()
+        self.device = self.transfers.device
         self.dtype = DTYPES[settings.dtype]
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Encoder(ABC, Generic[S]):
         """
         missing = self.settings.batch - len(rows)
         whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
-        self.on.mark()
+        self.transfers.begin_batch()
         return self.encode(whole)[: len(rows)]
 
 

@@ -66,7 +66,7 @@ class BlipEncoder(Encoder[BlipSettings]):
         """Frames uint8 [b, size, size, 3] to captions [b]."""
         pixels = (rows.transpose(0, 3, 1, 2).astype(np.float32) / 255 - self.mean) / self.std
         tokens = self.model.generate(
-            self.on.upload(pixels).to(self.dtype),
+            self.transfers.upload(pixels).to(self.dtype),
             max_new_tokens=self.settings.max_tokens,
             do_sample=False,
             num_beams=1,

@@ -106,10 +106,10 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         """
         tower = self.tower
         if self.fusion:
-            mel = self.on.upload(rows["mel"])
-            longer = self.on.upload(np.flatnonzero(rows["longer"]))
+            mel = self.transfers.upload(rows["mel"])
+            longer = self.transfers.upload(np.flatnonzero(rows["longer"]))
         else:
-            mel = tower.logmel_extractor(tower.spectrogram_extractor(self.on.upload(rows)))
+            mel = tower.logmel_extractor(tower.spectrogram_extractor(self.transfers.upload(rows)))
             longer = None
         image = tower.reshape_wav2img(tower.bn0(mel.transpose(1, 3)).transpose(1, 3))
         with (

@@ -68,7 +68,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
-        pixels = self.on.upload(rows).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        pixels = self.transfers.upload(rows).permute(0, 3, 1, 2).to(torch.float32).div(255)
         found = self.tower.forward_intermediates(
             ((pixels - self._mean) / self._std).to(self.dtype),
             indices=[self.block],

@@ -72,11 +72,11 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Segments [b] to tokens float32 [b, D]."""
-        mel = self.on.upload(rows["mel"]).to(self.dtype)
+        mel = self.transfers.upload(rows["mel"]).to(self.dtype)
         found = self.tower(mel, output_hidden_states=True)
         last = self.layer == len(self.tower.layers)
         states = (found.last_hidden_state if last else found.hidden_states[self.layer]).float()
-        counts = self.on.upload(rows["states"])[:, None]
+        counts = self.transfers.upload(rows["states"])[:, None]
         heard = torch.arange(states.shape[1], device=self.device)[None] < counts
         token = (states * heard[..., None]).sum(1) / counts
         return torch.as_tensor(token)

@@ -47,12 +47,12 @@ def test_a_shard_holds_what_each_of_its_items_gives_alone(media, tmp_path):
 
 def test_rows_survive_that_their_host_memory_is_used_again():
     """Pinned buffers take turns; a row is what it was when it was given, whatever came after."""
-    on = build_encoder(CLIP).on
+    transfers = build_encoder(CLIP).transfers
     rng = np.random.default_rng(0)
     given = [rng.integers(0, 256, (7, 50_000 + 1000 * n), np.uint8) for n in range(9)]
-    there = [on.upload(rows.copy()) for rows in given]
-    on.mark()
-    with on.results_of_earlier_batches():
+    there = [transfers.upload(rows.copy()) for rows in given]
+    transfers.begin_batch()
+    with transfers.results_of_earlier_batches():
         assert all(np.array_equal(tensor.cpu().numpy(), rows) for tensor, rows in zip(there, given, strict=True))
 
 

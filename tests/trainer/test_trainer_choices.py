@@ -186,6 +186,7 @@ def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught
     assert status == 0
     assert "audio_visual" in printed
     report = json.loads(out.read_text())
+    assert report["attention"].startswith("by conversation (torch")
     for name, value in report["summary"].items():
         assert logged[-1][name] == pytest.approx(value, rel=1e-4), name
     judged = {each["id"]: each for each in report["judged"]}

@@ -13,8 +13,8 @@ new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
 BUFFERS = 2  # of pinned memory: one is filled while the other is copied
 
 
-class Device:
-    """The device of an encoder: the first GPU of this process, else the CPU, where nothing here has an effect.
+class Transfers:
+    """Copies to and from the device of an encoder: the first GPU of this process, else the CPU, which needs none.
 
     Work is launched on the current stream. Copies to the GPU go on a stream of their own from pinned memory that is
     used again, so no batch waits for the one before it to be copied. On another stream the results of earlier batches
@@ -62,13 +62,13 @@ class Device:
             memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return memory, copied
 
-    def mark(self) -> None:
-        """Whatever was launched before this belongs to earlier batches."""
+    def begin_batch(self) -> None:
+        """What was launched before this belongs to earlier batches."""
         if self._gpu:
             self._earlier.record()
 
     def results_of_earlier_batches(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, work waits for what was launched before `mark`, not for what was launched since."""
+        """Inside, work waits for what was launched before `begin_batch`, not for what was launched since."""
         if not self._gpu:
             return contextlib.nullcontext()
         self._results.wait_event(self._earlier)
