@@ -92,7 +92,8 @@ def missing(needs: Sequence[str]) -> str | None:
 def is_missing(error: BaseException) -> bool:
     """Whether an error says that somebody else's package is not there, or lacks a package of its own."""
     if not isinstance(error, ImportError):
-        return error.__cause__ is not None and is_missing(error.__cause__)
+        before = error.__cause__ or error.__context__
+        return before is not None and is_missing(before)
     return (error.name or "").split(".")[0] not in OURS
 
 
