@@ -9,15 +9,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from featurize.sources.clips import YOUTUBE
 from featurize.sources.kinds import stem_of
+from featurize.sources.youtube import youtube_ids
 from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline
 from store.console import console, make_table, say_json
 
 SHOWN = 50
 EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|evaluation|heldout|benchmark)(?![a-z])")
-_NUMBER = r"_\d+(?:\.\d+)?"
-_YOUTUBE = re.compile(rf"(?:v_|Y)?({YOUTUBE})(?:{_NUMBER}){{0,2}}")
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,14 @@ class Leak:
 
 
 def signs(item: MediaItem) -> Iterator[tuple[str, str]]:
-    """What tells a medium, surest first: its key, its URI, its file's stem, the YouTube id in that stem."""
+    """What tells a medium, surest first: its key, its URI, its file's stem, the YouTube id in that stem.
+
+    An id at the end of a title may be a word of it: it is a `youtube?`, which tells nothing against another such.
+    """
     stem = stem_of(item.uri.rstrip("/").rpartition("/")[2])
     yield from (("key", item.key), ("uri", item.uri), ("stem", stem))
-    if found := _YOUTUBE.fullmatch(stem):
-        yield "youtube", found[1]
+    for id, sure in youtube_ids(stem):
+        yield "youtube" if sure else "youtube?", id
 
 
 def find_leaks(train: Iterable[MediaItem], evaluation: Iterable[MediaItem]) -> list[Leak]:
@@ -51,8 +52,17 @@ def find_leaks(train: Iterable[MediaItem], evaluation: Iterable[MediaItem]) -> l
     for item in train:
         for sign in signs(item):
             known.setdefault(sign, item)
-    found = ((item, next((sign for sign in signs(item) if sign in known), None)) for item in evaluation)
-    return [Leak(*sign, train=known[sign], evaluation=item) for item, sign in found if sign]
+    found = ((item, _shared(item, known)) for item in evaluation)
+    return [Leak(by.rstrip("?"), value, known[by, value], item) for item, sign in found if sign for by, value in [sign]]
+
+
+def _shared(item: MediaItem, known: dict[tuple[str, str], MediaItem]) -> tuple[str, str] | None:
+    """The surest sign that is known; of two YouTube ids, one at least has to be sure."""
+    for by, value in signs(item):
+        against = {"youtube": ("youtube", "youtube?"), "youtube?": ("youtube",)}.get(by, (by,))
+        if sign := next(((other, value) for other in against if (other, value) in known), None):
+            return sign
+    return None
 
 
 def media_of(storage: Storage, names: Sequence[str]) -> list[MediaItem]:
