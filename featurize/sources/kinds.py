@@ -5,16 +5,31 @@ import posixpath
 from store import Kind, UserError
 
 EXTENSIONS: dict[Kind, frozenset[str]] = {
-    "video": frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "flv", "wmv", "mpg", "mpeg", "3gp", "ogv", "gif"]),
-    "image": frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"]),
-    "audio": frozenset(["wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "wma", "aiff"]),
-}
+    "video": frozenset([
+        "mp4", "m4v", "mov", "qt", "f4v", "mkv", "mk3d", "webm", "avi", "divx", "flv", "wmv", "asf", "mpg", "mpeg",
+        "mpe", "m1v", "m2v", "ts", "mts", "m2ts", "m2t", "vob", "mxf", "3gp", "3g2", "ogv", "rm", "rmvb", "dv", "mjpeg",
+        "mjpg", "gif",
+    ]),
+    "image": frozenset([
+        "jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "bmp", "tif", "tiff", "ppm", "pgm", "pnm",
+    ]),
+    "audio": frozenset([
+        "wav", "wave", "w64", "flac", "ogg", "oga", "opus", "mp3", "mp2", "mpga", "m4a", "m4b", "aac", "ac3", "wma",
+        "weba", "mka", "aif", "aiff", "aifc", "caf", "au", "amr", "wv", "tta",
+    ]),
+}  # fmt: skip
 _KINDS = {f".{extension}": kind for kind, known in EXTENSIONS.items() for extension in known}
+_RESOURCES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that macOS, Synology and Windows fill by themselves
 
 
 def guess_kind(name: str) -> Kind | None:
     """The kind of a file by its extension, or None if it is no media file that we know."""
     return _KINDS.get(posixpath.splitext(name)[1].lower())
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path below a root leads to what no user put there: `.x`, `._x.jpg`, `__MACOSX/x.jpg`."""
+    return any(part.startswith(".") or part in _RESOURCES for part in path.split("/"))
 
 
 def stem_of(name: str) -> str:
