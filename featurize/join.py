@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import fsspec
@@ -20,6 +20,7 @@ from store.console import Meter, console
 THREADS = 16
 EDGE = 1 << 16  # bytes at either end of a file that are compared; with the size, enough to know a copy
 SHOWN = 3
+LISTED = 12
 T = TypeVar("T")
 
 
@@ -41,6 +42,10 @@ class JoinReport:
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
         left_out: records that cannot become a conversation.
         whole: how many records mean a part of a file that will be read whole.
+        asks: how many turns ask by which sense.
+        without_media: how many conversations name no file.
+        unread: how many records hold a field that nobody reads, by its name.
+        passed_over: how many files of a folder are no media, by extension.
     """
 
     source: str
@@ -56,6 +61,10 @@ class JoinReport:
     ambiguous: dict[str, list[str]]
     left_out: list[LeftOut]
     whole: int
+    asks: dict[str, int] = field(default_factory=dict, compare=False)  # says more than what was joined
+    without_media: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 def join(source: Source, probe: bool = False) -> JoinReport:
@@ -87,6 +96,10 @@ def join(source: Source, probe: bool = False) -> JoinReport:
         ambiguous=source.ambiguous,
         left_out=source.left_out,
         whole=sum(record.whole for record in source.records),
+        asks=dict(Counter(turn.modality for record in source.records for turn in record.turns).most_common()),
+        without_media=sum(record.media is None for record in source.conversations),
+        unread=source.unread,
+        passed_over=source.passed_over,
     )
 
 
@@ -130,8 +143,27 @@ def _lines(report: JoinReport) -> Iterable[str]:
     ):
         if names:
             yield f"{len(names)} {what}: {', '.join(names[:SHOWN])}{' ...' if names[SHOWN:] else ''}"
+    yield from _said(report)
     if report.whole:
         yield f"{report.whole} mean a part of a file that will be read whole; cut the clips beforehand to avoid it"
+
+
+def _said(report: JoinReport) -> Iterable[str]:
+    """What was made of the records, and what was not read."""
+    if report.asks:
+        yield f"turns ask: {_counts(report.asks)}"
+    if 2 * report.without_media > report.conversations:
+        yield f"most conversations, {report.without_media} of {report.conversations}, name no media file: text only"
+    if report.unread:
+        where = "records without a media file" if report.without_media else "its records"
+        yield f"fields of {where} that are not read: {', '.join(report.unread)}"
+    if report.passed_over:
+        yield f"{sum(report.passed_over.values())} files passed over: {_counts(report.passed_over)}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = list(counts.items())[:LISTED]
+    return ", ".join(f"{count} {what}" for what, count in shown) + (" ..." if len(counts) > LISTED else "")
 
 
 def _fault(candidate: Candidate) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -39,6 +40,8 @@ def plan(
     sample: Annotated[int, typer.Option(min=1, help="With --estimate: items to measure.")] = 16,
     price: Annotated[float | None, typer.Option(help="With --estimate: of a worker for an hour.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
+    instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
@@ -51,7 +54,9 @@ def plan(
             raise UserError("name a source; or, for media that are planned already, --estimate")
         _estimate(Corpus.load(storage), config, sample, price)
         return
-    read = read_sources(sources, media_root, format)
+    if report:
+        _check_report(report)
+    read = read_sources(sources, media_root, format, instruction=instruction, strict=strict)
     reports = [join(source, probe) for source in read]
     show(reports)
     if report:
@@ -75,6 +80,16 @@ def _estimate(corpus: Corpus, config: FeaturizeConfig, sample: int, price: float
     console.print(f"measuring {min(sample, len(seen))} items ...")
     shard = max(len(items) for items in corpus.shards.values())
     show(estimate(seen, config, sample), len(seen), shard, config, price)
+
+
+def _check_report(path: Path) -> None:
+    """So that a folder that is not there is told before anything is planned, not after."""
+    if not path.parent.is_dir():
+        raise UserError(f"--report {path}: no folder {path.parent}; make it first, or name a file in one that is there")
+    if path.is_dir():
+        raise UserError(f"--report {path}: a folder; expected the name of a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--report {path}: may not be written; name a file in a folder of your own")
 
 
 def _check_seen(report: JoinReport, unseen: bool) -> None:

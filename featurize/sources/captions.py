@@ -11,7 +11,7 @@ from featurize.sources.clips import clip_names, parts_of
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import guess_kind, stem_of
-from featurize.sources.record import Record, Records, Row
+from featurize.sources.record import LeftOut, Record, Records, Row
 from store import Candidate, Kind, Modality, Turn
 
 DESCRIBE: dict[str, str] = {
@@ -31,9 +31,7 @@ def is_vatex(document: Document) -> bool:
 
 def read_vatex(document: Document, files: MediaFiles) -> Records:
     """One clip a record, by sight; the whole video stands in where the clip was not cut."""
-    for row in document.rows():
-        id = row.name("videoID")
-        yield _clip(row, id, files, "visual", row.texts("enCap"), row.rest("enCap") | document.split)
+    return document.each(lambda row: [_clip(row, "videoID", files, "visual", "enCap", document)])
 
 
 def is_valor(document: Document) -> bool:
@@ -43,9 +41,7 @@ def is_valor(document: Document) -> bool:
 
 def read_valor(document: Document, files: MediaFiles) -> Records:
     """One clip a record, by sight and sound."""
-    for row in document.rows():
-        id = row.name("video_id")
-        yield _clip(row, id, files, "audio_visual", row.texts("desc"), row.rest("desc") | document.split)
+    return document.each(lambda row: [_clip(row, "video_id", files, "audio_visual", "desc", document)])
 
 
 def is_audiocaps(document: Document) -> bool:
@@ -56,21 +52,15 @@ def is_audiocaps(document: Document) -> bool:
 def read_audiocaps(document: Document, files: MediaFiles) -> Records:
     """One clip of 10 s for all the rows that caption it; its id is the first row's."""
     clips: dict[tuple[str, float], list[Row]] = {}
-    for row in document.rows():
+
+    def sort(row: Row) -> list[Record | LeftOut]:
+        row.name("caption")
         clips.setdefault((row.name("youtube_id"), row.seconds("start_time")), []).append(row)
+        return []
+
+    yield from document.each(sort)
     for (video, start), rows in clips.items():
-        id, end = rows[0].name("audiocap_id"), start + SECONDS
-        cut = clip_names(video, start, end)
-        media = files.named([*cut, *(row.name("audiocap_id") for row in rows), f"Y{video}", video], SOUND)
-        meta = {**rows[0].rest("caption", "start_time"), "start": start, "end": end, **document.split}
-        yield _record(
-            id,
-            media,
-            "audio",
-            [row.text("caption") for row in rows],
-            meta,
-            stem_of(media.name).rpartition("/")[2] == video,
-        )
+        yield _sound(document, files, video, start, rows)
 
 
 def is_wavcaps(document: Document) -> bool:
@@ -81,19 +71,30 @@ def is_wavcaps(document: Document) -> bool:
 
 def read_wavcaps(document: Document, files: MediaFiles) -> Records:
     """One sound a record; the file is the one in `audio`, or is called by the id."""
-    for row in document.rows():
-        id, audio = row.name("id"), row.value.get("audio")
-        named = [audio] if isinstance(audio, str) and guess_kind(audio) else []
-        numbered = [name for name in row.value if NUMBERED.fullmatch(name)]
-        captions = [row.text(name) for name in numbered] or row.texts("caption")
-        meta = {**row.rest("id", "caption", *numbered), **document.split}
-        yield _record(id, files.named([*named, id], SOUND), "audio", captions, meta, whole=False)
+    return document.each(lambda row: [_wavcap(document, files, row)])
 
 
-def _clip(
-    row: Row, id: str, files: MediaFiles, modality: Modality, captions: list[str], meta: dict[str, object]
-) -> Record:
+def _wavcap(document: Document, files: MediaFiles, row: Row) -> Record:
+    audio = row.value.get("audio")
+    named = [audio] if isinstance(audio, str) and guess_kind(audio) else []
+    id = row.label("id") if named else row.name("id")
+    numbered = [name for name, value in row.value.items() if NUMBERED.fullmatch(name) and value is not None]
+    captions = [row.name(name) for name in numbered] or row.texts("caption")
+    meta = {**row.rest("id", "caption", *numbered), **document.split}
+    return _record(id, files.named([*named, id], SOUND), "audio", captions, meta, whole=False)
+
+
+def _sound(document: Document, files: MediaFiles, video: str, start: float, rows: list[Row]) -> Record:
+    end, ids = start + SECONDS, [row.label("audiocap_id") for row in rows]
+    media = files.named([*clip_names(video, start, end), *ids, f"Y{video}", video], SOUND)
+    meta = {**rows[0].rest("caption", "start_time"), "start": start, "end": end, **document.split}
+    captions = [row.text("caption") for row in rows]
+    return _record(ids[0], media, "audio", captions, meta, stem_of(media.name).rpartition("/")[2] == video)
+
+
+def _clip(row: Row, field: str, files: MediaFiles, modality: Modality, text: str, document: Document) -> Record:
     """A clip whose id says its part of a video: the cut file has that name, the whole video that of the YouTube id."""
+    id, captions, meta = row.name(field), row.texts(text), row.rest(text) | document.split
     parts = parts_of(id)
     media = files.named([id, parts[0]] if parts else [id])
     if parts:

@@ -49,7 +49,8 @@ def is_nextqa(document: Document) -> bool:
 def read_nextqa(document: Document, files: MediaFiles) -> Records:
     """One question a row; its id is `<video>_<qid>`, as in NExT-QA's own results."""
     paths = _paths(document)
-    for row in document.rows():
+
+    def read(row: Row) -> list[Record]:
         video = row.name("video")
         media = files.named([*([paths[video]] if video in paths else []), video])
         options = [row.text(name) for name in OPTIONS]
@@ -57,7 +58,9 @@ def read_nextqa(document: Document, files: MediaFiles) -> Records:
         if answer not in map(str, range(len(options))):
             raise row.error("answer", "an index from 0 to 4")
         meta = {**row.rest(*OPTIONS), **document.split}
-        yield choose(f"{video}_{row.name('qid')}", media, row, options, int(answer), meta)
+        return [choose(f"{video}_{row.label('qid')}", media, row, options, int(answer), meta)]
+
+    return document.each(read)
 
 
 def is_mvbench(document: Document) -> bool:
@@ -68,15 +71,17 @@ def is_mvbench(document: Document) -> bool:
 def read_mvbench(document: Document, files: MediaFiles) -> Records:
     """One question a record; the file's name is the task, and `<task>-<place>` the id."""
     task = document.stem
-    for row in document.rows():
-        video = row.name("video")
-        folder = MVBENCH_FOLDERS.get(task)
-        media = files.named([*([f"{folder}/{video}"] if folder else []), video])
-        options = row.texts("candidates")
+    folder = MVBENCH_FOLDERS.get(task)
+
+    def read(row: Row) -> list[Record]:
+        video, options = row.name("video"), row.texts("candidates")
+        media = files.named([*(files.under(folder, video) if folder else []), video])
         if row.text("answer") not in options:
             raise row.error("answer", f"one of the candidates {options}")
         meta = {**row.rest("candidates"), "task": task, "split": "test"}
-        yield choose(f"{task}-{row.number}", media, row, options, options.index(row.text("answer")), meta)
+        return [choose(f"{task}-{row.number}", media, row, options, options.index(row.text("answer")), meta)]
+
+    return document.each(read)
 
 
 def choose(id: str, media: Candidate, row: Row, options: list[str], right: int, meta: dict[str, object]) -> Record:

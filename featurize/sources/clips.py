@@ -9,12 +9,13 @@ import re
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import stem_of
+from featurize.sources.lines import Line
 from featurize.sources.record import Record, Records, Row
-from store import Candidate, Turn, UserError
+from featurize.sources.youtube import YOUTUBE
+from store import Candidate, Turn
 
 EVENT = "Identify the event in the video."  # VideoLLaMA2's question for AVSSD
 SECONDS = 10
-YOUTUBE = r"[A-Za-z0-9_-]{11}"
 _PART = re.compile(rf"({YOUTUBE})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 
 
@@ -33,23 +34,22 @@ def parts_of(name: str) -> tuple[str, float, float] | None:
 
 def is_vggsound(document: Document) -> bool:
     """Whether this is a CSV file without a header: an id, a second, a label, and `train` or `test`."""
-    line = document.lines[0] if document.is_csv and document.lines else []
-    return len(line) == 4 and line[1].strip().isdigit() and line[3].strip() in ("train", "test")
+    lines = document.lines if document.is_csv else []
+    return len(lines) > 0 and 2 * sum(map(_is_clip, lines)) >= len(lines)
 
 
 def read_vggsound(document: Document, files: MediaFiles) -> Records:
     """One clip a row, asked for its label by sight and sound."""
-    for number, line in enumerate(document.lines, 1):
-        where = f"{document.url}, row {number}"
-        if len(line) != 4:
-            raise UserError(f"{where}: expected id, start second, label, split; found {len(line)} values")
-        row = Row(dict(zip(("youtube_id", "start", "label", "split"), line, strict=True)), number, where)
+
+    def read(row: Row) -> list[Record]:
         start = row.seconds("start")
         media, whole = _find(files, row.name("youtube_id"), start, start + SECONDS, f"_{start:06.0f}")
-        label = row.text("label")
+        label = row.name("label")
         meta = {**row.rest("label"), "start": start, "end": start + SECONDS, "answer": label}
         id = f"{row.name('youtube_id')}_{start:06.0f}"
-        yield Record(id, media, (Turn(EVENT, "audio_visual", label),), meta, whole)
+        return [Record(id, media, (Turn(EVENT, "audio_visual", label),), meta, whole)]
+
+    return document.headed("youtube_id", "start", "label", "split").each(read)
 
 
 def is_acav(document: Document) -> bool:
@@ -59,10 +59,18 @@ def is_acav(document: Document) -> bool:
 
 def read_acav(document: Document, files: MediaFiles) -> Records:
     """One clip a row, without a conversation."""
-    for row in document.rows():
+
+    def read(row: Row) -> list[Record]:
         start, end = row.seconds("start"), row.seconds("end")
         media, whole = _find(files, row.name("videoID"), start, end, f"_{start:g}_{end:g}")
-        yield Record(f"{row.name('videoID')}_{start:g}_{end:g}", media, (), {"start": start, "end": end}, whole)
+        return [Record(f"{row.name('videoID')}_{start:g}_{end:g}", media, (), {"start": start, "end": end}, whole)]
+
+    return document.each(read)
+
+
+def _is_clip(line: Line) -> bool:
+    fields = [field.strip() for field in line.fields]
+    return len(fields) == 4 and fields[1].isdigit() and fields[3] in ("train", "test")
 
 
 def _find(files: MediaFiles, id: str, start: float, end: float, usual: str) -> tuple[Candidate, bool]:

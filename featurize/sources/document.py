@@ -1,18 +1,17 @@
 """A parsed annotation file, whatever its format."""
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
 
-from featurize.sources.record import Row
+from featurize.sources.lines import Line, read_lines, to_records
+from featurize.sources.record import Broken, LeftOut, Read, Records, Row
 from store import UserError
 
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -29,13 +28,15 @@ class Document:
 
     Attributes:
         url: path or fsspec URL.
-        value: the JSON value, or the lines of a CSV file as lists of texts.
+        value: the JSON value, or the lines of a CSV file.
         given: all the documents of the command, this one among them: some formats have two files.
+        instruction: what a list asks for with a caption; by default by the kind of its file.
     """
 
     url: str
     value: Any
     given: tuple["Document", ...] = ()
+    instruction: str | None = None
 
     @property
     def stem(self) -> str:
@@ -53,7 +54,7 @@ class Document:
         return self.url.lower().endswith(".csv")
 
     @property
-    def lines(self) -> list[list[str]]:
+    def lines(self) -> list[Line]:
         """The lines of a CSV file.
 
         Raises:
@@ -61,7 +62,7 @@ class Document:
         """
         if not self.is_csv:
             raise UserError(f"{self.url}: expected a .csv file")
-        lines: list[list[str]] = self.value
+        lines: list[Line] = self.value
         return lines
 
     @property
@@ -70,30 +71,57 @@ class Document:
         words = re.split(r"[^a-z]+", self.stem.lower())
         return next(({"split": _SPLITS[word]} for word in words if word in _SPLITS), {})
 
+    def headed(self, *names: str) -> "Document":
+        """This CSV file, which has no header, under the header `names`."""
+        return replace(self, value=[Line(0, list(names)), *self.lines])
+
     @cached_property
     def records(self) -> list[Any]:
-        """The records: of a list, of an object's list `dialogs` or `data`, or of a CSV file with a header."""
+        """The records: of a list, of an object's list `dialogs` or `data`, or of a CSV file with a header.
+
+        In place of what is none stands a `Broken`.
+        """
         if self.is_csv:
-            header = self.value[0] if self.value else []
-            return [dict(zip(header, line, strict=False)) for line in self.value[1:]]
+            return to_records(self.lines[1:], self.lines[0].fields) if self.lines else []
         if isinstance(self.value, dict):
             return next((self.value[name] for name in LISTS if isinstance(self.value.get(name), list)), [])
         return self.value if isinstance(self.value, list) else []
 
-    @property
-    def first(self) -> dict[str, Any]:
-        """The first record, or nothing where there is none."""
-        return self.records[0] if self.records and isinstance(self.records[0], dict) else {}
+    @cached_property
+    def objects(self) -> list[dict[str, Any]]:
+        """Those records that have fields."""
+        return [record for record in self.records if isinstance(record, dict)]
+
+    def most(self, test: Callable[[dict[str, Any]], bool]) -> bool:
+        """Whether at least half of the records pass the test, so that a few odd ones do not tell what the file is."""
+        return bool(self.objects) and 2 * sum(map(test, self.objects)) >= len(self.objects)
 
     def has(self, *fields: str) -> bool:
-        """Whether the first record has all the fields."""
-        return all(field in self.first for field in fields)
+        """Whether at least half of the records have all the fields."""
+        return self.most(lambda record: all(field in record for field in fields))
 
-    def rows(self) -> Iterator[Row]:
-        """The records with their places, for messages."""
+    def ids(self, field: str) -> frozenset[str]:
+        """What the records hold in a field that is an id."""
+        return frozenset(str(record[field]) for record in self.objects if record.get(field) is not None)
+
+    def each(self, read: Read) -> Records:
+        """What becomes of the records, one by one: one that cannot be read is left out, and the rest goes on."""
         word, first = ("row", 1) if self.is_csv else ("record", 0)
         for number, value in enumerate(self.records, first):
-            yield Row(value, number, f"{self.url}, {word} {number}")
+            try:
+                yield from self._read(read, value, number, f"{self.url}, {word} {number}")
+            except UserError as error:
+                id = value.get("id") if isinstance(value, dict) else None
+                yield LeftOut(str(number if id in (None, "") else id), self.place(error), fault=True)
+
+    def place(self, error: UserError) -> str:
+        """What an error says beside the file's name."""
+        return str(error).removeprefix(f"{self.url}, ")
+
+    def _read(self, read: Read, value: Any, number: int, where: str) -> Records:
+        if isinstance(value, Broken):
+            raise UserError(f"{self.url}, {value.reason}")
+        return iter(list(read(Row(value, number, where))))
 
     def sibling(self, name: str) -> str:
         """The path or URL of the file `name` in the same folder."""
@@ -128,22 +156,47 @@ def parse(text: str, url: str) -> Document:
     suffix = PurePosixPath(url).suffix.lower()
     if suffix == ".csv":
         return Document(url, _parse_csv(text, url))
-    if suffix == ".jsonl":
-        lines = enumerate(text.split("\n"), 1)
-        return Document(url, [_parse_json(line, f"{url}, line {n}") for n, line in lines if line.strip()])
-    return Document(url, _parse_json(text, url))
+    return Document(url, _parse_lines(text, url) if suffix == ".jsonl" else _parse_json(text, url))
 
 
-def _parse_csv(text: str, url: str) -> list[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+def _parse_csv(text: str, url: str) -> list[Line]:
+    lines = read_lines(text)
+    if lines and lines[0].fault:
+        raise UserError(f"{url}, line {lines[0].number}: {lines[0].fault}")
+    return lines
+
+
+def _parse_lines(text: str, url: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        raise UserError(f"{url}: expected a JSON object on each line; found a list: call the file .json")
+    values = [_parse_line(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if values and all(isinstance(value, Broken) for value in values):
+        raise UserError(f"{url}, {values[0].reason}")
+    return values
+
+
+def _parse_line(line: str, number: int) -> Any:
     try:
-        return [line for line in reader if line]
-    except csv.Error as error:
-        raise UserError(f"{url}, line {reader.line_num}: not CSV: {error}") from None
+        return _loads(line)
+    except ValueError as error:
+        return Broken(f"line {number}: not JSON: {error}")
 
 
-def _parse_json(text: str, where: str) -> Any:
+def _parse_json(text: str, url: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
+        return _loads(text)
+    except ValueError as error:
+        hint = "; with an object on each line, call the file .jsonl" if _is_lines(text) else ""
+        raise UserError(f"{url}: not JSON: {error}{hint}") from None
+
+
+def _is_lines(text: str) -> bool:
+    try:
+        return isinstance(_loads(text.lstrip().partition("\n")[0]), dict)
+    except ValueError:
+        return False
+
+
+def _loads(text: str) -> Any:
+    """A JSON value; NaN and the infinities, which pandas writes for what is not there, are null."""
+    return json.loads(text, parse_constant=lambda _: None)

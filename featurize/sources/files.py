@@ -2,10 +2,11 @@
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from featurize.sources.kinds import guess_kind, stem_of
+from featurize.sources.kinds import guess_kind, is_hidden, stem_of
 from featurize.sources.listing import file_size, is_web, list_folder, walk
 from store import Candidate, Kind
 
@@ -28,7 +29,7 @@ class MediaFiles:
 
     def at(self, path: str, kind: Kind) -> Candidate:
         """The file at `path`: absolute, a URL, or below the root. It need not exist: that shows in the report."""
-        uri = path if "://" in path else f"{self.root}/{path}" if "://" in self.root else os.path.join(self.root, path)
+        uri = self._uri(path)
         folder, _, name = uri.rpartition("/")
         if "://" not in uri:
             folder = self._absolute(folder)
@@ -45,18 +46,29 @@ class MediaFiles:
             names: what the file may be called, most exact first.
             kinds: what it may be, most wanted first.
         """
-        below = [name for name in names if not self._outside(name)]
-        for name in below:
-            if path := self._find(name, kinds):
+        for name in names:
+            outside = self._outside(name)
+            if not outside and (path := self._find(name, kinds)):
                 return self._below(path, guess_kind(path) or "video")
-        first = names[0] if guess_kind(names[0]) else names[0] + USUAL[kinds[0]]
-        return self.at(first, guess_kind(first) or kinds[0])
+            if outside and (there := self._there(name, kinds)).bytes is not None:
+                return there
+        return self._there(names[0], kinds)
+
+    def under(self, folder: str, path: str) -> list[str]:
+        """`path` below a folder of the root; nothing if it is absolute, a URL or leads out of the root."""
+        return [] if self._outside(path) else [f"{folder}/{path}"]
 
     def all(self) -> Iterator[Candidate]:
         """All media files below the root, by name; other files are passed over."""
         for path in sorted(self._tree):
             if kind := guess_kind(path):
                 yield self._below(path, kind)
+
+    def passed_over(self) -> dict[str, int]:
+        """How many files below the root are no media: by extension, and those that are hidden."""
+        names = (posixpath.splitext(path)[1].lower() or "no extension" for path in self._tree if not guess_kind(path))
+        hidden = Counter({"hidden": len(self._files) - len(self._tree)})
+        return dict((+hidden + Counter(names)).most_common())
 
     @cached_property
     def frame_folders(self) -> dict[str, int]:
@@ -69,8 +81,12 @@ class MediaFiles:
         return folders
 
     @cached_property
-    def _tree(self) -> dict[str, int]:
+    def _files(self) -> dict[str, int]:
         return {} if is_web(self.root) else dict(walk(self.root))
+
+    @cached_property
+    def _tree(self) -> dict[str, int]:
+        return {path: size for path, size in self._files.items() if not is_hidden(path)}
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -99,6 +115,18 @@ class MediaFiles:
     def _below(self, path: str, kind: Kind) -> Candidate:
         size = self._tree[path] if path in self._tree else self.frame_folders[path]
         return Candidate(name=path, uri=f"{self.root.rstrip('/')}/{path}", kind=kind, bytes=size)
+
+    def _there(self, name: str, kinds: Sequence[Kind]) -> Candidate:
+        name = name if guess_kind(name) else name + USUAL[kinds[0]]
+        return self.at(name, guess_kind(name) or kinds[0])
+
+    def _uri(self, path: str) -> str:
+        if "://" in path or "://" not in self.root:
+            return path if "://" in path else os.path.join(self.root, path)
+        if path.startswith("/"):
+            return path
+        scheme, _, root = self.root.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(root, path)) if '..' in path else f'{root}/{path}'}"
 
     def _outside(self, name: str) -> bool:
         return "://" in name or name.startswith("/") or posixpath.normpath(name).startswith("..")

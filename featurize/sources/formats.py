@@ -29,7 +29,7 @@ FORMATS = {
     format.name: format
     for format in (  # the first that fits is taken, so a special form stands before its general one
         Format("list", table.is_list, table.read_list),
-        Format("sharegpt", llava.is_sharegpt, llava.read_sharegpt),
+        Format("sharegpt", llava.is_sharegpt, llava.read_llava),
         Format("valley", llava.is_valley, llava.read_valley),
         Format("llava", llava.is_llava, llava.read_llava),
         Format("videoinstruct", qa.is_videoinstruct, qa.read_videoinstruct),
@@ -62,7 +62,8 @@ def choose_format(document: Document, name: str | None) -> Format:
         return FORMATS[name]
     found = next((format for format in FORMATS.values() if format.detects(document)), None)
     if found is None:
-        fields = ", ".join(map(str, document.first)) or f"{type(document.value).__name__} without records"
+        first = document.objects[0] if document.objects else {}
+        fields = ", ".join(map(str, first)) or f"{type(document.value).__name__} without records"
         known = ", ".join(FORMATS)
         raise UserError(
             f"{document.url}: no known format; its first record has {fields}; known are {known} (docs/corpora.md)"

@@ -9,7 +9,6 @@ lists of paths. Source: the data formats of LLaMA-Factory and ms-swift.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from featurize.sources.chat import read_turns
 from featurize.sources.document import Document
@@ -18,43 +17,37 @@ from featurize.sources.kinds import guess_kind, kind_of
 from featurize.sources.record import LeftOut, Record, Records, Row
 from store import Candidate
 
-
-@dataclass(frozen=True)
-class Form:
-    """Where a record keeps its parts: the list of messages, speaker and text in each, and the media."""
-
-    messages: str
-    speaker: str
-    text: str
-    media: tuple[str, ...]
-
-
-LLAVA = Form("conversations", "from", "value", ("image", "video", "audio"))
-SHAREGPT = Form("messages", "role", "content", ("images", "videos", "audios"))
-SHAREGPT_OLD = Form("conversations", "from", "value", SHAREGPT.media)
+LISTS = ("images", "videos", "audios")
+MEDIA = ("image", "video", "audio", *LISTS)
+TOKENS = {
+    "video": ("<video>", "<image>", "<audio>", "<VIS>", "<AUD>", "<AUD_VIS>"),
+    "image": ("<image>", "<VIS>"),
+    "audio": ("<audio>", "<AUD>"),
+}  # those that may stand for a file, by its kind; LLaVA's descendants call a video `<image>` too
 Find = Callable[[Row, str, str], Candidate]  # the file of a path in a field of a row
 
 
 def is_llava(document: Document) -> bool:
-    """Whether the records hold `conversations`."""
-    return document.has("conversations")
+    """Whether the records hold conversations."""
+    return document.most(lambda record: "conversations" in record or "messages" in record)
 
 
 def is_valley(document: Document) -> bool:
-    """Whether they do, and a video lies in a `source` folder or has no extension."""
-    rows = (row for row in document.records if isinstance(row, dict) and isinstance(row.get("video"), str))
-    return is_llava(document) and any("source" in row or not guess_kind(row["video"]) for row in rows)
+    """Whether they do, and the videos lie in `source` folders or have no extension."""
+    videos = [record for record in document.objects if isinstance(record.get("video"), str)]
+    odd = sum("source" in record or not guess_kind(record["video"]) for record in videos)
+    return is_llava(document) and odd > 0 and 2 * odd >= len(videos)
 
 
 def is_sharegpt(document: Document) -> bool:
-    """Whether the records hold `messages`, or `conversations` with lists of media."""
-    return document.has("messages") or (is_llava(document) and any(document.has(name) for name in SHAREGPT.media))
+    """Whether the records hold `messages`, or conversations about media in lists."""
+    one, listed = (sum(any(map(record.get, names)) for record in document.objects) for names in (MEDIA[:3], LISTS))
+    return document.has("messages") or (is_llava(document) and listed > one)
 
 
 def read_llava(document: Document, files: MediaFiles) -> Records:
-    """Conversations whose media paths begin at the root."""
-    for row in document.rows():
-        yield _record(row, LLAVA, _at(files))
+    """Conversations whose media paths begin at the root, of the LLaVA form or the ShareGPT form."""
+    return _read(document, _at(files))
 
 
 def read_valley(document: Document, files: MediaFiles) -> Records:
@@ -63,40 +56,47 @@ def read_valley(document: Document, files: MediaFiles) -> Records:
     def find(row: Row, field: str, path: str) -> Candidate:
         if field != "video":
             return _at(files)(row, field, path)
-        return files.named([f"{row.value.get('source') or 'webvid'}/{path}", path], ("video", "image"))
+        names = [*files.under(row.value.get("source") or "webvid", path), path]
+        return files.named(names, (guess_kind(path) or "video",))  # never the thumbnail of a video that is missing
 
-    for row in document.rows():
-        yield _record(row, LLAVA, find)
-
-
-def read_sharegpt(document: Document, files: MediaFiles) -> Records:
-    """Conversations of the ShareGPT form."""
-    for row in document.rows():
-        yield _record(row, SHAREGPT if "messages" in row.value else SHAREGPT_OLD, _at(files))
+    return _read(document, find)
 
 
 def _at(files: MediaFiles) -> Find:
     return lambda row, field, path: files.at(path, kind_of(path, f"{row.where}, field {field!r}"))
 
 
-def _record(row: Row, form: Form, find: Find) -> Record | LeftOut:
-    messages = row.value.get(form.messages)
+def _read(document: Document, find: Find) -> Records:
+    taken = document.ids("id")
+    return document.each(lambda row: [_record(row, row.label("id", taken), find)])
+
+
+def _record(row: Row, id: str, find: Find) -> Record | LeftOut:
+    field, fields = (
+        ("messages", ("role", "content")) if "messages" in row.value else ("conversations", ("from", "value"))
+    )
+    messages = row.value.get(field)
     if not isinstance(messages, list):
-        raise row.error(form.messages, f"a list of {{{form.speaker}, {form.text}}}")
-    id = str(row.value.get("id", row.number))
-    named = {path: field for field in form.media for path in _paths(row, field)}
+        raise row.error(field, f"a list of {{{', '.join(fields)}}}")
+    named = {path: name for name in MEDIA for path in _paths(row, name)}
     if len(named) > 1:
         return LeftOut(id, "several media files; a conversation has one")
-    meta = row.rest(*form.media, "id", form.messages)
-    if messages and isinstance(messages[0], dict) and messages[0].get(form.speaker) == "system":
-        meta["system"], messages = messages[0].get(form.text), messages[1:]
-    media = next((find(row, field, path) for path, field in named.items()), None)
-    return Record(id, media, read_turns(messages, (form.speaker, form.text), media, row.where), meta)
+    meta = row.rest(*MEDIA, "id", field)
+    if messages and isinstance(messages[0], dict) and messages[0].get(fields[0]) == "system":
+        meta["system"], messages = messages[0].get(fields[1]), messages[1:]
+    media = next((find(row, name, path) for path, name in named.items()), None)
+    tokens = _tokens(media, set(named.values())) if media else ()
+    return Record(id, media, read_turns(messages, fields, media, tokens, row.where), meta)
+
+
+def _tokens(media: Candidate, fields: set[str]) -> tuple[str, ...]:
+    """The tokens that may stand for a file; `<video>` for a still too where it is named as a video."""
+    return (*TOKENS[media.kind], *(("<video>",) if media.kind == "image" and fields & {"video", "videos"} else ()))
 
 
 def _paths(row: Row, field: str) -> list[str]:
-    value = row.value.get(field) or []
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+    value = row.value.get(field)
+    paths = value if isinstance(value, list) else [value]
+    if not all(isinstance(path, str | None) for path in paths):
         raise row.error(field, "a path, or a list of paths")
-    return paths
+    return [path for path in paths if path]

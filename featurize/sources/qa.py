@@ -9,10 +9,12 @@ MSVD-QA and MSRVTT-QA, original: `video_id` (a number), `question`, `answer`, `i
 """
 
 import re
+from collections import deque
+from collections.abc import Iterator
 
 from featurize.sources.document import Document, parse
 from featurize.sources.files import MediaFiles
-from featurize.sources.record import Records, Row, ask
+from featurize.sources.record import Record, Records, Row, ask
 from store import UserError
 
 MSVD_NAMES = "youtube_mapping.txt"
@@ -25,9 +27,12 @@ def is_videoinstruct(document: Document) -> bool:
 
 def read_videoinstruct(document: Document, files: MediaFiles) -> Records:
     """One question a record; ids are the places in the file."""
-    for row in document.rows():
+
+    def read(row: Row) -> list[Record]:
         media = files.named(video_names(row.name("video_id")))
-        yield ask(str(row.number), media, row.text("q"), row.text("a"), row.rest("q", "a") | document.split)
+        return [ask(str(row.number), media, row.text("q"), row.text("a"), row.rest("q", "a") | document.split)]
+
+    return document.each(read)
 
 
 def is_videochatgpt(document: Document) -> bool:
@@ -37,12 +42,15 @@ def is_videochatgpt(document: Document) -> bool:
 
 def read_videochatgpt(document: Document, files: MediaFiles) -> Records:
     """One question a record; the two of consistency become two conversations with the same `question_id`."""
-    for row in document.rows():
+
+    def read(row: Row) -> Iterator[Record]:
         media = files.named(video_names(row.name("video_name")))
         for field in ("Q",) if "Q" in row.value else ("Q1", "Q2"):
             id = f"{document.stem}-{row.number}"
             meta = {**row.rest("Q", "A"), "question_id": id, "split": "test"}
             yield ask(id if field == "Q" else f"{id}-{field}", media, row.text(field), row.text("A"), meta)
+
+    return document.each(read)
 
 
 def is_two_file_qa(document: Document) -> bool:
@@ -59,15 +67,18 @@ def read_two_file_qa(document: Document, files: MediaFiles) -> Records:
     if _is_answers(document):
         if all(_is_answers(other) for other in document.given):
             raise UserError(f"{document.url}: these are answers; give their questions, a file of question_id, question")
-        return
+        return iter(())
     answers = _answers(document)
-    for row in document.rows():
+
+    def read(row: Row) -> list[Record]:
         id = row.name("question_id")
         if id not in answers:
             raise UserError(f"{row.where}, field 'question_id': no answer to {id!r}")
         media = files.named(video_names(row.name("video_name")))
         meta = {**row.rest(), **answers[id].rest(), **document.split}
-        yield ask(id, media, row.text("question"), answers[id].text("answer"), meta)
+        return [ask(id, media, row.text("question"), answers[id].text("answer"), meta)]
+
+    return document.each(read)
 
 
 def is_numbered_qa(document: Document) -> bool:
@@ -79,12 +90,16 @@ def read_numbered_qa(document: Document, files: MediaFiles) -> Records:
     """One question a record, about the clip `video<number>`, `vid<number>`, or as `youtube_mapping.txt` says."""
     lines = (line.split() for line in (document.beside(MSVD_NAMES) or "").splitlines())
     clips = {line[1]: line[0] for line in lines if len(line) == 2}
-    for row in document.rows():
-        number, id = row.name("video_id"), row.name("id")
+    taken = document.ids("id")
+
+    def read(row: Row) -> list[Record]:
+        number, id = row.name("video_id"), row.label("id", taken)
         known = clips.get(f"vid{number}")
         media = files.named([*([known] if known else []), f"video{number}", f"vid{number}"])
         meta = {**row.rest("id"), "question_id": id, **document.split}
-        yield ask(id, media, row.text("question"), row.text("answer"), meta)
+        return [ask(id, media, row.text("question"), row.text("answer"), meta)]
+
+    return document.each(read)
 
 
 def video_names(id: str) -> list[str]:
@@ -107,4 +122,11 @@ def _answers(document: Document) -> dict[str, Row]:
     if not fitting and text is None:
         raise UserError(f"{document.url}: questions without answers; give their file too, or call it {name} beside it")
     answers = fitting[0] if fitting else parse(text or "", document.sibling(name))
-    return {row.name("question_id"): row for row in answers.rows()}
+    found: dict[str, Row] = {}
+
+    def keep(row: Row) -> list[Record]:
+        found[row.name("question_id")] = row
+        return []
+
+    deque(answers.each(keep), 0)  # an answer that cannot be used leaves out its question, which is named
+    return found

@@ -1,8 +1,9 @@
 """What every reader gives, and what it takes its fields from."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Never
 
 from store import Candidate, Modality, Turn, UserError
 
@@ -28,13 +29,28 @@ class Record:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A record that cannot become a conversation, though nothing is wrong with it."""
+    """A record that does not become a conversation.
+
+    Attributes:
+        id: its own id, or its place where it has none.
+        reason: why; where something is wrong with it, with its place.
+        fault: something is wrong with it, so `--strict` stops at it.
+    """
 
     id: str
+    reason: str
+    fault: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What stands in a file in place of a record: `reason` names its line."""
+
     reason: str
 
 
 Records = Iterator[Record | LeftOut]
+Read = Callable[["Row"], Iterable[Record | LeftOut]]  # what becomes of one record of a file
 
 
 def ask(
@@ -64,8 +80,14 @@ class Row:
         found = repr(self.value[name]) if name in self.value else f"fields {', '.join(map(str, self.value))}"
         return UserError(f"{self.where}, field {name!r}: expected {expected}; found {found[:200]}")
 
+    def label(self, name: str, taken: Set[str] = frozenset()) -> str:
+        """An id as text; where it is null or empty the record's place, and none of the ids that are `taken`."""
+        if self.value.get(name) in (None, ""):
+            return f"record-{self.number}" if str(self.number) in taken else str(self.number)
+        return str(self.value[name]).strip()
+
     def text(self, name: str) -> str:
-        """A text, or a number as text, without blanks around it; it may be empty."""
+        """A text, or a number as text, without blanks around it; it may be empty. Null is none, and so is NaN."""
         value = self.value.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(name, "text")
@@ -76,9 +98,11 @@ class Row:
         return self.text(name) or self._fail(name, "a name or id")
 
     def texts(self, name: str) -> list[str]:
-        """A list of at least one text; a text alone is a list of one."""
+        """A list of at least one text, in which null is none; a text alone is a list of one."""
         value = self.value.get(name)
         texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list):
+            texts = [text for text in texts if text is not None]
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str | int | float) for t in texts):
             raise self.error(name, "a list of texts")
         return [str(text).strip() for text in texts]
@@ -86,13 +110,14 @@ class Row:
     def seconds(self, name: str) -> float:
         """A time in seconds."""
         try:
-            return float(self.value[name])
+            seconds = float(self.value[name])
         except (KeyError, TypeError, ValueError):
-            raise self.error(name, "seconds") from None
+            seconds = math.nan
+        return seconds if math.isfinite(seconds) else self._fail(name, "seconds")
 
     def rest(self, *used: str) -> dict[str, object]:
         """The other fields."""
         return {name: value for name, value in self.value.items() if name not in used}
 
-    def _fail(self, name: str, expected: str) -> str:
+    def _fail(self, name: str, expected: str) -> Never:
         raise self.error(name, expected)

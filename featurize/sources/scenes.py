@@ -27,16 +27,20 @@ def is_music_avqa(document: Document) -> bool:
 
 def read_music_avqa(document: Document, files: MediaFiles) -> Records:
     """One question a record, by the sense that its type names; `meta` holds the type as a list."""
-    for row in document.rows():
+    taken = document.ids("question_id")
+
+    def read(row: Row) -> list[Record]:
         kind, values = _listed(row, "type"), _listed(row, "templ_values")
         if not kind or kind[0] not in SENSES:
             raise row.error("type", f"a list as a JSON string that begins with one of {', '.join(SENSES)}")
         if len(PLACE.findall(row.text("question_content"))) > len(values):
             raise row.error("templ_values", "a value for each place in 'question_content'")
         question = _fill(row.text("question_content"), values)
-        id, media = row.name("question_id"), files.named([row.name("video_id")])
+        id, media = row.label("question_id", taken), files.named([row.name("video_id")])
         meta = {**row.rest("anser"), "question_id": id, "question": question, "type": kind, **document.split}
-        yield ask(id, media, question, row.text("anser"), meta, SENSES[kind[0]])
+        return [ask(id, media, question, row.text("anser"), meta, SENSES[kind[0]])]
+
+    return document.each(read)
 
 
 def is_avsd(document: Document) -> bool:
@@ -46,7 +50,8 @@ def is_avsd(document: Document) -> bool:
 
 def read_avsd(document: Document, files: MediaFiles) -> Records:
     """One conversation a dialog, by sight and sound; a question whose answer is not disclosed stands in `meta` only."""
-    for row in document.rows():
+
+    def read(row: Row) -> list[Record | LeftOut]:
         id, dialog = row.name("image_id"), row.value.get("dialog")
         if not isinstance(dialog, list):
             raise row.error("dialog", "a list of {question, answer}")
@@ -55,10 +60,11 @@ def read_avsd(document: Document, files: MediaFiles) -> Records:
         meta = {**row.rest("image_id", "dialog"), **document.split}
         if len(known) < len(pairs):
             meta["undisclosed"] = [pair.text("question") for pair in pairs if pair not in known]
-        if known:
-            yield Record(id, files.named([id]), _turns(known), meta)
-        else:
-            yield LeftOut(id, "no answer is disclosed")
+        if not known:
+            return [LeftOut(id, "no answer is disclosed")]
+        return [Record(id, files.named([id]), _turns(known), meta)]
+
+    return document.each(read)
 
 
 def _fill(template: str, values: list[str]) -> str:

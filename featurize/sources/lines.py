@@ -1,0 +1,83 @@
+"""CSV, read strictly: a row that is not as wide as the header is told, never cut or filled up."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featurize.sources.kinds import guess_kind
+from featurize.sources.record import Broken
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a CSV file.
+
+    Attributes:
+        number: the line of the file that it begins in, from 1.
+        fields: its fields; none if it cannot be read.
+        fault: why it cannot be read.
+    """
+
+    number: int
+    fields: list[str]
+    fault: str = ""
+
+
+def read_lines(text: str) -> list[Line]:
+    """The rows of a CSV file; lines without anything in them are passed over."""
+    physical = list(io.StringIO(text, newline=""))
+    found: list[Line] = []
+    start = 0
+    while start < len(physical):
+        start = _read_on(physical, start, found)
+    return found
+
+
+def to_records(lines: Sequence[Line], header: Sequence[str]) -> list[dict[str, str] | Broken]:
+    """Rows as fields by name; a row that has more or fewer fields than the header is broken.
+
+    A line break without quotes cuts a row in two. Of a cut in its last field, the first half is as wide as the header:
+    it is broken too if what follows is one field that is none of the first column.
+    """
+    whole = [len(line.fields) == len(header) for line in lines]
+    first = {_shape(line.fields[0]) for line, is_whole in zip(lines, whole, strict=True) if is_whole}
+    records: list[dict[str, str] | Broken] = []
+    for line, is_whole in zip(lines, whole, strict=True):
+        if is_whole:
+            records.append(dict(zip(header, line.fields, strict=True)))
+            continue
+        if _is_rest(line, len(header), first) and records and not isinstance(records[-1], Broken):
+            records[-1] = Broken(f"line {line.number - 1}: cut by a line break without quotes")
+        records.append(Broken(f"line {line.number}: {line.fault or _width(line, len(header))}"))
+    return records
+
+
+def _read_on(physical: Sequence[str], start: int, found: list[Line]) -> int:
+    """Read until a row cannot be; the line after the one where that row begins, so that it swallows no others."""
+    reader = csv.reader((physical[i] for i in range(start, len(physical))), strict=True)
+    while True:
+        begin = start + reader.line_num
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return len(physical)
+        except csv.Error as error:
+            found.append(Line(begin + 1, [], f"not CSV: {error}"))
+            return begin + 1
+        if any(field.strip() for field in fields) or physical[begin].strip():
+            found.append(Line(begin + 1, fields))
+
+
+def _width(line: Line, expected: int) -> str:
+    return f"expected {expected} fields, found {len(line.fields)}; a comma or line break in a field needs quotes"
+
+
+def _is_rest(line: Line, width: int, first: set[tuple[bool, bool, bool]]) -> bool:
+    return width > 1 and len(line.fields) == 1 and _shape(line.fields[0]) not in first
+
+
+def _shape(value: str) -> tuple[bool, bool, bool]:
+    """What tells a name, a number and a phrase from each other."""
+    value = value.strip()
+    return guess_kind(value) is not None, value.isdigit(), " " in value
