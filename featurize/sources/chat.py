@@ -23,7 +23,7 @@ ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 FENCES = ("```", "~~~")
 _ANY = "|".join(map(re.escape, TOKENS))
 _FRONT = re.compile(rf"\s*({_ANY})((?:[ \t]*\r?\n)+|[ \t]*)")  # the blank rest of its line, and blank lines, go with it
-_BACK = re.compile(rf"\s*({_ANY})\s*\Z")
+_BACK = re.compile(rf"({_ANY})\Z")
 _TOKEN = re.compile(_ANY)
 _ALONE = re.compile(rf"\s*(?:(?:{_ANY})\s*)+")
 _EDGES = (re.compile(rf"\A\s*({_ANY})[ \t]*(?:[\r\n]|\Z)"), re.compile(rf"[\r\n][ \t]*({_ANY})\s*\Z"))
@@ -65,13 +65,15 @@ def split_tokens(text: str, tokens: Collection[str] = tuple(TOKENS)) -> tuple[st
         text: the instruction.
         tokens: the tokens that may stand in it; others are text.
     """
+    if not _TOKEN.search(text):
+        return text, "text"
     found: list[str] = []
     while (match := _FRONT.match(text)) and _stands(match[1], text, tokens):
         found.append(match[1])
         text = text[match.end() :]
-    while (match := _BACK.search(text)) and _stands(match[1], text, tokens):
+    while (match := _BACK.search(text.rstrip())) and _stands(match[1], text, tokens):
         found.append(match[1])
-        text = text[: match.start()]
+        text = text[: match.start()].rstrip()
     text, alone = _take_lines(text, tokens)
     senses = frozenset().union(*(TOKENS[token] for token in [*found, *alone]))
     if senses == {"visual", "audio"}:
@@ -99,8 +101,11 @@ def _take_lines(text: str, tokens: Collection[str]) -> tuple[str, list[str]]:
 
 def _check_rest(text: str, media: Candidate | None, where: str) -> None:
     """Refuse a text in which a token still stands where only a token does: its record lacks what it asks for."""
+    if not _TOKEN.search(text):
+        return
     found = [match[1] for pattern in _EDGES if (match := pattern.search(text))]
-    found += [match[1] for pattern in (_FRONT.match, _BACK.search) if (match := pattern(text)) and match[1] in OURS]
+    ends = (_FRONT.match(text), _BACK.search(text.rstrip()))
+    found += [match[1] for match in ends if match and match[1] in OURS]
     token = next((token for token in found if _stands(token, text, TOKENS)), None)
     if token and media is None:
         raise UserError(f"{where}: {token} is a modality token, but the record names no media file")
