@@ -74,7 +74,7 @@ def split_tokens(text: str, tokens: Collection[str] = tuple(TOKENS)) -> tuple[st
     while (match := _BACK.search(text.rstrip())) and _stands(match[1], text, tokens):
         found.append(match[1])
         text = text[: match.start()].rstrip()
-    text, alone = _take_lines(text, tokens)
+    text, alone = _take_lines(text, tokens) if _TOKEN.search(text) else (text, [])
     senses = frozenset().union(*(TOKENS[token] for token in [*found, *alone]))
     if senses == {"visual", "audio"}:
         return text, "audio_visual"

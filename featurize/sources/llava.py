@@ -78,7 +78,7 @@ def _record(row: Row, id: str, find: Find) -> Record | LeftOut:
     messages = row.value.get(field)
     if not isinstance(messages, list):
         raise row.error(field, f"a list of {{{', '.join(fields)}}}")
-    named = {path: name for name in MEDIA for path in _paths(row, name)}
+    named = {path: name for name in MEDIA if row.value.get(name) for path in _paths(row, name)}
     if len(named) > 1:
         return LeftOut(id, "several media files; a conversation has one")
     meta = row.rest(*MEDIA, "id", field)
@@ -95,7 +95,7 @@ def _tokens(media: Candidate, fields: set[str]) -> tuple[str, ...]:
 
 
 def _paths(row: Row, field: str) -> list[str]:
-    value = row.value.get(field)
+    value = row.value[field]
     paths = value if isinstance(value, list) else [value]
     if not all(isinstance(path, str | None) for path in paths):
         raise row.error(field, "a path, or a list of paths")
