@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from store.spec import Feature
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NPY = ".npy"
+ARRAY = NPY[1:]
 HEADER_BYTES = 4096  # an array's header is far shorter
 
 
@@ -67,7 +69,7 @@ def index_tars(tars: Sequence[Path], features: Mapping[str, str] | None) -> tupl
                 raise UserError(f"{tar}: {key}.{suffix}: this key stands in {next(iter(sample.values())).tar} too")
             sample[suffix] = member
     suffixes = {suffix for sample in index.items.values() for suffix in sample}
-    arrays = sorted(suffix for suffix in suffixes if suffix.endswith(NPY) or suffix == NPY[1:])
+    arrays = sorted(suffix for suffix in suffixes if suffix.endswith(NPY) or suffix == ARRAY)
     chosen = dict(features) if features else {suffix: suffix.removesuffix(NPY) for suffix in arrays}
     lacking = chosen.keys() - set(arrays)
     if lacking or not chosen:
@@ -123,13 +125,36 @@ def _members(tar: Path) -> Iterator[tuple[str, str, Member]]:
     """Key, suffix and place of each file in a tar; a name is split at the first dot after its folder."""
     try:
         with tarfile.open(tar, "r:") as archive:
-            for info in archive:
-                folder, slash, base = info.name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                if info.isfile() and dot and stem:
-                    yield folder + slash + stem, suffix, Member(tar, info.offset_data, info.size)
+            members = archive.getmembers()
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{tar}: {error}; expected an uncompressed tar of WebDataset samples") from None
+    by_name = {posixpath.normpath(info.name): info for info in members}
+    for info in members:
+        folder, slash, base = info.name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        suffix = suffix[: -len(ARRAY)] + ARRAY if suffix.lower().endswith(ARRAY) else suffix
+        is_link = (info.islnk() or info.issym()) and suffix.endswith((ARRAY, "json"))
+        if dot and stem and (info.isfile() or is_link):
+            file = _followed(tar, info, by_name)
+            yield folder + slash + stem, suffix, Member(tar, file.offset_data, file.size)
+
+
+def _followed(tar: Path, info: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+    """The plain file that a member is, or that its links lead to: a link has no bytes of its own.
+
+    Raises:
+        UserError: they lead to no file of the tar, or it is sparse, so that its bytes do not lie in one piece.
+    """
+    found: tarfile.TarInfo | None = info
+    for _ in by_name:
+        if found is None or not (found.islnk() or found.issym()):
+            break
+        folder = posixpath.dirname(found.name) if found.issym() else ""
+        found = by_name.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
+    if found is None or not found.isfile() or found.issparse():
+        to = f"a link to {info.linkname}, which is no file of this tar" if info.linkname else "a sparse file"
+        raise UserError(f"{tar}: {info.name}: {to}; expected plain files (tar --hard-dereference --dereference)")
+    return found
 
 
 def _describe(index: Index, suffix: str) -> Feature:
