@@ -47,7 +47,8 @@ class ItemMedia(MediaCache):
         step = max(1, len(self._frames.index) // count)
         index, times = self._frames.index[::step], self._frames.times[::step]
         distinct, places = np.unique(index, return_inverse=True)
-        return Frames({size: self._frames.pixels[size][distinct]}, places.astype(np.int64), times)
+        pixels = {size: self._frames.pixels[size][distinct]}
+        return Frames(pixels, places.astype(np.int64), times, self._frames.skipped)
 
     def sound(self, rate: int, max_seconds: float) -> Sound:
         """The item's sound at `rate` Hz."""

@@ -65,7 +65,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
         rows = np.stack([log_mel(self.extractor, sound[start:end]) for start, end in cut])
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
+        return Units(rows, np.arange(len(rows)), sound.facts)
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> list[str]:

@@ -80,7 +80,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         """
         sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         rows = self._fused(sound, bounds) if self.fusion else self._plain(sound, bounds)
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
+        return Units(rows, np.arange(len(rows)), sound.facts)
 
     def _plain(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
         length = self.config["clip_samples"]

@@ -63,7 +63,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Frames as uint8 rows [U, size, size, 3]."""
         frames = media.frames(self.size, self.places)
-        return Units(frames.pixels[self.size], frames.index, {"times": [*frames.times]})
+        return Units(frames.pixels[self.size], frames.index, frames.facts)
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:

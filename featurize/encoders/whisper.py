@@ -67,7 +67,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         rows["mel"] = mels
         samples = self.extractor.n_samples // self.tower.config.max_source_positions  # that one state hears
         rows["states"] = [math.ceil((end - start) / samples) for start, end in cut]
-        return Units(rows, np.arange(len(rows)), {"seconds": round(len(sound) / self.rate, 6)})
+        return Units(rows, np.arange(len(rows)), sound.facts)
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:

@@ -7,19 +7,20 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.media.decoding import Losses, decode
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import bounded, open_container
+from featurize.media.promises import check_end, check_sound, seconds_promised
 from featurize.media.sound import Sound
 
-TRUNCATED = 0.95  # a stream that holds less than this share of its promised duration is truncated
-SLACK_SECONDS = 0.5  # ... unless it is only this much short: codecs pad and headers round
-GUESSING = ("aac",)  # formats without a header, whose duration FFmpeg guesses from the first bit rate
+TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats after whose sound tags may stand
+DEFAULT = 5_000_000  # channels that a stream's being the default one is worth
 LOUDEST = 2.0**31  # in float files too: full scale is 1, but some hold the whole numbers of 16, 24 or 32 bits
 RATES = range(1_000, 1_000_001)  # Hz that a stream may have: resampling a second of 1 Hz makes 48,000 samples of one
 
 
 def read_audio(uri: str, rates: Sequence[int], max_seconds: float) -> dict[int, Sound]:
-    """The first audio stream, mixed to mono, at each of `rates` Hz.
+    """The audio stream that players play (the default one; of the most channels), mixed to mono at each of `rates` Hz.
 
     Raises:
         MediaError: the file is missing, empty, unreadable, truncated or longer than `max_seconds`, or has no audio
@@ -29,21 +30,32 @@ def read_audio(uri: str, rates: Sequence[int], max_seconds: float) -> dict[int, 
     with open_container(uri) as container:
         if not container.streams.audio:
             raise MediaError("absent", "no audio stream")
-        stream = container.streams.audio[0]
+        stream = max(container.streams.audio, key=_rank)
         bounded(stream)
-        promised = 0.0 if container.format.name in GUESSING else float((stream.duration or 0) * (stream.time_base or 0))
+        promised = seconds_promised(uri, container, stream)
         check_length(promised, max_seconds)
-        for rate, block in _blocks(container, stream, rates):
+        losses = Losses()
+        for rate, block in _blocks(container, stream, rates, losses):
             if not (np.abs(block) <= LOUDEST).all():
                 raise MediaError("unreadable", "samples that are no sound: not a number, infinite or beyond 32 bits")
             sounds[rate].append(block)
             check_length(len(sounds[rate]) / rate, max_seconds)
-    seconds = min(len(sound) / rate for rate, sound in sounds.items())
-    if seconds < TRUNCATED * promised - SLACK_SECONDS:
-        raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
+        seconds = min(len(sound) / rate for rate, sound in sounds.items())
+        losses.check(bool(seconds), tagged=container.format.name in TAGGED)
+        check_sound(seconds, promised)
+        check_end(uri, container, stream, seconds)
     if not seconds:
         raise MediaError("unreadable", "the audio stream holds no samples")
+    for sound in sounds.values():
+        sound.skipped = losses.skipped
     return sounds
+
+
+def _rank(stream: av.AudioStream) -> int:
+    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
+    if stream.codec_context is None:
+        return -1
+    return int(stream.channels) + DEFAULT * bool(stream.disposition & av.stream.Disposition.default)
 
 
 def check_length(seconds: float, max_seconds: float) -> None:
@@ -57,13 +69,13 @@ def check_length(seconds: float, max_seconds: float) -> None:
 
 
 def _blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, rates: Sequence[int]
+    container: av.container.InputContainer, stream: av.AudioStream, rates: Sequence[int], losses: Losses
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Mono blocks [n] with their rates. A stream may change its form on the way: resampling then begins anew."""
     form: tuple[str, str, int] | None = None
     mixer: _Mixer | None = None
     with blamed("FFmpeg"):
-        for frame in container.decode(stream):
+        for frame in decode(container, stream, losses):
             if form != (form := _form(frame)):
                 yield from mixer.push(None) if mixer else ()
                 mixer = _Mixer(frame, rates)

@@ -1,10 +1,12 @@
 """Why a media file cannot be used: a code to count by, and a reason to read."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from store import FailureCode
 
+OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 LONGEST = 200  # characters of a reason
 
 
@@ -41,9 +43,10 @@ def _code(error: Exception) -> FailureCode:
         return "too_large"
     if isinstance(error, FileNotFoundError):
         return "missing"
-    return "truncated" if isinstance(error, EOFError) else "unreadable"
+    return "truncated" if isinstance(error, EOFError) or "truncated" in _words(error) else "unreadable"
 
 
 def _words(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:LONGEST]
+    text = OBJECT.sub("the file", str(text))  # the same file must give the same words in every run
+    return " ".join(text.split())[:LONGEST]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,15 @@ class Frames:
         pixels: for each size, the distinct frames, uint8 [U, size, size, 3], RGB.
         index: the distinct frame that stands at each place of the grid, int64 [T].
         times: of each place of the grid, in seconds from the first frame.
+        skipped: packets before the last of them that could not be decoded.
     """
 
     pixels: dict[int, NDArray[np.uint8]]
     index: NDArray[np.int64]
     times: list[float]
+    skipped: int = 0
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """What is worth keeping beside the arrays."""
+        return {"times": [*self.times], **({"skipped": self.skipped} if self.skipped else {})}

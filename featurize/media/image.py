@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featurize.media.bounds import MAX_STILL_PIXELS, room
+from featurize.media.cut import is_cut
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import check_file
 from featurize.media.frames import Frames
@@ -16,6 +17,7 @@ from featurize.media.frames import Frames
 # Not all that Pillow can open: it starts Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+MAX_STILL_BYTES = 1 << 28  # that are looked through for a picture's end
 UNBOUNDED = ("I", "F")  # modes whose white is any number
 
 
@@ -23,11 +25,11 @@ def read_image(uri: str, sizes: Sequence[int]) -> Frames:
     """A still as a 1-frame video, upright by its EXIF orientation; of an animation the first frame.
 
     Raises:
-        MediaError: the file is missing, empty, unreadable or too large.
+        MediaError: the file is missing, empty, unreadable, truncated or too large.
     """
     check_file(uri)
-    with _opened(uri) as image, room(image.width, image.height, MAX_STILL_PIXELS):
-        with blamed("Pillow"):
+    with open_image(uri) as image, room(image.width, image.height, MAX_STILL_PIXELS):
+        with _pillow(uri):
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             upright = _rgb(image)
@@ -41,9 +43,14 @@ def scale(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _opened(uri: str) -> Iterator[Image.Image]:
+def open_image(uri: str) -> Iterator[Image.Image]:
+    """Open a still and read its header.
+
+    Raises:
+        MediaError: the file is missing, unreadable, truncated or too large.
+    """
     with contextlib.ExitStack() as stack:
-        with blamed("Pillow"):
+        with _pillow(uri):
             file = stack.enter_context(fsspec.open(uri, "rb"))
             try:
                 image = stack.enter_context(Image.open(file, formats=FORMATS))
@@ -52,6 +59,23 @@ def _opened(uri: str) -> Iterator[Image.Image]:
             except Image.DecompressionBombError:
                 raise MediaError("too_large", f"more than {MAX_STILL_PIXELS} pixels") from None
         yield image
+
+
+@contextlib.contextmanager
+def _pillow(uri: str) -> Iterator[None]:
+    """What Pillow raises in here is the file's doing; if the file lacks its end, that is why, whatever Pillow says."""
+    try:
+        with blamed("Pillow"):
+            yield
+    except MediaError as error:
+        if error.code == "unreadable" and _ends_early(uri):
+            raise MediaError("truncated", "Pillow: the file ends before its picture does") from None
+        raise
+
+
+def _ends_early(uri: str) -> bool:
+    with blamed("Pillow"), fsspec.open(uri, "rb") as file:
+        return is_cut(file.read(MAX_STILL_BYTES))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,17 +1,20 @@
 """Where the frames of a video lie, read from its packets, and the shortest way to those that are wanted."""
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 from featurize.media.bounds import MAX_FRAMES
+from featurize.media.decoding import REPEATING
 from featurize.media.errors import MediaError, blamed
 
 WORTH = 32  # frames that need not be decoded, for which a seek is worth its while
+TINY = 12  # bytes: an MPEG-4 packet with no more may say that nothing is coded, and then shows nothing
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,20 @@ class Packets:
     """What the packets of a video stream say, without decoding any.
 
     Attributes:
-        count: packets that hold data.
+        held: packets that hold data.
+        count: frames that decoding them should show: not those outside an edit list, nor hidden references.
+        sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
+        end: when the last packet ends, in the stream's time base.
         shown: presentation times of the frames in the order they are shown, int64 [n], in the stream's time base;
             empty where the packets do not tell.
         keys: places (in the order shown) of the frames where decoding can begin, int64 [k], rising.
         seeks: the time at which to seek for each of them, int64 [k].
     """
 
+    held: int
     count: int
+    sure: bool
+    end: int
     shown: NDArray[np.int64]
     keys: NDArray[np.int64]
     seeks: NDArray[np.int64]
@@ -45,7 +54,7 @@ class Packets:
 
         A single run is the whole way from the start.
         """
-        if not len(self.keys) or self.keys[0] or places[-1] >= len(self.shown):
+        if not self.sure or not len(self.keys) or self.keys[0] or places[-1] >= len(self.shown):
             return []
         runs: list[Run] = []
         for place in places:
@@ -62,30 +71,90 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
     Raises:
         MediaError: they cannot be read, or are more than `MAX_FRAMES`.
     """
-    count, told = 0, True
-    by_pts = container.format.name.startswith("matroska")  # the others' indexes go by decoding time
-    shown, keys, seeks = array("q"), array("q"), array("q")
+    codec = stream.codec_context.name
+    reading = _Reading(
+        by_pts=container.format.name.startswith("matroska"),
+        repeats=codec in REPEATING,
+        shows=SHOWS.get(codec, _always),
+        smallest=TINY if codec == "mpeg4" else 0,
+    )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            count += 1
-            if count > MAX_FRAMES:
-                raise MediaError("too_large", f"more than {MAX_FRAMES} frames")
-            told = told and packet.pts is not None and not packet.is_corrupt
-            if packet.pts is None or packet.is_discard:
-                continue
-            shown.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-                seeks.append(packet.pts if by_pts or packet.dts is None else packet.dts)
-    return _sorted(
-        count, np.array(shown if told else [], np.int64), np.array(keys, np.int64), np.array(seeks, np.int64)
-    )
+            if packet.size or (reading.repeats and packet.pts is not None):
+                reading.add(packet)
+    return reading.packets()
 
 
-def _sorted(count: int, pts: NDArray[np.int64], keys: NDArray[np.int64], seeks: NDArray[np.int64]) -> Packets:
-    shown = np.unique(pts)
-    if len(shown) < len(pts) or not len(shown) or (np.diff(keys) <= 0).any():
-        return Packets(count, shown[:0], keys[:0], seeks[:0])
-    return Packets(count, shown, np.searchsorted(shown, keys).astype(np.int64), seeks)
+@dataclass
+class _Reading:
+    """What is known of a stream's packets while they are read.
+
+    Attributes:
+        by_pts: whether the container's index goes by the time of presentation; the others' go by that of decoding.
+        repeats: whether an empty packet shows the last frame again.
+        shows: whether a packet's bytes hold a frame that is shown.
+        smallest: bytes; whether a packet of no more shows a frame, only decoding can tell.
+    """
+
+    by_pts: bool
+    repeats: bool
+    shows: Callable[[memoryview], bool]
+    smallest: int
+    held: int = 0
+    count: int = 0
+    end: int = 0
+    sure: bool = True
+    first: int | None = None
+    shown: "array[int]" = field(default_factory=lambda: array("q"))
+    keys: "array[int]" = field(default_factory=lambda: array("q"))
+    seeks: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def add(self, packet: Any) -> None:
+        """Take the next packet."""
+        self.held += 1
+        if self.held > MAX_FRAMES:
+            raise MediaError("too_large", f"more than {MAX_FRAMES} frames")
+        self.sure = self.sure and packet.pts is not None and packet.size > self.smallest and not packet.is_corrupt
+        if self.held == 1:
+            self.first, self.sure = packet.pts, self.sure and packet.is_keyframe
+        at = packet.pts if packet.pts is not None else packet.dts
+        self.end = max(self.end, (at or 0) + (packet.duration or 0))
+        if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
+            self.count += 1
+            self._keep(packet)
+
+    def _keep(self, packet: Any) -> None:
+        if packet.pts is None:
+            return
+        self.shown.append(packet.pts)
+        if packet.is_keyframe and packet.size:
+            self.keys.append(packet.pts)
+            self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)
+
+    def packets(self) -> Packets:
+        """All of them. Frames shown before the first keyframe lack what they are made from: some decoders drop them."""
+        pts, keys, seeks = (np.array(times, np.int64) for times in (self.shown, self.keys, self.seeks))
+        shown = np.unique(pts)
+        sure = self.sure and len(shown) == len(pts) > 0 and not (np.diff(keys) <= 0).any()
+        sure = sure and self.first is not None and bool(shown[0] >= self.first)
+        if not sure:
+            shown, keys, seeks = shown[:0], keys[:0], seeks[:0]
+        places = np.searchsorted(shown, keys).astype(np.int64)
+        return Packets(self.held, self.count, sure, self.end, shown, places, seeks)
+
+
+def _always(data: memoryview) -> bool:
+    return True
+
+
+def _vp8(data: memoryview) -> bool:
+    return bool(data[0] & 0x10)
+
+
+def _vp9(data: memoryview) -> bool:
+    """A lone frame's header says so in its first byte; a superframe (its last byte marks it) always shows one."""
+    bits = data[0] if data[0] & 0x30 != 0x30 else data[0] << 1  # profile 3 has a bit more
+    return data[-1] & 0xE0 == 0xC0 or bool(bits & 0x0A)  # an earlier frame is shown, or this one
+
+
+SHOWS: dict[str, Callable[[memoryview], bool]] = {"vp8": _vp8, "vp9": _vp9, "libvpx": _vp8, "libvpx-vp9": _vp9}

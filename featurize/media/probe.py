@@ -1,10 +1,8 @@
 """Look at a file's header only: can it be opened as what it is taken for?"""
 
-import fsspec
-from PIL import Image, UnidentifiedImageError
-
 from featurize.media.errors import MediaError
 from featurize.media.file import check_file, open_container
+from featurize.media.image import open_image
 from store import Kind
 
 
@@ -12,7 +10,7 @@ def probe(uri: str, kind: Kind) -> None:
     """Open a file and read its header.
 
     Raises:
-        MediaError: the file is missing, empty or unreadable, or holds neither pictures nor sound.
+        MediaError: the file is missing, empty, unreadable, truncated or too large, or holds neither pictures nor sound.
     """
     check_file(uri)
     if kind != "image":
@@ -20,8 +18,5 @@ def probe(uri: str, kind: Kind) -> None:
             if not container.streams.video and not container.streams.audio:
                 raise MediaError("unreadable", "neither a video nor an audio stream")
         return
-    try:
-        with fsspec.open(uri, "rb") as file, Image.open(file):
-            pass
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError("unreadable", f"Pillow: {error}") from None
+    with open_image(uri):
+        pass

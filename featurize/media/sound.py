@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 48 kHz); a longer one waits on disk
 
@@ -14,11 +15,13 @@ IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 4
 class Sound:
     """Mono samples, float32, at `rate` Hz; `len(sound)` of them, read by `sound[a:b]`, which copies.
 
+    `skipped` packets of it could not be decoded.
+
     A long sound lies in an unlinked temporary file (in `TMPDIR`), so two hours of it cost no memory.
     """
 
     def __init__(self, rate: int) -> None:
-        self.rate = rate
+        self.rate, self.skipped = rate, 0
         self._file: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         self._samples = 0
 
@@ -35,6 +38,11 @@ class Sound:
         assert read == samples.nbytes
         return samples
 
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """What is worth keeping beside the arrays."""
+        return {"seconds": round(len(self) / self.rate, 6), **({"skipped": self.skipped} if self.skipped else {})}
+
     def append(self, samples: NDArray[np.float32]) -> None:
         """Add float32 [n] at the end."""
         self._file.seek(0, 2)
@@ -46,10 +54,11 @@ class Sound:
         if isinstance(self._file, tempfile.SpooledTemporaryFile):
             self._file.rollover()
         self._file.flush()
-        return _received, (self.rate, len(self), DupFd(self._file.fileno()))
+        return _received, (self.rate, len(self), self.skipped, DupFd(self._file.fileno()))
 
 
-def _received(rate: int, samples: int, handle: Any) -> Sound:
+def _received(rate: int, samples: int, skipped: int, handle: Any) -> Sound:
     sound = Sound(rate)
+    sound.skipped = skipped
     sound._file, sound._samples = os.fdopen(handle.detach(), "rb+"), samples
     return sound

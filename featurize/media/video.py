@@ -8,6 +8,7 @@ frames that the packets promise there, or the whole file is decoded from the sta
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import numpy as np
@@ -16,14 +17,16 @@ from PIL import Image
 
 from featurize.grid import frame_indices
 from featurize.media.bounds import MAX_PIXELS, room
+from featurize.media.decoding import Losses, decode
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import bounded, open_container
 from featurize.media.frames import Frames
 from featurize.media.image import scale
+from featurize.media.orientation import upright
 from featurize.media.packets import Packets, Run, read_packets
+from featurize.media.promises import check_frames, check_video, frames_promised
 
-TRUNCATED = 0.98  # a file that holds less than this share of the frames its header promises is truncated
-SLACK_FRAMES = 1  # ... unless it is only this much short: AVI counts an empty packet, VP8 has frames that are not shown
+DEFAULT = 5_000_000  # pixels that a stream's being the default one is worth
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Found:
     sizes: Sequence[int]
     pixels: dict[int, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
     times: dict[int, float] = field(default_factory=dict)
+    losses: Losses = field(default_factory=Losses)
 
     def add(self, place: int, frame: av.VideoFrame) -> None:
         """Scale and keep a frame."""
@@ -45,9 +49,8 @@ class Found:
         distinct, index = np.unique(places, return_inverse=True)
         pixels = {size: np.stack([self.pixels[place][size] for place in distinct.tolist()]) for size in self.sizes}
         start = self.times[0]
-        return Frames(
-            pixels, index.astype(np.int64), [round(self.times[place] - start, 6) for place in places.tolist()]
-        )
+        times = [round(self.times[place] - start, 6) for place in places.tolist()]
+        return Frames(pixels, index.astype(np.int64), times, self.losses.skipped)
 
 
 def read_video(uri: str, sizes: Sequence[int], count: int) -> Frames:
@@ -57,19 +60,19 @@ def read_video(uri: str, sizes: Sequence[int], count: int) -> Frames:
         MediaError: the file is missing, empty, unreadable, truncated or too large, or has no video stream (`absent`).
     """
     with open_video(uri) as (container, stream):
-        packets = _whole(read_packets(container, stream), stream.frames)
+        packets = _whole(uri, container, stream)
         places = frame_indices(packets.count, count)
         wanted = sorted(set(places.tolist()))
         found = Found(sizes)
         runs = packets.runs(wanted)
         if len(runs) > 1 and all(_decode_run(container, stream, packets, run, found) for run in runs):
             return found.frames(places)
-    return _read_through(uri, sizes, count, packets.count)
+    return _read_through(uri, sizes, count, packets)
 
 
 @contextlib.contextmanager
 def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a file at its first video stream that is not a cover picture.
+    """Open a file at the video stream that players show: not a cover picture; the default one; the largest.
 
     Raises:
         MediaError: the file is missing, empty, unreadable or too large, or has no such stream (`absent`).
@@ -78,43 +81,58 @@ def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.Video
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise MediaError("absent", "no video stream")
-        stream = streams[0]
+        stream = max(streams, key=_rank)
         bounded(stream)
         stream.thread_type = "SLICE"  # frame threads would hold many frames of a large video in memory at once
         with room(stream.width or 0, stream.height or 0, MAX_PIXELS):
             yield container, stream
 
 
-def _whole(packets: Packets, promised: int) -> Packets:
-    if promised and packets.count < TRUNCATED * promised - SLACK_FRAMES:
-        raise MediaError("truncated", f"{packets.count} of the {promised} frames that the header promises")
-    if not packets.count:
-        raise MediaError("unreadable", "the video stream holds no frames")
+def _rank(stream: av.VideoStream) -> int:
+    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
+    if stream.codec_context is None:
+        return -1
+    default = bool(stream.disposition & av.stream.Disposition.default)
+    return int(stream.width or 0) * int(stream.height or 0) + DEFAULT * default
+
+
+def _whole(uri: str, container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
+    promised = frames_promised(container, stream)
+    packets = read_packets(container, stream)
+    check_frames(packets, promised)
+    check_video(uri, container, stream, packets)
     return packets
 
 
-def _read_through(uri: str, sizes: Sequence[int], count: int, total: int) -> Frames:
-    """Frames of the grid by decoding from the start; `total` is what the packets promise."""
+def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) -> Frames:
+    """Frames of the grid by decoding from the start."""
+    total, known = packets.count, False
     for _ in range(2):
         found, places = Found(sizes), frame_indices(total, count)
-        decoded = _decode_through(uri, set(places.tolist()), found)
-        if decoded > places[-1]:
+        decoded = _decode_through(uri, set(places.tolist()), found, packets, total if known else None)
+        if decoded == total:
             return found.frames(places)
-        if decoded < TRUNCATED * total - SLACK_FRAMES:
-            raise MediaError("truncated", f"only {decoded} of {total} frames can be decoded")
-        total = decoded  # some codecs hold packets that show nothing: ask again on what is really there
+        if decoded + found.losses.skipped < packets.count / 2 - 1:  # two packets may be the two fields of one frame
+            raise MediaError("truncated", f"only {decoded} of {packets.count} frames can be decoded")
+        total, known = decoded, True
     raise MediaError("unreadable", "the video does not decode twice to the same frames")
 
 
-def _decode_through(uri: str, wanted: set[int], found: Found) -> int:
-    """Decode up to the last wanted place; the number of frames decoded."""
-    number, last = 0, max(wanted)
+def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, total: int | None) -> int:
+    """Decode up to the last wanted place, or to the end if `total` is not known and the packets cannot be relied on.
+
+    The number of frames that decoding shows.
+    """
+    number, last, sure = 0, max(wanted), packets.sure
     with open_video(uri) as (container, stream):
-        for number, frame in enumerate(_frames(container, stream), 1):
+        for number, frame in enumerate(_frames(container, stream, found.losses), 1):
+            sure = sure and number <= packets.count and frame.pts == packets.shown[number - 1]
             if number - 1 in wanted:
                 found.add(number - 1, frame)
-            if number > last:
+            if number > last and (sure or total):
+                number = total or packets.count
                 break
+    found.losses.check(number)
     return number
 
 
@@ -123,14 +141,14 @@ def _decode_run(
 ) -> bool:
     """Decode a run; whether it gave the very frames that the packets promise."""
     promised = packets.shown[run.start : run.places[-1] + 1].tolist()
-    number = 0
+    number, losses = 0, Losses()
     try:
         with blamed("FFmpeg"):
             container.seek(run.seek, stream=stream)
-        for frame in _frames(container, stream):
+        for frame in _frames(container, stream, losses):
             if not number and (frame.pts is None or frame.pts < promised[0]):
                 continue  # before the keyframe, or leading it: shown earlier, and made from what was not decoded
-            if frame.pts != promised[number] or frame.is_corrupt or not (number or frame.key_frame):
+            if losses.skipped or frame.pts != promised[number] or frame.is_corrupt or not (number or frame.key_frame):
                 return False
             if run.start + number in run.places:
                 found.add(run.start + number, frame)
@@ -142,17 +160,13 @@ def _decode_run(
     return False
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    with blamed("FFmpeg"):
-        try:
-            yield from container.decode(stream)
-        except av.error.ArgumentError:  # what `max_pixels` gives
-            raise MediaError("too_large", f"frames of no valid size, or of more than {MAX_PIXELS} pixels") from None
+def _frames(container: av.container.InputContainer, stream: av.VideoStream, losses: Losses) -> Iterator[av.VideoFrame]:
+    return decode(container, stream, losses)
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:
     with blamed("FFmpeg"):
         plane = frame.reformat(format="rgb24").planes[0]
         image = Image.frombytes("RGB", (plane.width, plane.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
-        turn = frame.rotation
-    return image.rotate(turn, expand=True) if turn else image
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        return image if matrix is None else upright(image, np.frombuffer(matrix, np.int32), frame.rotation)

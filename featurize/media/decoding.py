@@ -1,0 +1,103 @@
+"""Frames of a stream, packet by packet: one packet that cannot be decoded is lost, not the file.
+
+Players go on after such a packet. What is lost is counted and bounded, so that rubbish does not pass for a film.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+
+from featurize.media.bounds import MAX_PIXELS
+from featurize.media.errors import MediaError, blamed
+
+SHARE = 0.05  # of the packets since the first frame may be lost ...
+FEW = 4  # ... and this many more
+REPEATING = ("theora",)  # codecs in which an empty packet says "the same picture again"
+
+
+@dataclass
+class Losses:
+    """Packets of a stream that could not be decoded.
+
+    Attributes:
+        packets: tried since the first frame came.
+        before: lost before the first frame: a recording may begin between keyframes.
+        between: lost between frames.
+        after: lost since the last frame.
+        reason: what the decoder said of the first.
+    """
+
+    packets: int = 0
+    before: int = 0
+    between: int = 0
+    after: int = 0
+    reason: str = ""
+
+    @property
+    def skipped(self) -> int:
+        """All that were lost."""
+        return self.before + self.between + self.after
+
+    def add(self, error: Exception, begun: bool) -> None:
+        """Count a lost packet; `begun` where a frame came before it."""
+        self.reason = self.reason or str(getattr(error, "strerror", None) or error)
+        self.before, self.after = self.before + (not begun), self.after + begun
+
+    def resume(self) -> None:
+        """Note that a frame has come.
+
+        Raises:
+            MediaError: too many packets are lost (`unreadable`).
+        """
+        self.between, self.after = self.between + self.after, 0
+        self._bound(self.between)
+
+    def check(self, frames: int, tagged: bool = False) -> None:
+        """See that what was decoded of a stream may pass for it; `tagged` where anything may follow its last frame.
+
+        Raises:
+            MediaError: nothing was decoded, or too many packets are lost (`unreadable`).
+        """
+        if not frames and self.skipped:
+            raise MediaError("unreadable", f"FFmpeg: {self.reason}")
+        self._bound(self.between + self.after * (not tagged))
+
+    def _bound(self, lost: int) -> None:
+        if lost > FEW + SHARE * self.packets:
+            raise MediaError("unreadable", f"FFmpeg: {self.reason} ({lost} of {self.packets} packets are lost)")
+
+
+def decode(container: av.container.InputContainer, stream: Any, losses: Losses) -> Iterator[Any]:
+    """Decode a stream from where the container stands; what cannot be decoded is counted in `losses`.
+
+    Raises:
+        MediaError: the container cannot be read on, frames are too large, or too much is lost.
+    """
+    last: Any = None
+    repeats = stream.codec_context.name in REPEATING
+    with blamed("FFmpeg"):
+        for packet in container.demux(stream):
+            if packet.size:
+                for frame in _decoded(stream, packet, losses, last is not None):
+                    losses.resume()
+                    yield (last := frame)
+            elif repeats and last is not None and packet.pts is not None:
+                last.pts = packet.pts
+                yield last
+        yield from _decoded(stream, None, losses, last is not None)
+
+
+def _decoded(stream: Any, packet: Any, losses: Losses, begun: bool) -> list[Any]:
+    losses.packets += begun
+    try:
+        return stream.decode(packet)  # type: ignore[no-any-return]
+    except av.error.EOFError:
+        return []  # after a flush there is nothing more
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+        if isinstance(error, av.error.ArgumentError) and stream.type == "video" and not stream.codec_context.width:
+            reason = f"frames of no valid size, or of more than {MAX_PIXELS} pixels"  # FFmpeg then forgets the size
+            raise MediaError("too_large", reason) from None
+        losses.add(error, begun)
+        return []

@@ -1,0 +1,121 @@
+"""What a header promises, as far as it counts frames or seconds truly: half a file must not pass for a whole one.
+
+Much that FFmpeg calls a number of frames or a duration does not count them: AVI's is the number of its time slots, of a
+sound without a header it is a guess from the bit rate, and of Matroska, FLV and ASF it is the longest stream's.
+"""
+
+import av
+
+from featurize.media.errors import MediaError, blamed
+from featurize.media.file import open_container
+from featurize.media.headers import asf_is_cut, mp3_seconds, riff_is_cut
+from featurize.media.packets import Packets
+
+SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated
+SLACK_FRAMES = 1  # ... unless it is only this much short
+SLACK_SECONDS = 0.25  # ... or this much, where the header counts seconds
+SOUND_SHARE, SOUND_SLACK = 0.95, 0.5  # the same for a stream of sound: codecs pad and headers round
+LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of the longest stream
+# Formats whose headers count the samples of each stream.
+COUNTED = (
+    "mov",
+    "avi",
+    "mxf",
+    "wav",
+    "w64",
+    "flac",
+    "aiff",
+    "au",
+    "caf",
+    "ape",
+    "wv",
+    "tta",
+    "tak",
+    "mpc",
+    "mpc8",
+    "dsf",
+)
+
+
+def check_video(uri: str, container: av.container.InputContainer, stream: av.VideoStream, packets: Packets) -> None:
+    """See that a video stream goes on as long as the header promises.
+
+    Raises:
+        MediaError: it does not (`truncated`).
+    """
+    if _format(container) == "avi":
+        slots = stream.duration or 0  # each may be left empty: packets are fewer, and the last ones may be empty too
+        if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
+            raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
+    check_end(uri, container, stream, float(packets.end * (stream.time_base or 0)))
+
+
+def frames_promised(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """Packets that the header promises, 0 if it does not say; to be asked before any is read.
+
+    An edit list makes FFmpeg leave packets out, which its index knows and the header's number does not.
+    """
+    if not stream.frames or _format(container) == "avi":
+        return 0
+    return len(stream.index_entries) if _format(container) == "mov" else int(stream.frames)
+
+
+def check_frames(packets: Packets, promised: int) -> None:
+    """See that so many packets are there.
+
+    Raises:
+        MediaError: they are fewer (`truncated`), or none (`unreadable`).
+    """
+    if promised and packets.held < SHARE * promised - SLACK_FRAMES:
+        raise MediaError("truncated", f"{packets.held} of the {promised} frames that the header promises")
+    if not packets.count:
+        raise MediaError("unreadable", "the video stream holds no frames")
+
+
+def seconds_promised(uri: str, container: av.container.InputContainer, stream: av.AudioStream) -> float:
+    """Seconds of sound that the header promises, 0.0 if it does not say."""
+    if _format(container) == "mp3":
+        return mp3_seconds(uri)
+    return float((stream.duration or 0) * (stream.time_base or 0)) if _format(container) in COUNTED else 0.0
+
+
+def check_sound(seconds: float, promised: float) -> None:
+    """See that a sound is as long as was promised.
+
+    Raises:
+        MediaError: it is shorter (`truncated`).
+    """
+    if seconds < SOUND_SHARE * promised - SOUND_SLACK:
+        raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
+
+
+def check_end(uri: str, container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
+    """See that a file is as long as it promises: if this stream ends earlier, at `seconds`, another may be longer.
+
+    Raises:
+        MediaError: none is (`truncated`).
+    """
+    if _format(container) == "asf" and asf_is_cut(uri, SHARE):
+        raise MediaError("truncated", "it has fewer bytes than its header promises")
+    guessed = stream.duration is not None  # these headers give the whole file's alone; a stream's is from its bit rate
+    promised = 0.0 if guessed or _format(container) not in LONGEST else (container.duration or 0) / 1e6
+    if seconds >= SHARE * promised - SLACK_SECONDS:
+        return
+    end = max(seconds, _last_end(uri))
+    if end < SHARE * promised - SLACK_SECONDS:
+        raise MediaError("truncated", f"{end:.1f} s of the {promised:.1f} s that the header promises")
+
+
+def _format(container: av.container.InputContainer) -> str:
+    return str(container.format.name).split(",", 1)[0]
+
+
+def _last_end(uri: str) -> float:
+    """When the last packet of any stream ends, in seconds. Nothing is decoded."""
+    end = 0.0
+    with open_container(uri) as container, blamed("FFmpeg"):
+        for packet in container.demux():
+            at = packet.pts if packet.pts is not None else packet.dts
+            if at is not None and packet.size:
+                end = max(end, float((at + (packet.duration or 0)) * packet.time_base))
+    return end
