@@ -7,13 +7,12 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.media.decoding import Losses, decode
+from featurize.media.decoding import TAGGED, Losses, decode
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import bounded, open_container
 from featurize.media.promises import check_end, check_sound, seconds_promised
 from featurize.media.sound import Sound
 
-TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats after whose sound tags may stand
 DEFAULT = 5_000_000  # channels that a stream's being the default one is worth
 LOUDEST = 2.0**31  # in float files too: full scale is 1, but some hold the whole numbers of 16, 24 or 32 bits
 RATES = range(1_000, 1_000_001)  # Hz that a stream may have: resampling a second of 1 Hz makes 48,000 samples of one

@@ -14,6 +14,7 @@ from featurize.media.errors import MediaError, blamed
 
 SHARE = 0.05  # of the packets since the first frame may be lost ...
 FEW = 4  # ... and this many more
+TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats after whose sound tags may stand
 REPEATING = ("theora",)  # codecs in which an empty packet says "the same picture again"
 
 
@@ -78,7 +79,7 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
     last: Any = None
     repeats = stream.codec_context.name in REPEATING
     with blamed("FFmpeg"):
-        for packet in container.demux(stream):
+        for packet in _packets(container, stream, losses):
             if packet.size:
                 for frame in _decoded(stream, packet, losses, last is not None):
                     losses.resume()
@@ -89,13 +90,25 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
         yield from _decoded(stream, None, losses, last is not None)
 
 
+def _packets(container: av.container.InputContainer, stream: Any, losses: Losses) -> Iterator[Any]:
+    """The packets of a stream; some demuxers take tags after the last one for damage."""
+    try:
+        yield from container.demux(stream)
+    except av.error.InvalidDataError as error:
+        if container.format.name not in TAGGED:
+            raise
+        losses.add(error, begun=True)
+
+
 def _decoded(stream: Any, packet: Any, losses: Losses, begun: bool) -> list[Any]:
     losses.packets += begun
     try:
         return stream.decode(packet)  # type: ignore[no-any-return]
     except av.error.EOFError:
         return []  # after a flush there is nothing more
-    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError as error:  # decoders have many words for damage
         if isinstance(error, av.error.ArgumentError) and stream.type == "video" and not stream.codec_context.width:
             reason = f"frames of no valid size, or of more than {MAX_PIXELS} pixels"  # FFmpeg then forgets the size
             raise MediaError("too_large", reason) from None

@@ -19,7 +19,6 @@ LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of 
 # Formats whose headers count the samples of each stream.
 COUNTED = (
     "mov",
-    "avi",
     "mxf",
     "wav",
     "w64",
@@ -44,7 +43,7 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
         MediaError: it does not (`truncated`).
     """
     if _format(container) == "avi":
-        slots = stream.duration or 0  # each may be left empty: packets are fewer, and the last ones may be empty too
+        slots = stream.frames  # each may be left empty: packets are fewer, and the last ones may be empty too
         if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
     check_end(uri, container, stream, float(packets.end * (stream.time_base or 0)))
@@ -76,6 +75,8 @@ def seconds_promised(uri: str, container: av.container.InputContainer, stream: a
     """Seconds of sound that the header promises, 0.0 if it does not say."""
     if _format(container) == "mp3":
         return mp3_seconds(uri)
+    if _format(container) == "avi":  # FFmpeg cuts the duration down to what the bytes allow, and keeps the number
+        return float(stream.frames * (stream.time_base or 0)) if riff_is_cut(uri) else 0.0
     return float((stream.duration or 0) * (stream.time_base or 0)) if _format(container) in COUNTED else 0.0
 
 

@@ -28,17 +28,28 @@ def number_of(pixels: np.ndarray) -> int:
     return sum(1 << bit for bit, shade in enumerate(middles) if shade > 127)
 
 
-def write(path: Path, encoder: str = "libx264", count: int = 150, gop: int = 250, sound: str = "", **options: str):
-    """A film of 25 frames a second, each with its number, with a tone as long or without."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder, rate=25, options=QUIET.get(encoder, {}) | options)
+def write(
+    path: Path,
+    encoder: str = "libx264",
+    count: int = 150,
+    gop: int = 250,
+    sound: str = "",
+    seconds: float = 6.0,
+    container: dict[str, str] | None = None,
+    **options: str,
+) -> None:
+    """A film of 25 frames a second, each with its number; with `seconds` of sound, or without."""
+    with av.open(str(path), "w", options=container or {}) as film:
+        stream = film.add_stream(encoder, rate=25, options=QUIET.get(encoder, {}) | options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
-        heard = container.add_stream(sound, rate=48_000, layout="mono") if sound else None
-        for number in range(count):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(stripes(number), format="rgb24")))
-        container.mux(stream.encode())
+        heard = film.add_stream(sound, rate=48_000, layout="mono") if sound else None
         if heard:
-            write_tone(container, heard, count / 25)
+            heard.bit_rate = 64_000
+        for number in range(count):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(stripes(number), format="rgb24")))
+        film.mux(stream.encode())
+        if heard:
+            write_tone(film, heard, seconds)
 
 
 def write_tone(container: Any, stream: Any, seconds: float, loudness: float = 0.3) -> None:
