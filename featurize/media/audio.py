@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from featurize.media.decoding import TAGGED, Losses, decode
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import bounded, open_container
-from featurize.media.promises import check_end, check_sound, seconds_promised
+from featurize.media.promises import check_sound, seconds_promised
 from featurize.media.sound import Sound
 
 DEFAULT = 5_000_000  # channels that a stream's being the default one is worth
@@ -41,10 +41,7 @@ def read_audio(uri: str, rates: Sequence[int], max_seconds: float) -> dict[int, 
             check_length(len(sounds[rate]) / rate, max_seconds)
         seconds = min(len(sound) / rate for rate, sound in sounds.items())
         losses.check(bool(seconds), tagged=container.format.name in TAGGED)
-        check_sound(seconds, promised)
-        check_end(uri, container, stream, seconds)
-    if not seconds:
-        raise MediaError("unreadable", "the audio stream holds no samples")
+        check_sound(uri, container, stream, seconds, promised)
     for sound in sounds.values():
         sound.skipped = losses.skipped
     return sounds

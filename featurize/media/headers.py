@@ -40,8 +40,8 @@ def mp3_seconds(uri: str) -> float:
     """
     with blamed("MP3"), fsspec.open(uri, "rb") as file:
         head = file.read(10)
-        tag = head.startswith(b"ID3") and 10 + sum((byte & 0x7F) << 7 * (3 - at) for at, byte in enumerate(head[6:]))
-        file.seek(int(tag))
+        tag = 10 + sum((byte & 0x7F) << 7 * (3 - at) for at, byte in enumerate(head[6:]))
+        file.seek(tag if head.startswith(b"ID3") else 0)
         frame = file.read(256)
     return _xing_seconds(frame)
 

@@ -46,17 +46,20 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
         slots = stream.frames  # each may be left empty: packets are fewer, and the last ones may be empty too
         if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
-    check_end(uri, container, stream, float(packets.end * (stream.time_base or 0)))
+    seconds = float(packets.end * (stream.time_base or 0))
+    if _format(container) == "mov" and not stream.frames:  # fragments: a header may count their seconds
+        _check_seconds(seconds, float((stream.duration or 0) * (stream.time_base or 0)))
+    check_end(uri, container, stream, seconds)
 
 
 def frames_promised(container: av.container.InputContainer, stream: av.VideoStream) -> int:
     """Packets that the header promises, 0 if it does not say; to be asked before any is read.
 
-    An edit list makes FFmpeg leave packets out, which its index knows and the header's number does not.
+    An edit list makes FFmpeg leave packets out of MP4, and fragments add some: its index knows, the header does not.
     """
-    if not stream.frames or _format(container) == "avi":
-        return 0
-    return len(stream.index_entries) if _format(container) == "mov" else int(stream.frames)
+    if _format(container) == "mov":
+        return len(stream.index_entries)
+    return int(stream.frames) if _format(container) != "avi" else 0
 
 
 def check_frames(packets: Packets, promised: int) -> None:
@@ -80,14 +83,19 @@ def seconds_promised(uri: str, container: av.container.InputContainer, stream: a
     return float((stream.duration or 0) * (stream.time_base or 0)) if _format(container) in COUNTED else 0.0
 
 
-def check_sound(seconds: float, promised: float) -> None:
-    """See that a sound is as long as was promised.
+def check_sound(
+    uri: str, container: av.container.InputContainer, stream: av.AudioStream, seconds: float, promised: float
+) -> None:
+    """See that a sound is as long as was promised, and its file.
 
     Raises:
-        MediaError: it is shorter (`truncated`).
+        MediaError: it is shorter (`truncated`), or holds nothing (`unreadable`).
     """
     if seconds < SOUND_SHARE * promised - SOUND_SLACK:
         raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
+    check_end(uri, container, stream, seconds)
+    if not seconds:
+        raise MediaError("unreadable", "the audio stream holds no samples")
 
 
 def check_end(uri: str, container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
@@ -100,9 +108,11 @@ def check_end(uri: str, container: av.container.InputContainer, stream: av.strea
         raise MediaError("truncated", "it has fewer bytes than its header promises")
     guessed = stream.duration is not None  # these headers give the whole file's alone; a stream's is from its bit rate
     promised = 0.0 if guessed or _format(container) not in LONGEST else (container.duration or 0) / 1e6
-    if seconds >= SHARE * promised - SLACK_SECONDS:
-        return
-    end = max(seconds, _last_end(uri))
+    if seconds < SHARE * promised - SLACK_SECONDS:
+        _check_seconds(max(seconds, _last_end(uri)), promised)
+
+
+def _check_seconds(end: float, promised: float) -> None:
     if end < SHARE * promised - SLACK_SECONDS:
         raise MediaError("truncated", f"{end:.1f} s of the {promised:.1f} s that the header promises")
 

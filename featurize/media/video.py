@@ -133,6 +133,8 @@ def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, 
                 number = total or packets.count
                 break
     found.losses.check(number)
+    if not number:
+        raise MediaError("unreadable", "no frame of the video can be decoded")
     return number
 
 
@@ -161,6 +163,7 @@ def _decode_run(
 
 
 def _frames(container: av.container.InputContainer, stream: av.VideoStream, losses: Losses) -> Iterator[av.VideoFrame]:
+    """All frames from where the container stands."""
     return decode(container, stream, losses)
 
 

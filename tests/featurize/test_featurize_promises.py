@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurize.media import MediaError, read_audio, read_image, read_video
+from featurize.media import Isolated, MediaError, read_audio, read_image, read_video
 from featurize.media.probe import probe
 
 RATE = 44_100
@@ -71,13 +71,14 @@ def test_avi_counts_time_slots_not_frames(films, tmp_path, encoder):
     [
         ("film.mkv", "libx264", "aac"), ("silent.mkv", "libx265", ""), ("film.webm", "libvpx-vp9", "libopus"),
         ("film.flv", "flv", "libmp3lame"), ("film.avi", "mpeg4", "libmp3lame"), ("film.wmv", "wmv2", "wmav2"),
-        ("film.mov", "mpeg4", "aac"),
+        ("film.mov", "mpeg4", "aac"), ("dash.mp4", "mpeg4", ""),
     ],
 )  # fmt: skip
 def test_half_a_film_is_truncated_by_sight_and_by_ear(films, tmp_path, name, encoder, sound):
     """Where the header gives the duration of the longest stream too."""
-    options = {"movflags": "faststart"} if name.endswith("mov") else {}
-    films.write(tmp_path / name, encoder, sound=sound, container=options)
+    flags = {"film.mov": "faststart", "dash.mp4": "dash+global_sidx"}
+    options = {"movflags": flags[name]} if name in flags else {}
+    films.write(tmp_path / name, encoder, gop=25, sound=sound, container=options)
     assert films.numbers(tmp_path / name, 1) == [0]
     if sound:
         assert heard(tmp_path / name) == (6.0, 0)
@@ -179,6 +180,8 @@ def test_sounds_may_be_joined_and_damaged(films, tmp_path):
     seconds, skipped = heard(tmp_path / "damaged.mp3")
     assert seconds == 4.0
     assert 0 < skipped < 10
+    with Isolated() as call:
+        assert call(read_audio, str(tmp_path / "damaged.mp3"), [16_000], 60.0)[16_000].skipped == skipped
 
 
 def test_a_sound_that_is_mostly_rubbish_is_refused(films, tmp_path):
