@@ -1,5 +1,10 @@
 """Whether a still's bytes end before its picture does, by the structure of its format."""
 
+from typing import Literal
+
+TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value of each type that has more than 1
+OFFSETS, COUNTS = (273, 324), (279, 325)  # tags: where strips or tiles lie, and their bytes
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # of JPEG; neither occurs in the data of a scan
 
@@ -14,9 +19,32 @@ def is_cut(data: bytes) -> bool:
         return not data.rstrip(b"\0").endswith(b";")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data[:4] in TIFF:
+        return _tiff_end(data, TIFF[data[:4]]) > len(data)
     if data.startswith(b"BM"):
         return int.from_bytes(data[2:6], "little") > len(data)
     return data[4:8] == b"ftyp" and _boxes_end(data) > len(data)
+
+
+def _tiff_end(data: bytes, order: Literal["little", "big"]) -> int:
+    """Where the first directory, its values and its strips or tiles end; no more is looked at beyond the data's end."""
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    start = number(4, 4)
+    end = start + 2 + 12 * number(start, 2)
+    values: dict[int, list[int]] = {}
+    for entry in range(start + 2, end, 12) if end <= len(data) else ():
+        size, count = TIFF_SIZES.get(number(entry + 2, 2), 1), number(entry + 4, 4)
+        at = entry + 8 if size * count <= 4 else number(entry + 8, 4)
+        end = max(end, at + size * count)
+        if end > len(data):
+            return end
+        values[number(entry, 2)] = [number(at + size * place, size) for place in range(count)]
+    for offsets, counts in zip(OFFSETS, COUNTS, strict=True):
+        end = max([end, *map(sum, zip(values.get(offsets, ()), values.get(counts, ()), strict=False))])
+    return end
 
 
 def _boxes_end(data: bytes) -> int:

@@ -203,14 +203,17 @@ def test_the_default_sound_is_heard_not_the_first(films, tmp_path):
     assert np.abs(read_audio(str(tmp_path / "two.mkv"), [16_000], 60)[16_000][:]).max() > 0.2
 
 
-@pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.webp", "cut.bmp", "cut.gif", "cut.avif"])
+@pytest.mark.parametrize(
+    "name", ["cut.jpg", "cut.png", "cut.webp", "cut.bmp", "cut.gif", "cut.avif", "cut.tif", "lzw.tif"]
+)
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
 def test_a_cut_picture_is_truncated(tmp_path, name, share):
     """Not `unreadable`, as if it had never been a picture: the download is to be repeated."""
     shades = np.random.default_rng(0).integers(0, 256, (80, 120, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x010E] = "a picture"
-    Image.fromarray(shades).save(tmp_path / name, **({"exif": exif} if name.endswith("jpg") else {}))
+    options = {"cut.jpg": {"exif": exif}, "lzw.tif": {"compression": "tiff_lzw"}}
+    Image.fromarray(shades).save(tmp_path / name, **options.get(name, {}))
     read_image(str(tmp_path / name), [32])
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(len(data) * share)])
