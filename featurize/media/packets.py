@@ -31,7 +31,7 @@ class Packets:
     """What the packets of a video stream say, without decoding any.
 
     Attributes:
-        held: packets that hold data.
+        held: packets, empty ones too.
         count: frames that decoding them should show: not those outside an edit list, nor hidden references.
         sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
         end: when the last packet ends, in the stream's time base.
@@ -80,7 +80,7 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
-            if packet.size or (reading.repeats and packet.pts is not None):
+            if packet.size or packet.dts is not None or packet.pts is not None:  # the very last one has none of these
                 reading.add(packet)
     return reading.packets()
 
@@ -114,6 +114,8 @@ class _Reading:
         self.held += 1
         if self.held > MAX_FRAMES:
             raise MediaError("too_large", f"more than {MAX_FRAMES} frames")
+        if not packet.size and not self.repeats:
+            return
         self.sure = self.sure and packet.pts is not None and packet.size > self.smallest and not packet.is_corrupt
         if self.held == 1:
             self.first, self.sure = packet.pts, self.sure and packet.is_keyframe

@@ -17,23 +17,7 @@ SLACK_SECONDS = 0.25  # ... or this much, where the header counts seconds
 SOUND_SHARE, SOUND_SLACK = 0.95, 0.5  # the same for a stream of sound: codecs pad and headers round
 LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of the longest stream
 # Formats whose headers count the samples of each stream.
-COUNTED = (
-    "mov",
-    "mxf",
-    "wav",
-    "w64",
-    "flac",
-    "aiff",
-    "au",
-    "caf",
-    "ape",
-    "wv",
-    "tta",
-    "tak",
-    "mpc",
-    "mpc8",
-    "dsf",
-)
+COUNTED = ("mov", "mxf", "wav", "w64", "flac", "aiff", "au", "caf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf")
 
 
 def check_video(uri: str, container: av.container.InputContainer, stream: av.VideoStream, packets: Packets) -> None:

@@ -203,6 +203,7 @@ def test_the_default_sound_is_heard_not_the_first(films, tmp_path):
     assert np.abs(read_audio(str(tmp_path / "two.mkv"), [16_000], 60)[16_000][:]).max() > 0.2
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize(
     "name", ["cut.jpg", "cut.png", "cut.webp", "cut.bmp", "cut.gif", "cut.avif", "cut.tif", "lzw.tif"]
 )
