@@ -34,10 +34,10 @@ from store import (
     save_conversations,
 )
 from trainer.batch import Batch, Sample, pack
-from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import Engine, build_engine
 from trainer.features import Grid, rows_of
+from trainer.llm import load_llm
 from trainer.loader import rank_batch
 from trainer.optim import build_optimizer
 from trainer.prompt import tokenize

@@ -43,9 +43,9 @@ from store import Candidate, ColumnSpec, Corpus, Failure, Feature, Storage, crea
 from store.console import Meter, console, make_app, run
 from trainer.attention import NAME as PACKED
 from trainer.batch import Sample, pack, share_out
-from trainer.checkpoint import load_llm
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
+from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
 from trainer.optim import build_optimizer
 from trainer.settings import Source, TrainConfig

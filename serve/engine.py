@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -103,15 +103,34 @@ class Assistant:
 
     @torch.inference_mode()
     def stream(self, question: Question, max_new_tokens: int = 256) -> Iterator[str]:
-        """The answer, greedily, in pieces as they come."""
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=False, skip_special_tokens=True, timeout=600)
+        """The answer, greedily, in pieces as they come; closing the iterator ends generation at its next step.
+
+        Raises:
+            Exception: what generation raised, at once.
+        """
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=False, skip_special_tokens=True)
         inputs = {**self._inputs([question]), "max_new_tokens": max_new_tokens, "streamer": streamer}
-        thread = Thread(target=self._generate, kwargs=inputs)
+        closed, failed = Event(), list[Exception]()
+
+        def stop(ids: torch.Tensor, _: Any) -> torch.Tensor:
+            return torch.full(ids.shape[:1], closed.is_set(), device=ids.device)
+
+        def generate() -> None:
+            try:
+                self._generate(**inputs, stopping_criteria=[stop])
+            except Exception as error:
+                failed.append(error)
+                streamer.on_finalized_text("", stream_end=True)
+
+        thread = Thread(target=generate)
         thread.start()
         try:
             yield from streamer
         finally:
+            closed.set()
             thread.join()
+        if failed:
+            raise failed[0]
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], max_new_tokens: int = 32) -> list[str]:

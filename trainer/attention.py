@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from store import UserError
+
 try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:
@@ -27,6 +29,7 @@ except ImportError:
 NAME = "packed"  # of this attention in a Hugging Face configuration
 PLANNED = "packed_planned"  # the same as a GPU runs it, on tensors without data: for estimates of memory
 PRODUCTS = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
+IGNORED = ("use_cache", "position_ids", "cache_position", "output_attentions", "output_router_logits")  # change nothing
 BLOCK = 256  # queries in one product: few enough to skip most later keys, enough for a fast product
 GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 takes no grouped heads
 
@@ -204,9 +207,11 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    packing: Packing,
+    packing: Packing | None = None,
     scaling: float | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one packed row, in the form of Hugging Face's attention functions.
 
@@ -218,12 +223,32 @@ def packed_attention(
         attention_mask: unused; `packing` says it all.
         packing: where conversations begin and end.
         scaling: of the scores.
+        sliding_window: positions that a query sees; at least those of the longest conversation.
+        dropout: of the weights; 0.
+        others: `IGNORED` ones, and None.
 
     Returns:
         [1, S, heads, head_dim], and no weights.
+
+    Raises:
+        UserError: the LLM asks for something else.
     """
+    if packing is None:
+        raise UserError("its layers do not hand on where conversations begin and end")
+    _check_asked(max(packing.lengths), sliding_window, dropout, others)
     attend = KERNELS[kernel_of(query.device, query.dtype, query.shape[-1])]
     return attend(query, key, value, packing, scaling), None
+
+
+def _check_asked(longest: int, sliding_window: int | None, dropout: float, others: dict[str, Any]) -> None:
+    """Refuse what packed attention does not do: an argument that is let through unread trains another model."""
+    if sliding_window is not None and sliding_window < longest:
+        raise UserError(f"its attention sees {sliding_window} positions; accepted: max_tokens up to {sliding_window}")
+    if dropout:
+        raise UserError(f"attention_dropout {dropout}; accepted: 0")
+    for name, value in others.items():
+        if value is not None and name not in IGNORED and not (name == "is_causal" and value is True):
+            raise UserError(f"its attention asks for {name}, which packed rows do not have")
 
 
 def planned_attention(

@@ -14,20 +14,18 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from store import ColumnSpec, Settings, UserError, parse_settings
 from trainer.attention import NAME as PACKED
 from trainer.data import TrainingData
 from trainer.features import Grid
+from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
 from trainer.prompt import PromptFormat
 from trainer.settings import TrainConfig
 
 FOLDER = "avllm"
 ADAPTER = "default"  # peft's name of the adapters that a run trains
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class Weights(NamedTuple):
@@ -218,50 +216,17 @@ def is_checkpoint(model: str) -> bool:
     return (Path(model) / FOLDER / "config.json").is_file()
 
 
-def load_shape(model: str) -> tuple[Any, Any]:
-    """The configuration of an LLM of the Llama family and its tokenizer, from a folder or a hub.
-
-    Raises:
-        UserError: it cannot be found, or its tokenizer does not do.
-    """
-    if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
-        raise UserError(f"field 'model': {model}: no such folder")
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"field 'model': {model}: {' '.join(str(error).split())[:300]}") from None
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
-    return config, tokenizer
-
-
-def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED) -> tuple[Any, Any]:
-    """An LLM of the Llama family and its tokenizer, from a folder or a hub.
-
-    Raises:
-        UserError: it cannot be found, or its tokenizer does not do.
-    """
-    config, tokenizer = load_shape(model)
-    try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation=attention, use_safetensors=True, config=config
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"field 'model': {model}: {' '.join(str(error).split())[:300]}") from None
-    return llm, tokenizer
-
-
 def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
     """The projectors of a checkpoint: `<feature>.weight` [D_l, D], `.bias` [D_l], `.mean` and `.deviation` [D]."""
     return load_file(Path(folder) / FOLDER / "projectors.safetensors")
 
 
 def load_checkpoint(
-    folder: str | Path, dtype: torch.dtype, attention: str = PACKED
+    folder: str | Path, dtype: torch.dtype, attention: str = PACKED, longest: int | None = None
 ) -> tuple[AudioVisualLM, Any, CheckpointInfo]:
-    """A whole model, its tokenizer and what it says about itself."""
+    """A whole model, its tokenizer and what it says about itself; arguments as of `load_llm`."""
     info = read_info(folder)
-    llm, tokenizer = load_llm(str(folder), dtype, attention)
+    llm, tokenizer = load_llm(str(folder), dtype, attention, longest)
     model = AudioVisualLM(llm, info.grid.widths(info.columns))
     model.projectors.load_state_dict(load_projectors(folder))
     model.to(dtype)

@@ -12,10 +12,10 @@ from rich.table import Table
 from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
-from trainer.checkpoint import load_shape
 from trainer.data import TrainingData
 from trainer.distributed import check_world, is_first, uses_deepspeed, world_size
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
+from trainer.llm import check_packing, load_shape
 from trainer.memory import (
     MASTER,
     MOMENTS,
@@ -186,6 +186,7 @@ def dry_run(
         steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
     else:
         shape, tokenizer = load_shape(config.model)
+        check_packing(shape, config.max_tokens, config.model)
         data = TrainingData(config, tokenizer)
         check_lengths(config, data)
         held_out_of(config)

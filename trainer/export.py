@@ -10,9 +10,10 @@ from rich.table import Table
 
 from store import Storage, UserError
 from store.console import Meter, console
-from trainer.checkpoint import gather_weights, load_checkpoint, load_llm, save_checkpoint
+from trainer.checkpoint import gather_weights, load_checkpoint, save_checkpoint
 from trainer.distributed import PlainEngine
 from trainer.evaluation import HeldOut, summary
+from trainer.llm import check_packing, load_llm
 from trainer.model import AudioVisualLM
 from trainer.settings import Sense, Source
 from trainer.stage import choose_trained, precision
@@ -81,12 +82,14 @@ def evaluate(
         out.parent.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, tokenizer, info = load_checkpoint(checkpoint, dtype)
+    longest = min(MAX_TOKENS, getattr(model.llm.config, "max_position_embeddings", MAX_TOKENS))
+    check_packing(model.llm.config, longest, str(checkpoint))
     columns = {modality: spec.folder for modality, spec in info.columns.items()}
     source = Source(store=store, conversations=conversations)
     held_out = HeldOut([source], columns.get("visual"), columns.get("audio"), info.grid, limit, sense)
     engine = PlainEngine(model.requires_grad_(False))
     with Meter("asking", len(held_out), "conversations") as meter:
-        judged = held_out.judge(engine, tokenizer, info.prompt, MAX_TOKENS, meter)
+        judged = held_out.judge(engine, tokenizer, info.prompt, longest, meter)
     found = summary(engine, judged)
     table = Table("asked by", "conversations", "loss", "exact")
     for modality in ("", *sorted({j.modality for j in judged})):

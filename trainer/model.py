@@ -92,13 +92,14 @@ class AudioVisualLM(nn.Module):
 
         With `each`: float32 [2, M], the cross-entropy of each, and 1 where it is the most likely token.
         """
-        hidden = self.llm.base_model(
+        found = self.llm(
             inputs_embeds=self.embed(batch)[None],
             position_ids=batch.positions[None],
             packing=batch.packing,
             use_cache=False,
-        ).last_hidden_state[0]
-        logits = self.llm.get_output_embeddings()(hidden.index_select(0, batch.targets_at)).float()
+            logits_to_keep=batch.targets_at,
+        )
+        logits = found.logits[0].float()
         if not each:
             return F.cross_entropy(logits, batch.targets, reduction="sum")
         losses = F.cross_entropy(logits, batch.targets, reduction="none")

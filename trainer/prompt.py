@@ -62,6 +62,8 @@ def tokenize_all(
 ) -> list[Tokens]:
     """Turn conversations into tokens; the tokenizer is called once for all of them, which releases the GIL.
 
+    Control tokens that somebody wrote, such as `</s>`, are text like any other.
+
     Args:
         conversations: the turns of each, and how many feature rows each modality takes for its item.
         tokenizer: a fast Hugging Face tokenizer.
@@ -72,9 +74,9 @@ def tokenize_all(
         return []
     parts = [list(_parts(turns, rows, prompt, open_ended)) for turns, rows in conversations]
     texts = [part.text for each in parts for part in each]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     encodings = iter(zip(encoded.input_ids, encoded.offset_mapping, strict=True))
-    start = list(tokenizer("").input_ids)
+    start = beginning(tokenizer)
     found = []
     for each in parts:
         tokens = Tokens(start.copy(), [False] * len(start), [])
@@ -89,6 +91,13 @@ def tokenize_all(
                 _add(tokens, [tokenizer.eos_token_id], True)
         found.append(tokens)
     return found
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text; not the end mark that some put behind it."""
+    text, whole = (list(tokenizer("a", add_special_tokens=added).input_ids) for added in (False, True))
+    at = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)
+    return whole[:at]
 
 
 class _Part(NamedTuple):

@@ -23,7 +23,6 @@ from trainer.checkpoint import (
     describe,
     gather_weights,
     is_checkpoint,
-    load_llm,
     load_projectors,
     read_info,
     save_checkpoint,
@@ -33,6 +32,7 @@ from trainer.distributed import Engine, build_engine, check_world, is_first, use
 from trainer.evaluation import HeldOut, summary
 from trainer.features import Grid, rows_of
 from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.llm import load_llm
 from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
@@ -167,7 +167,7 @@ def train(config: TrainConfig) -> None:
         import_tracker(config.track)
     if is_first():
         console.print(f"loading {config.model}, joining conversations with columns")
-    llm, tokenizer = load_llm(config.model, precision(config))
+    llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)
     data = TrainingData(config, tokenizer)
     check_lengths(config, data)
     held_out = held_out_of(config)

@@ -1,6 +1,8 @@
 """A raw file or cached features, one question or a batch: the same answer."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -73,6 +75,35 @@ def test_streamed_batched_and_single_answers_are_equal(assistant, trained):
     batched = assistant.answer(questions, max_new_tokens=8)
     assert batched == [assistant.answer([question], max_new_tokens=8)[0] for question in questions]
     assert batched == ["".join(assistant.stream(question, max_new_tokens=8)).strip() for question in questions]
+
+
+def test_a_generation_that_fails_is_told_at_once(assistant, trained, monkeypatch):
+    """A reader that waits for a thread which has died waits for ten minutes."""
+    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    question = Question((Turn("What?", "visual", ""),), arrays)
+
+    def fail(**_):
+        raise MemoryError("no room for the cache")
+
+    monkeypatch.setattr(assistant.model.llm, "generate", fail)
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="no room"):
+        list(assistant.stream(question))
+    assert time.monotonic() - began < 60
+
+
+def test_closing_a_stream_ends_its_generation(assistant, trained, monkeypatch):
+    """Else an answer that nobody reads is written to its end."""
+    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    llm, steps = assistant.model.llm, []
+    forward = llm.forward
+    monkeypatch.setattr(llm, "forward", lambda *given, **words: steps.append(0) or forward(*given, **words))
+    monkeypatch.setattr(llm.generation_config, "eos_token_id", None)
+    pieces = assistant.stream(Question((Turn("What?", "visual", ""),), arrays), max_new_tokens=1000)
+    next(pieces)
+    pieces.close()
+    assert 0 < len(steps) < 1000
+    assert not any(t.name.endswith("(generate)") for t in threading.enumerate())
 
 
 def test_a_question_needs_the_features_it_asks_by(assistant, trained):

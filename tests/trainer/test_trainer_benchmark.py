@@ -7,7 +7,7 @@ from benchmarks.padded import PaddedLM, collate
 from benchmarks.training import configuration, our_trainer, usual_trainer, write_store
 from trainer.attention import NAME
 from trainer.batch import pack
-from trainer.checkpoint import load_llm
+from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
 
 SOURCES = ("LLaVA", "Valley", "paper")

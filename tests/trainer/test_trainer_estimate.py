@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from store import UserError, load_settings, parse_settings
-from trainer.checkpoint import load_llm
 from trainer.estimate import device_of, dry_run, estimate, load_of
 from trainer.flops import forward_flops
+from trainer.llm import load_llm
 from trainer.memory import BUCKET, Parameters, build_shape, pass_bytes, pass_without_data, plain_memory, zero_memory
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig

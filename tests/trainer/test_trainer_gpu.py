@@ -10,9 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from store import parse_settings
 from trainer import attention
 from trainer.attention import KERNELS, Packing, kernel_of, planned_attention, torch_attention
-from trainer.checkpoint import load_llm, model_card, read_info
+from trainer.checkpoint import model_card, read_info
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
+from trainer.llm import load_llm
 from trainer.loader import Loader, PinnedMemory, rank_batch
 from trainer.optim import build_optimizer
 from trainer.settings import TrainConfig

@@ -10,8 +10,8 @@ from store import Turn
 from trainer import attention
 from trainer.attention import Packing, torch_attention
 from trainer.batch import Sample, pack
-from trainer.checkpoint import load_llm
 from trainer.features import rows_of
+from trainer.llm import load_llm
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.prompt import PromptFormat, tokenize
 from trainer.settings import TrainConfig

@@ -2,7 +2,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from store import Turn
-from trainer.prompt import ROW, PromptFormat, tokenize
+from trainer.prompt import ROW, PromptFormat, tokenize, tokenize_all
 
 ROWS = {"text": 0, "visual": 3, "audio": 2, "audio_visual": 5}
 TURNS = (
@@ -57,3 +57,33 @@ def test_an_open_prompt_is_the_beginning_of_the_full_one(tokenizer):
 
 def tokens_are_answers(full, start):
     return all(full.answers[start:]) and not full.answers[start - 1]
+
+
+def test_control_tokens_that_somebody_wrote_are_text(tokenizer):
+    """Else an answer about HTML teaches to stop in its middle, and a pasted chat makes a turn."""
+    turns = (Turn("What does </s> do, and <s>?", "text", "The tag </s> ends it."),)
+    tokens = tokenize(turns, ROWS, tokenizer, PromptFormat())
+    learnt = [i for i, answer in zip(tokens.ids, tokens.answers, strict=True) if answer]
+    assert tokenizer.decode(learnt) == " The tag </s> ends it.</s>"
+    assert tokens.ids.count(tokenizer.eos_token_id) == 1
+    assert learnt[-1] == tokenizer.eos_token_id
+    assert tokenizer.bos_token_id not in tokens.ids
+
+
+@pytest.mark.parametrize("marks", [("<s>", None), ("<s>", "</s>"), (None, "</s>"), (None, None)])
+def test_a_prompt_begins_as_the_tokenizer_begins_and_never_with_an_end_mark(tiny_llm, marks):
+    """Some tokenizers put an end mark behind every text: a prompt must not begin with it."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    before, behind = marks
+    template = " ".join(filter(None, [before, "$A", behind]))
+    special = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in filter(None, marks)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    assert tokenizer("x").input_ids[-1] == (1 if behind else tokenizer("x", add_special_tokens=False).input_ids[0])
+    tokens = tokenize(TURNS, ROWS, tokenizer, PromptFormat())
+    assert tokenizer.decode(tokens.ids[:2]).startswith("<s>S" if before else "S")
+
+
+def test_no_conversations_are_no_tokens(tokenizer):
+    assert tokenize_all([], tokenizer, PromptFormat()) == []

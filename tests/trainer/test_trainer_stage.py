@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import UserError, load_settings, parse_settings
-from trainer.checkpoint import load_checkpoint, load_llm, read_info
+from trainer.checkpoint import load_checkpoint, read_info
 from trainer.data import TrainingData
+from trainer.llm import load_llm
 from trainer.optim import lr_factor
 from trainer.settings import TrainConfig
 from trainer.stage import train

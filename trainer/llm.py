@@ -1,0 +1,174 @@
+"""The LLM of a run: what is accepted, its tokenizer, its weights, and how its answers end.
+
+An LLM is accepted if packed rows give the numbers that each conversation gives alone through the plain model. That is
+asked of its own code, on tensors without data, before any weight is read (`check_packing`); docs/llms.md has a table.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from store import UserError
+from trainer.attention import NAME as PACKED
+from trainer.attention import Packing, packed_attention
+
+PROBED = "packed_probed"  # attention that counts its calls
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that look at the longest position of a pass
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_shape(model: str) -> tuple[Any, Any]:
+    """The configuration of an LLM and its tokenizer, from a folder or a hub.
+
+    Raises:
+        UserError: it cannot be found, or its tokenizer does not do.
+    """
+    if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
+        raise UserError(f"field 'model': {model}: no such folder")
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"field 'model': {model}: {_line(error)}") from None
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
+    return config, tokenizer
+
+
+def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: int | None = None) -> tuple[Any, Any]:
+    """An LLM with all its weights and one clean generation configuration, and its tokenizer.
+
+    Args:
+        model: a folder or a hub name.
+        dtype: of the weights.
+        attention: as Hugging Face names it.
+        longest: positions of a conversation, if packed rows will go through it.
+
+    Raises:
+        UserError: it cannot be found, is not accepted, lacks weights, or its tokenizer does not do.
+    """
+    config, tokenizer = load_shape(model)
+    if longest:
+        check_packing(config, longest, model)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, attn_implementation=attention, config=config, output_loading_info=True
+        )
+        llm, found = loaded
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"field 'model': {model}: {_line(error)}") from None
+    lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
+    if lacking:
+        raise UserError(f"field 'model': {model}: lacks {len(lacking)} of its weights, such as {lacking[0]}")
+    llm.generation_config = generation_of(llm, tokenizer)
+    return llm, tokenizer
+
+
+def generation_of(llm: Any, tokenizer: Any) -> GenerationConfig:
+    """Greedy answers that end at any end mark, the tokenizer's (which training teaches) or the LLM's own.
+
+    Penalties, beams and sampling of an LLM's folder would change what "greedy" answers, and are left out.
+    """
+    named = (llm.generation_config.eos_token_id, llm.config.eos_token_id)
+    marks = {tokenizer.eos_token_id, *(mark for each in named for mark in _listed(each))}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        eos_token_id=sorted(marks),
+        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=llm.config.bos_token_id,
+    )
+
+
+def _listed(marks: int | list[int] | None) -> list[int]:
+    return [] if marks is None else [marks] if isinstance(marks, int) else list(marks)
+
+
+def check_packing(config: Any, longest: int, model: str) -> None:
+    """Refuse an LLM whose packed rows would not give the numbers of each conversation alone.
+
+    Args:
+        config: of the LLM.
+        longest: positions of a conversation.
+        model: its name, for messages.
+
+    Raises:
+        UserError: says what it asks for that packed rows do not give.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and longest > limit:
+        raise UserError(f"field 'max_tokens': {longest}; {model} was made for {limit} positions")
+    for kind, original in _rope_scalings(config):
+        if kind in LENGTH_DEPENDENT and longest > original:
+            raise UserError(
+                f"field 'model': {model}: its {kind} rope scaling looks at the longest position of a pass beyond "
+                f"{original}, so conversations would change each other; accepted: max_tokens up to {original}"
+            )
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and longest > chunk:
+        raise UserError(
+            f"field 'model': {model}: its attention sees {chunk} positions; accepted: max_tokens up to that"
+        )
+    calls = _probe(config, longest, model)
+    if calls != config.num_hidden_layers:
+        raise UserError(
+            f"field 'model': {model}: only {calls} of its {config.num_hidden_layers} layers are attention as Hugging "
+            "Face's attention interface knows it; through the others packed conversations would see each other"
+        )
+
+
+def _rope_scalings(config: Any) -> Iterator[tuple[str, int]]:
+    """The kind of each rope scaling, and the positions up to which it does not look at lengths."""
+    for each in _rope_parameters(config):
+        original = each.get("original_max_position_embeddings") or config.max_position_embeddings
+        yield str(each.get("rope_type", "default")), original
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """One for all layers, or one for each kind of layer."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return [found, *(value for value in found.values() if isinstance(value, dict))]
+
+
+def _probe(config: Any, longest: int, model: str) -> int:
+    """Layers that call our attention, in a forward pass of one conversation on tensors without data."""
+    calls: list[str] = []
+
+    def recorded(module: torch.nn.Module, *given: Any, **words: Any) -> Any:
+        calls.append(type(module).__name__)
+        return packed_attention(module, *given, **words)
+
+    AttentionInterface.register(PROBED, recorded)
+    config = copy.deepcopy(config)
+    for rope in _rope_parameters(config):
+        if rope.get("rope_type") in LENGTH_DEPENDENT:  # it would read positions, which have no data here
+            rope["rope_type"] = "default"
+    try:
+        with torch.device("meta"):
+            llm: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=torch.bfloat16, attn_implementation=PROBED
+            )
+            embedded = torch.empty(1, longest, llm.get_input_embeddings().weight.shape[1], dtype=torch.bfloat16)
+            positions = torch.arange(longest)[None]
+        packing = Packing((longest,), torch.tensor([0, longest], dtype=torch.int32))
+        llm.train()(
+            inputs_embeds=embedded,
+            position_ids=positions,
+            packing=packing,
+            use_cache=False,
+            logits_to_keep=torch.zeros(1, dtype=torch.long, device="meta"),
+        )
+    except UserError as error:
+        raise UserError(f"field 'model': {model}: {error}") from None
+    except Exception as error:  # any model's own code
+        raise UserError(
+            f"field 'model': {model}: a {config.model_type} does not take packed rows: {_line(error)}"
+        ) from None
+    return len(calls)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
