@@ -77,6 +77,7 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
         MediaError: the container cannot be read on, frames are too large, or too much is lost.
     """
     last: Any = None
+    end: Any = None  # the packet that ends a stream: empty, but what it sets free has its time base
     repeats = stream.codec_context.name in REPEATING
     with blamed("FFmpeg"):
         for packet in _packets(container, stream, losses):
@@ -87,7 +88,9 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
             elif repeats and last is not None and packet.pts is not None:
                 last.pts = packet.pts
                 yield last
-        yield from _decoded(stream, None, losses, last is not None)
+            else:
+                end = packet
+        yield from _decoded(stream, end, losses, last is not None)
 
 
 def _packets(container: av.container.InputContainer, stream: Any, losses: Losses) -> Iterator[Any]:

@@ -234,3 +234,9 @@ def test_a_film_of_which_much_cannot_be_decoded_is_refused(films, tmp_path):
     with pytest.raises(MediaError, match="packets are lost") as error:
         read_video(str(tmp_path / "spoilt.avi"), [64], 32)
     assert error.value.code == "unreadable"
+
+
+def test_the_last_frames_have_their_times_too(films, tmp_path):
+    """They come when the decoder is told that no more packets follow."""
+    films.write(tmp_path / "film.mp4", count=20)
+    assert read_video(str(tmp_path / "film.mp4"), [64], 20).times == [round(n / 25, 6) for n in range(20)]
