@@ -71,7 +71,7 @@ def test_bad_files_are_records_with_reasons_and_the_run_ends_well(python, whole,
         "truncated.mp4": "unreadable",
         "empty.mp4": "empty",
         "text.mp4": "unreadable",
-        "broken.png": "unreadable",
+        "broken.png": "truncated",
         "gone.mp4": "missing",
     }
     assert all(failure.reason for failure in reader.failed.values())
