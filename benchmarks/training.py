@@ -53,6 +53,7 @@ from trainer.stage import build_model, choose_trained, train
 
 BUDGET = 4096  # on two cores a pass of 8192 rows leaves the cache and is slower
 CONVERSATIONS = "mixed"
+VISUAL, AUDIO = "clip-vit-l-14", "clap-htsat-tiny"  # columns
 Stage = Annotated[int, typer.Option(min=1, max=2, help="1 trains the projectors, 2 the LLM too.")]
 Model = Annotated[Path, typer.Option(help="SmolLM2's folder; made if it is not there.")]
 SMOLLM = Path("build/smollm2")
@@ -165,15 +166,8 @@ def packed(
 # our loop against a Hugging Face Trainer
 
 
-def write_store(folder: Path, count: int, visual: str = "visual", audio: str = "audio") -> None:
-    """A store of the paper's sizes: conversations of all three sources, each with an item of random features.
-
-    Args:
-        folder: of the store.
-        count: of conversations and items.
-        visual: name of the visual column.
-        audio: name of the audio column.
-    """
+def write_store(folder: Path, count: int) -> None:
+    """A store of the paper's sizes: conversations of all three sources, each with an item of random features."""
     storage, drawn, rng = Storage(folder), draw(count, ("LLaVA", "Valley", "paper")), np.random.default_rng(1)
     corpus = Corpus()
     corpus.append([Candidate(f"{n}-clip", f"/nowhere/{n}-clip", "video") for n in range(count)], 64)
@@ -183,7 +177,7 @@ def write_store(folder: Path, count: int, visual: str = "visual", audio: str = "
         | {f"spatial.t{T}": Feature(shape=(N, 1024), dtype="float16")},
         "audio": {f"audio.k{K}": Feature(shape=(K, 768), dtype="float16")},
     }
-    for (modality, features), name in zip(stored.items(), (visual, audio), strict=True):
+    for (modality, features), name in zip(stored.items(), (VISUAL, AUDIO), strict=True):
         spec = ColumnSpec(name=name, modality=modality, numerics={"random": 1}, features=features)  # type: ignore[arg-type]
         column = create_column(storage, spec, {})
         for shard, items in corpus.shards.items():
@@ -204,8 +198,8 @@ def configuration(stage: int, model: Path, store: str, output: str, batch: int, 
         stage=1 if stage == 1 else 2,
         model=str(model),
         sources=(Source(store=store, conversations=CONVERSATIONS),),
-        visual="visual",
-        audio="audio",
+        visual=VISUAL,
+        audio=AUDIO,
         output=output,
         overwrite=True,
         global_batch=batch,

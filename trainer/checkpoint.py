@@ -54,7 +54,7 @@ class CheckpointInfo(Settings):
         stage: that trained it last.
         steps: optimizer steps of that stage.
         base: hub name of the LLM that training began with; None if it was a folder.
-        attention: by what attention was computed, and on what device, in that stage's last run.
+        attention: the kernel of attention, torch's version and the device of that stage's last run.
     """
 
     format: Literal[1] = 1
@@ -222,11 +222,11 @@ def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_checkpoint(
-    folder: str | Path, dtype: torch.dtype, attention: str = PACKED, longest: int | None = None
+    folder: str | Path, dtype: torch.dtype, attention: str = PACKED
 ) -> tuple[AudioVisualLM, Any, CheckpointInfo]:
-    """A whole model, its tokenizer and what it says about itself; arguments as of `load_llm`."""
+    """A whole model, its tokenizer and what it says about itself."""
     info = read_info(folder)
-    llm, tokenizer = load_llm(str(folder), dtype, attention, longest)
+    llm, tokenizer = load_llm(str(folder), dtype, attention)
     model = AudioVisualLM(llm, info.grid.widths(info.columns))
     model.projectors.load_state_dict(load_projectors(folder))
     model.to(dtype)

@@ -101,7 +101,7 @@ class Engine(ABC):
 
     @property
     def attention(self) -> str:
-        """By what attention is computed here: the kernel, torch's version, the device."""
+        """The kernel that computes attention here, torch's version, and the device."""
         dtype = torch.bfloat16 if self._bfloat16 else next(self.model.llm.parameters()).dtype
         kernel = kernel_of(self.device, dtype, head_dim(self.model.llm.config))
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -191,7 +191,7 @@ class ZeroEngine(Engine):
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        else:  # it is for inference alone, takes a minute to compile, and a kill meanwhile leaves a lock that hangs
+        else:  # only inference uses it; it compiles for a minute, and a kill meanwhile leaves a lock on which runs hang
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -331,10 +331,10 @@ def check_world(config: TrainConfig, ranks: int | None = None) -> None:
 
 
 def compute_repeatably() -> None:
-    """Make CUDA give the same bits in every run, where its fastest kernels would not: attention's backward pass."""
+    """Ask CUDA for kernels that give the same bits in every run; the fastest backward pass of attention does not."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's, whose backward pass differs each time
+    torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's, which makes no such promise
 
 
 def build_engine(model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Engine:

@@ -180,13 +180,14 @@ def dry_run(
     check_world(config, ranks)
     sharded = uses_deepspeed(config) or (ranks is not None and config.zero is not None)
     chosen, ranks = device_of(device, precision(config)), ranks or world_size()
+    known = llm_shape(config.model) if conversations else None
+    shape, tokenizer = (known, None) if known else load_shape(config.model)
+    check_packing(shape, config.max_tokens, config.model)
     if conversations:
-        shape, widths = llm_shape(config.model) or load_shape(config.model)[0], column_widths(config)
+        widths = column_widths(config)
         batches = [paper_conversations(config, config.global_batch)]
         steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
     else:
-        shape, tokenizer = load_shape(config.model)
-        check_packing(shape, config.max_tokens, config.model)
         data = TrainingData(config, tokenizer)
         check_lengths(config, data)
         held_out_of(config)

@@ -56,7 +56,12 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
         check_packing(config, longest, model)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation=attention, config=config, output_loading_info=True
+            model,
+            dtype=dtype,
+            attn_implementation=attention,
+            config=config,
+            weights_only=True,
+            output_loading_info=True,
         )
         llm, found = loaded
     except (OSError, ValueError, ImportError, RuntimeError) as error:
@@ -164,9 +169,8 @@ def _probe(config: Any, longest: int, model: str) -> int:
     except UserError as error:
         raise UserError(f"field 'model': {model}: {error}") from None
     except Exception as error:  # any model's own code
-        raise UserError(
-            f"field 'model': {model}: a {config.model_type} does not take packed rows: {_line(error)}"
-        ) from None
+        why = "its attention is its own" if PROBED in str(error) else _line(error)
+        raise UserError(f"field 'model': {model}: a {config.model_type} does not take packed rows: {why}") from None
     return len(calls)
 
 

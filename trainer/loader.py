@@ -1,4 +1,4 @@
-"""A rank's batches: made in a thread while the step before is trained on, and on the device when they are asked for."""
+"""A rank's batches, made in a thread one step ahead and copied to the device before they are asked for."""
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,9 +91,8 @@ class PinnedMemory:
 class Loader:
     """The batches of a run for one rank.
 
-    A thread reads, tokenizes and packs a step's batch while the step before is trained on. For a GPU it packs into
-    pinned memory that is used again, and copies from there on a stream of its own: a training step finds its batch on
-    the device.
+    A thread reads, tokenizes and packs the next step's batch while this one is trained on. For a GPU it packs into
+    reused pinned memory and copies from there on its own stream, so each step finds its batch on the device.
 
     Args:
         data: of the run.

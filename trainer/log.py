@@ -18,7 +18,7 @@ class RunLog:
     Args:
         config: of the run.
         first_step: that will be logged; lines of later ones, of a run that was killed, are dropped.
-        attention: by what attention is computed (`Engine.attention`); part of every line.
+        attention: `Engine.attention`, which every line repeats.
     """
 
     def __init__(self, config: TrainConfig, first_step: int, attention: str) -> None:

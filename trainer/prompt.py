@@ -76,7 +76,7 @@ def tokenize_all(
     texts = [part.text for each in parts for part in each]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     encodings = iter(zip(encoded.input_ids, encoded.offset_mapping, strict=True))
-    start = beginning(tokenizer)
+    start = _beginning(tokenizer)
     found = []
     for each in parts:
         tokens = Tokens(start.copy(), [False] * len(start), [])
@@ -93,7 +93,7 @@ def tokenize_all(
     return found
 
 
-def beginning(tokenizer: Any) -> list[int]:
+def _beginning(tokenizer: Any) -> list[int]:
     """What a tokenizer puts before a text; not the end mark that some put behind it."""
     text, whole = (list(tokenizer("a", add_special_tokens=added).input_ids) for added in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)

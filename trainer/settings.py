@@ -113,7 +113,7 @@ class TrainConfig(Settings):
         freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.
         compile: torch.compile for the LLM's layers: faster, less memory, a slower first step; losses equal to rounding.
-        deterministic: on GPUs, take kernels that give the same bits in every run; on CPUs all do.
+        deterministic: on GPUs, ask for kernels that give the same bits in every run; CPUs always do.
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.

@@ -16,6 +16,7 @@ LLMS = {  # width, of the MLP, layers, heads, of keys, rows of the word table, w
     "lmsys/vicuna-7b-v1.5": (4096, 11008, 32, 32, 32, 32000, False),  # Llama 2's, arXiv 2307.09288
     "lmsys/vicuna-13b-v1.5": (5120, 13824, 40, 40, 40, 32000, False),
     "HuggingFaceTB/SmolLM2-135M-Instruct": (576, 1536, 30, 9, 3, 49152, True),
+    "meta-llama/Llama-3.2-1B": (2048, 8192, 16, 32, 8, 128256, True),
 }
 COLUMNS = {"clip-vit-l-14": (256, 1024), "clip-vit-s-32": (49, 384), "clap-htsat-tiny": (1, 768)}  # patches N, width D
 # The paper's corpora: thousands of conversations, what they perceive, whether that is a still. LLaVA's stills,
@@ -33,9 +34,11 @@ SPREAD = (5**0.5 - 1) / 2  # multiples of the golden ratio, cut to [0, 1), cover
 
 def llm_shape(model: str) -> LlamaConfig | None:
     """The configuration of an LLM, if it is known here."""
-    if model not in LLMS:
-        return None
-    hidden, mlp, layers, heads, keys, words, tied = LLMS[model]
+    return llama(*LLMS[model]) if model in LLMS else None
+
+
+def llama(hidden: int, mlp: int, layers: int, heads: int, keys: int, words: int, tied: bool) -> LlamaConfig:
+    """A configuration out of a row of `LLMS`."""
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=mlp,

@@ -35,7 +35,6 @@ ENCODERS = ("pydantic", "torch", "av", "featurize.shard_job")
 TOTAL_SECONDS = 480.0
 TINY_SECONDS = 120.0
 AT_ONCE = 2  # parts of a tiny check, where nothing is timed
-TIMES = ("seconds", "speed")  # kinds of figures that a tiny check does not print
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Running:
         return self._began + self._limit - time.monotonic()
 
     def end(self) -> dict[str, Any]:
-        """End it with all that it started, and say what it found."""
+        """Kill the part's process group; its result."""
         late = self.process.is_alive()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)

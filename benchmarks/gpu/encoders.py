@@ -36,7 +36,8 @@ def images(report: Report) -> None:
         .to(encoder.dtype).contiguous()
         for b in batches
     ]  # fmt: skip
-    speeds(report, "images", settings, encoder, batches, lambda n: encoder.tower(there[n]))
+    own = {"indices": [encoder.block], "stop_early": True, "intermediates_only": True}  # no further than ours goes
+    speeds(report, "images", settings, encoder, batches, lambda n: encoder.tower.forward_intermediates(there[n], **own))
     tower, *_ = load_tower(settings)
     pixels = there[0][:TO_COMPARE].float().cpu()
     found = tower.eval().forward_intermediates(

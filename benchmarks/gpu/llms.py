@@ -8,36 +8,24 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from benchmarks.conversations import WORDS
 from trainer.attention import NAME as PACKED
-from trainer.shapes import llm_shape
+from trainer.shapes import LLMS, llama
 
-SHAPES = {  # width, of the MLP, layers, heads, of keys, rows of the word table, whether it is the head too
-    "1B": (2048, 8192, 16, 32, 8, 128256, True),  # Llama 3.2 1B's
-    "tiny": (64, 128, 2, 4, 2, 512, False),
+TINY = (64, 128, 2, 4, 2, 512, False)  # a row as of `trainer.shapes.LLMS`
+PUBLISHED = {
+    "7B": "lmsys/vicuna-7b-v1.5",
+    "1B": "meta-llama/Llama-3.2-1B",
+    "135M": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
-PUBLISHED = {"7B": "lmsys/vicuna-7b-v1.5", "135M": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def shape_of(name: str, layers: int | None = None) -> LlamaConfig:
     """The configuration of an LLM that never ends an answer by itself.
 
     Args:
-        name: of `SHAPES` or `PUBLISHED`.
+        name: of `PUBLISHED`, or `tiny`.
         layers: in place of its own number.
     """
-    if name in PUBLISHED:
-        shape = llm_shape(PUBLISHED[name])
-        assert shape
-    else:
-        hidden, mlp, depth, heads, keys, words, tied = SHAPES[name]
-        shape = LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=mlp,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            num_key_value_heads=keys,
-            vocab_size=words,
-            tie_word_embeddings=tied,
-        )
+    shape = llama(*(LLMS[PUBLISHED[name]] if name in PUBLISHED else TINY))
     shape.max_position_embeddings = 16384
     shape.num_hidden_layers = layers or shape.num_hidden_layers
     shape.bos_token_id = shape.eos_token_id = shape.pad_token_id = None

@@ -28,7 +28,7 @@ def run(report: Report, file: str) -> None:
     """Run a file of tests in this process.
 
     Raises:
-        ImportError: all that failed lacked a package.
+        ImportError: every failure was a missing package.
     """
     said, errors = io.StringIO(), Errors()
     with contextlib.redirect_stdout(said):

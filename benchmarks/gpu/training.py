@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from benchmarks.conversations import K, T
+from benchmarks.conversations import MAX_TOKENS
 from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import LeftOutError, Report, forget
-from benchmarks.training import CONVERSATIONS, write_store
+from benchmarks.training import configuration, write_store
 from trainer.data import TrainingData
 from trainer.distributed import build_engine, uses_deepspeed
 from trainer.estimate import Load, estimate, load_of
@@ -25,8 +25,8 @@ from trainer.flops import Device, peak_flops
 from trainer.log import RunLog
 from trainer.memory import Memory, Parameters, build_shape, pass_without_data
 from trainer.optim import build_optimizer
-from trainer.settings import Source, TrainConfig
-from trainer.shapes import paper_conversations
+from trainer.settings import TrainConfig
+from trainer.shapes import column_widths, paper_conversations
 from trainer.stage import Run, build_model
 from trainer.states import Saver, States
 
@@ -38,28 +38,12 @@ NEAR = 0.1  # how far measured memory may be from what a dry run said
 
 def configuration_of(report: Report, stage: int, store: str, output: str, batch: int, steps: int) -> TrainConfig:
     """The paper's settings of a stage, on columns of `write_store`."""
-    return TrainConfig(
-        stage=1 if stage == 1 else 2,
-        model="random",
-        sources=(Source(store=store, conversations=CONVERSATIONS),),
-        visual="clip-vit-l-14",
-        audio="clap-htsat-tiny",
-        frames=T,
-        segments=K,
-        output=output,
-        overwrite=True,
-        global_batch=batch,
-        batch_tokens=2048 if report.tiny else 8192,
-        max_tokens=2048,
-        steps=steps,
-        lr=2e-3 if stage == 1 else 2e-5,
-    )
+    config = configuration(stage, Path("random"), store, output, batch, steps)
+    return config.model_copy(update={"batch_tokens": MAX_TOKENS if report.tiny else 8192})
 
 
 def some_load(config: TrainConfig, shape: LlamaConfig) -> tuple[Load, dict[str, int]]:
     """A step's load of conversations of the paper's kinds, without a store, and the width of each feature."""
-    from trainer.shapes import column_widths
-
     widths = column_widths(config)
     return load_of([paper_conversations(config, config.global_batch)], config, shape, widths, 1), widths
 
@@ -76,7 +60,7 @@ class Bench:
     def __init__(self, report: Report, folder: Path, items: int = ITEMS) -> None:
         self.report, self.folder = report, folder
         self.tokenizer = word_tokenizer()
-        write_store(folder / "store", 16 if report.tiny else items, "clip-vit-l-14", "clap-htsat-tiny")
+        write_store(folder / "store", 16 if report.tiny else items)
 
     def settings(self, stage: int, batch: int, steps: int, **changes: Any) -> TrainConfig:
         """Of a run on the store; tiny ones have small batches and few steps."""

@@ -38,7 +38,7 @@ def runs_of(report: Report, folder: Path) -> dict[str, TrainConfig]:
 
 def prepare(folder: Path) -> None:
     """The store and the LLM."""
-    write_store(folder / "store", 24, "clip-vit-l-14", "clap-htsat-tiny")
+    write_store(folder / "store", 24)
     build_llm(shape_of("tiny"), torch.device("cpu")).save_pretrained(folder / "llm")
     word_tokenizer().save_pretrained(folder / "llm")
 
@@ -58,7 +58,7 @@ def logged(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def in_process(report: Report, function: Any, *given: Any) -> Any:
-    """Begin a function in a process of its own: it can be killed, and this one never touches the GPU."""
+    """Start a function in another process, which can be killed; this one never touches the GPU."""
     process = multiprocessing.get_context("fork" if report.tiny else "spawn").Process(target=function, args=given)
     process.start()
     return process

@@ -16,9 +16,8 @@ BUFFERS = 2  # of pinned memory: one is filled while the other is copied
 class Transfers:
     """Copies to and from the device of an encoder: the first GPU of this process, else the CPU, which needs none.
 
-    Work is launched on the current stream. Copies to the GPU go on a stream of their own from pinned memory that is
-    used again, so no batch waits for the one before it to be copied. On another stream the results of earlier batches
-    are reduced and fetched while the newest is encoded.
+    Work is launched on the current stream. A second stream copies rows to the GPU from reused pinned memory, so no copy
+    waits for the batch before it. A third reduces and fetches results of earlier batches while the newest is encoded.
 
     Attributes:
         device: as torch names it.
@@ -28,7 +27,7 @@ class Transfers:
         self._gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if self._gpu else "cpu")
         if self._gpu:
-            # spectrograms are convolutions: by default these are rounded to TensorFloat-32, which drowns quiet bins
+            # spectrograms are convolutions, which torch by default rounds to TensorFloat-32's 10 bits
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True  # or a column's bytes could differ from run to run
             new_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream

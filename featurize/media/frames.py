@@ -25,5 +25,5 @@ class Frames:
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """What is worth keeping beside the arrays."""
+        """Facts stored beside the arrays."""
         return {"times": [*self.times], **({"skipped": self.skipped} if self.skipped else {})}

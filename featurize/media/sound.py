@@ -40,7 +40,7 @@ class Sound:
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """What is worth keeping beside the arrays."""
+        """Facts stored beside the arrays."""
         return {"seconds": round(len(self) / self.rate, 6), **({"skipped": self.skipped} if self.skipped else {})}
 
     def append(self, samples: NDArray[np.float32]) -> None:

@@ -105,7 +105,7 @@ class Document:
         return frozenset(str(record[field]) for record in self.objects if record.get(field) is not None)
 
     def each(self, read: Read) -> Records:
-        """What becomes of the records, one by one: one that cannot be read is left out, and the rest goes on."""
+        """Read the records one by one; one that cannot be read becomes a `LeftOut`."""
         word, first = ("row", 1) if self.is_csv else ("record", 0)
         for number, value in enumerate(self.records, first):
             try:

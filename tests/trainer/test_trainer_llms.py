@@ -71,6 +71,7 @@ REFUSED = {
     "chunks": ("Llama4Text", {"attention_chunk_size": 16}, "its attention sees 16 positions"),
     "own attention": ("Bloom", {}, "only 0 of its 2 layers are attention"),
     "convolutions": ("Lfm2", {"layer_types": ["conv", "full_attention"]}, "only 1 of its 2 layers"),
+    "an interface of its own": ("Falcon", {}, "a falcon does not take packed rows: its attention is its own"),
     "states": ("Mamba", {}, "only 0 of its 2 layers"),
     "lost arguments": ("StableLm", {}, "do not hand on where conversations begin"),
     "rope by length": (
