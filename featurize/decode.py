@@ -4,9 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import JsonValue
 
 from featurize.encoders import Encoder, MediaCache, Units
 from featurize.media import Frames, Isolated, MediaError, Sound, check_length, read_audio, read_image, read_video
@@ -44,11 +46,11 @@ class ItemMedia(MediaCache):
             self._frames = _kept(self._read_frames)
         if isinstance(self._frames, MediaError):
             raise self._frames
-        step = max(1, len(self._frames.index) // count)
-        index, times = self._frames.index[::step], self._frames.times[::step]
-        distinct, places = np.unique(index, return_inverse=True)
-        pixels = {size: self._frames.pixels[size][distinct]}
-        return Frames(pixels, places.astype(np.int64), times, self._frames.skipped)
+        frames = self._frames
+        step = max(1, len(frames.index) // count)
+        distinct, places = np.unique(frames.index[::step], return_inverse=True)
+        pixels = {size: frames.pixels[size][distinct]}
+        return replace(frames, pixels=pixels, index=places.astype(np.int64), times=frames.times[::step])
 
     def sound(self, rate: int, max_seconds: float) -> Sound:
         """The item's sound at `rate` Hz."""
@@ -67,14 +69,16 @@ class ItemMedia(MediaCache):
         if self._item.kind == "image":
             return self._call(read_image, self._item.uri, sizes)  # type: ignore[no-any-return]
         finest = math.lcm(*(encoder.places for encoder in self._watching))  # all their grids nest in this one
-        return self._call(read_video, self._item.uri, sizes, finest)  # type: ignore[no-any-return]
+        part = [self._item.start, self._item.end, self._item.fps]
+        return self._call(read_video, self._item.uri, sizes, finest, *_given(part))  # type: ignore[no-any-return]
 
     def _read_sounds(self) -> dict[int, Sound]:
         if self._item.kind == "image":
             raise MediaError("absent", "a still has no sound")
         rates = sorted({encoder.rate for encoder in self._listening})
         longest = max(encoder.settings.max_seconds for encoder in self._listening)
-        return self._call(read_audio, self._item.uri, rates, longest)  # type: ignore[no-any-return]
+        part = [self._item.start, self._item.end]
+        return self._call(read_audio, self._item.uri, rates, longest, *_given(part))  # type: ignore[no-any-return]
 
 
 def _kept(read: Callable[[], A]) -> A | MediaError:
@@ -102,7 +106,20 @@ def decoded(
 
 def _prepared(item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any]) -> Prepared:
     media = ItemMedia(item, encoders, call)
-    return item, [_kept(lambda e=encoder: e.prepare(item, media)) for encoder in encoders]  # type: ignore[misc]
+    return item, [_kept(lambda e=encoder: _bounded(item, e.prepare(item, media))) for encoder in encoders]  # type: ignore[misc]
+
+
+def _bounded(item: MediaItem, units: Units) -> Units:
+    """The facts of a part of a file tell its bounds."""
+    if not item.is_part:
+        return units
+    bounds: dict[str, JsonValue] = {"start": item.start, "end": item.end}
+    return replace(units, facts=units.facts | bounds)
+
+
+def _given(part: Sequence[float | None]) -> Sequence[float | None]:
+    """The bounds of a part; nothing of a whole file."""
+    return part if any(value is not None for value in part) else ()
 
 
 def _ahead(work: Callable[[A], B], inputs: Iterable[A], threads: int) -> Iterator[B]:

@@ -1,27 +1,20 @@
 """The join report: what a source names against the files that are there."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-import fsspec
-import xxhash
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from featurize.copies import find_copies, in_threads
 from featurize.sources import LeftOut, Record, Source
-from featurize.sources.kinds import guess_kind
-from store import Candidate
-from store.console import Meter, console
+from store import Candidate, Part
+from store.console import console
 
-THREADS = 16
-EDGE = 1 << 16  # bytes at either end of a file that are compared; with the size, enough to know a copy
 SHOWN = 3
 LISTED = 12
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,14 +31,15 @@ class JoinReport:
         unreadable: the reason by URI for files that are there but cannot be read.
         repeated_ids: ids that stand on several records.
         repeated_records: ids of records that equal an earlier one in file and turns.
-        copies: groups of URIs whose files are equal (looked for by `--probe` only).
+        copies: groups of URIs whose files are equal (looked for by `--probe` only), maybe in an earlier source.
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
         left_out: records that cannot become a conversation.
-        whole: how many records mean a part of a file that will be read whole.
+        parts: how many media are parts of a file.
         asks: how many turns ask by which sense.
         without_media: how many conversations name no file.
         unread: how many records hold a field that nobody reads, by its name.
         passed_over: how many files of a folder are no media, by extension.
+        numbered: folders of numbered stills that are planned as stills, though they may be films.
     """
 
     source: str
@@ -60,46 +54,60 @@ class JoinReport:
     copies: list[list[str]]
     ambiguous: dict[str, list[str]]
     left_out: list[LeftOut]
-    whole: int
+    parts: int
     asks: dict[str, int] = field(default_factory=dict, compare=False)  # says more than what was joined
     without_media: int = 0
     unread: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
+    numbered: list[str] = field(default_factory=list)
 
 
-def join(source: Source, probe: bool = False) -> JoinReport:
-    """Compare what a source names with the files that are there.
+def join(sources: Sequence[Source], probe: bool = False) -> list[JoinReport]:
+    """Compare what each source names with the files that are there.
 
     Args:
-        source: the source, as read.
-        probe: open each file's header too, and look for copies of the same file.
+        sources: as read.
+        probe: open each file's header too, and look for copies of the same file, in all sources.
     """
+    usable: dict[str, int] = {}
+    reports = [_join(source, probe, usable) for source in sources]
+    if probe:
+        for group in find_copies(usable):
+            last = max(n for n, source in enumerate(sources) if any(each.uri in group for each in source.media))
+            reports[last].copies.append(group)
+    return reports
+
+
+def _join(source: Source, probe: bool, usable: dict[str, int]) -> JoinReport:
+    """The report of one source, without copies; the sizes of its usable files are added to `usable`, by URI."""
     media = {candidate.uri: candidate for candidate in source.media}
     missing = [uri for uri, candidate in media.items() if candidate.bytes is None]
-    unreadable = {c.uri: reason for c in media.values() if (reason := _fault(c))}
-    usable = [c for c in media.values() if c.bytes is not None and c.uri not in unreadable]
+    unreadable = {uri: "0 bytes" for uri, candidate in media.items() if candidate.bytes == 0}
+    found = [candidate for candidate in media.values() if candidate.bytes]
     if probe:
-        reasons = _in_threads(_probe, usable, f"probe {source.name}")
-        unreadable |= {c.uri: reason for c, reason in zip(usable, reasons, strict=True) if reason}
-        usable = [c for c in usable if c.uri not in unreadable]
+        reasons = in_threads(_probe, found, f"probe {source.name}")
+        unreadable |= {c.uri: reason for c, reason in zip(found, reasons, strict=True) if reason}
+    sizes = {candidate.uri: candidate.bytes or 0 for candidate in found if candidate.uri not in unreadable}
+    usable |= sizes
     return JoinReport(
         source=source.url,
         format=source.format,
         conversations=len(source.conversations),
         media=len(media),
-        found=len(usable),
+        found=len(sizes),
         missing=missing,
         unreadable=unreadable,
         repeated_ids=[id for id, count in Counter(record.id for record in source.records).items() if count > 1],
         repeated_records=_repeated(source.records),
-        copies=_copies(usable) if probe else [],
+        copies=[],
         ambiguous=source.ambiguous,
         left_out=source.left_out,
-        whole=sum(record.whole for record in source.records),
+        parts=len({candidate.part for candidate in source.media if candidate.part != Part(candidate.uri)}),
         asks=dict(Counter(turn.modality for record in source.records for turn in record.turns).most_common()),
         without_media=sum(record.media is None for record in source.conversations),
         unread=source.unread,
         passed_over=source.passed_over,
+        numbered=source.numbered,
     )
 
 
@@ -144,8 +152,8 @@ def _lines(report: JoinReport) -> Iterable[str]:
         if names:
             yield f"{len(names)} {what}: {', '.join(names[:SHOWN])}{' ...' if names[SHOWN:] else ''}"
     yield from _said(report)
-    if report.whole:
-        yield f"{report.whole} mean a part of a file that will be read whole; cut the clips beforehand to avoid it"
+    if report.parts:
+        yield f"{report.parts} media are parts of a file, from `start` to `end` (the names of cut files have these)"
 
 
 def _said(report: JoinReport) -> Iterable[str]:
@@ -159,6 +167,11 @@ def _said(report: JoinReport) -> Iterable[str]:
         yield f"fields of {where} that are not read: {', '.join(report.unread)}"
     if report.passed_over:
         yield f"{sum(report.passed_over.values())} files passed over: {_counts(report.passed_over)}"
+    if report.numbered:
+        yield (
+            f"{len(report.numbered)} folders of numbered stills are planned as stills: "
+            f"{', '.join(report.numbered[:SHOWN])}; with --fps each is a film"
+        )
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -166,24 +179,11 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in shown) + (" ..." if len(counts) > LISTED else "")
 
 
-def _fault(candidate: Candidate) -> str | None:
-    if candidate.bytes == 0:
-        return "0 bytes"
-    if candidate.bytes and not guess_kind(candidate.uri) and _is_folder(candidate.uri):
-        return "a folder of stills; only files can be encoded"
-    return None
-
-
-def _is_folder(uri: str) -> bool:
-    fs, path = fsspec.core.url_to_fs(uri)
-    return bool(fs.isdir(path))
-
-
 def _repeated(records: Iterable[Record]) -> list[str]:
     seen = set()
     repeated = []
     for record in records:
-        content = (record.media.uri if record.media else None, record.turns)
+        content = (record.media.part if record.media else None, record.turns)
         if content in seen:
             repeated.append(record.id)
         seen.add(content)
@@ -199,34 +199,3 @@ def _probe(candidate: Candidate) -> str | None:
     except MediaError as error:
         return error.reason
     return None
-
-
-def _copies(candidates: Iterable[Candidate]) -> list[list[str]]:
-    """Groups of files of equal size, head and tail."""
-    by_size: dict[int, list[Candidate]] = {}
-    for candidate in candidates:
-        by_size.setdefault(candidate.bytes or 0, []).append(candidate)
-    alike = [candidate for group in by_size.values() if len(group) > 1 for candidate in group]
-    groups: dict[tuple[int, str], list[str]] = {}
-    for candidate, digest in zip(alike, _in_threads(_digest, alike, "compare"), strict=True):
-        groups.setdefault((candidate.bytes or 0, digest), []).append(candidate.uri)
-    return [uris for uris in groups.values() if len(uris) > 1]
-
-
-def _digest(candidate: Candidate) -> str:
-    fs, path = fsspec.core.url_to_fs(candidate.uri)
-    size = candidate.bytes or 0
-    head = fs.cat_file(path, start=0, end=min(EDGE, size))
-    tail = fs.cat_file(path, start=max(0, size - EDGE), end=size)
-    return xxhash.xxh3_128_hexdigest(head + tail)
-
-
-def _in_threads(work: Callable[[Candidate], T], candidates: Sequence[Candidate], what: str) -> list[T]:
-    results: list[T] = []
-    if not candidates:
-        return results
-    with ThreadPoolExecutor(THREADS) as pool, Meter(what, len(candidates), "files") as meter:
-        for result in pool.map(work, candidates):
-            results.append(result)
-            meter.advance(1)
-    return results

@@ -16,7 +16,7 @@ from featurize.join import JoinReport, join, show
 from featurize.leaks import warn
 from featurize.settings import FeaturizeConfig
 from featurize.sources import Record, Source, read_sources
-from store import Conversation, Corpus, Outline, Storage, UserError, load_settings, save_conversations
+from store import Conversation, Corpus, Outline, Part, Storage, UserError, load_settings, save_conversations
 from store.console import console
 
 Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
@@ -41,6 +41,10 @@ def plan(
     price: Annotated[float | None, typer.Option(help="With --estimate: of a worker for an hour.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Stills a second of folders that are films; makes folders of stills films."),
+    ] = None,
     instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
@@ -56,8 +60,8 @@ def plan(
         return
     if report:
         _check_report(report)
-    read = read_sources(sources, media_root, format, instruction=instruction, strict=strict)
-    reports = [join(source, probe) for source in read]
+    read = read_sources(sources, media_root, format, instruction=instruction, strict=strict, fps=fps)
+    reports = join(read, probe)
     show(reports)
     if report:
         report.write_text(json.dumps([asdict(each) for each in reports], indent=1))
@@ -66,7 +70,7 @@ def plan(
     if not any(source.records for source in read):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
     with contextlib.nullcontext() if dry_run else storage.lock():
-        corpus = _plan(storage, read, name, shard_size, write=not dry_run)
+        corpus = _plan(storage, read, name, shard_size, probe=probe, write=not dry_run)
     if config:
         _estimate(corpus, config, sample, price)
 
@@ -100,7 +104,9 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
         )
 
 
-def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, write: bool) -> Corpus:
+def _plan(
+    storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, probe: bool, write: bool
+) -> Corpus:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped
     for source in sources:
@@ -118,8 +124,8 @@ def _plan(storage: Storage, sources: list[Source], name: str | None, shard_size:
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
         markup=False,
     )
-    found, keys = by_split(sources, name), corpus.key_of_uri
-    warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()})
+    found, keys = by_split(sources, name), corpus.key_of_part
+    warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()}, probe)
     if write:
         corpus.save(storage)
     for each, records in found.items():
@@ -151,10 +157,10 @@ def _split(record: Record) -> str | None:
     return split if isinstance(split, str) and split in SPLITS else None
 
 
-def _outline(records: Iterable[Record], keys: Mapping[str, str]) -> Outline:
-    media = frozenset(keys[record.media.uri] for record in records if record.media)
+def _outline(records: Iterable[Record], keys: Mapping[Part, str]) -> Outline:
+    media = frozenset(keys[record.media.part] for record in records if record.media)
     return Outline(media, frozenset(split for record in records if (split := _split(record))))
 
 
-def _conversation(record: Record, keys: Mapping[str, str]) -> Conversation:
-    return Conversation(record.id, keys[record.media.uri] if record.media else None, record.turns, record.meta)
+def _conversation(record: Record, keys: Mapping[Part, str]) -> Conversation:
+    return Conversation(record.id, keys[record.media.part] if record.media else None, record.turns, record.meta)

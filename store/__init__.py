@@ -12,7 +12,7 @@ from store.conversation import (
     load_outline,
     save_conversations,
 )
-from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
+from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
 from store.errors import DamagedError, UserError
 from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of
 from store.reader import Arrays, ColumnReader
@@ -45,6 +45,7 @@ __all__ = [
     "Modality",
     "Order",
     "Outline",
+    "Part",
     "Phase",
     "Replacement",
     "Schedule",

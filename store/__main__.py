@@ -96,9 +96,10 @@ def _say_store(
 
 @app.command()
 def keys(store: Where) -> None:
-    """List every item: its key, kind and file."""
+    """List every item: its key, kind and file, and of a part of a file the seconds from and to."""
     for item in Corpus.load(Storage(store)).items:
-        console.print(f"{item.key}\t{item.kind}\t{item.uri}", markup=False)
+        part = f"\t{item.start or 0:g}-{'' if item.end is None else f'{item.end:g}'}" if item.is_part else ""
+        console.print(f"{item.key}\t{item.kind}\t{item.uri}{part}", markup=False)
 
 
 @app.command()

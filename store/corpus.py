@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
@@ -25,21 +25,36 @@ SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("position", pa.int32()),
         ("bytes", pa.int64()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("fps", pa.float64()),
     ]
 )
+ADDED = 3  # columns that plans of earlier versions lack
+
+
+class Part(NamedTuple):
+    """What an item is of: a file (or a folder of stills) from `start` to `end` seconds, None where it is whole."""
+
+    uri: str
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One media file of a corpus.
+    """One media file of a corpus, or a part of one.
 
     Attributes:
         key: unique in the corpus; letters, digits, `_` and `-` only.
-        uri: path or fsspec URL of the file.
+        uri: path or fsspec URL of the file, or of a folder of stills that are the frames of a film.
         kind: what the file is taken for.
         shard: number of the shard that holds it.
         position: its place in that shard.
         bytes: the file's size when it was planned, or None if it could not be seen.
+        start: where the part begins, in seconds; None at the file's beginning.
+        end: where it ends, in seconds; None at the file's end.
+        fps: frames a second of a folder of stills, None where it is not known.
     """
 
     key: str
@@ -48,16 +63,40 @@ class MediaItem:
     shard: int
     position: int
     bytes: int | None
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+
+    @property
+    def part(self) -> Part:
+        """What it is of: no two items of a corpus are of the same."""
+        return Part(self.uri, self.start, self.end)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it has bounds."""
+        return self.start is not None or self.end is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A media file that a source names, before it has a key and a place. `name` is what its key is made from."""
+    """A media file or part that a source names, before it has a key and a place: `name` is what its key is made from.
+
+    The other attributes are those of a `MediaItem`.
+    """
 
     name: str
     uri: str
     kind: Kind
     bytes: int | None = None
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+
+    @property
+    def part(self) -> Part:
+        """What it is of."""
+        return Part(self.uri, self.start, self.end)
 
 
 class Corpus:
@@ -78,9 +117,9 @@ class Corpus:
         return shards
 
     @property
-    def key_of_uri(self) -> dict[str, str]:
-        """The key of each item by its URI."""
-        return {item.uri: item.key for item in self.items}
+    def key_of_part(self) -> dict[Part, str]:
+        """The key of each item by what it is of."""
+        return {item.part: item.key for item in self.items}
 
     @property
     def stripped(self) -> bool:
@@ -88,18 +127,18 @@ class Corpus:
         return any("://" not in item.uri and not item.uri.startswith("/") for item in self.items)
 
     def append(self, candidates: Iterable[Candidate], shard_size: int) -> int:
-        """Add the files that are new (by URI) in fresh shards of `shard_size` items; return how many were new.
+        """Add the files and parts that are new in fresh shards of `shard_size` items; return how many were new.
 
         A shard that exists is never added to: columns may already hold it. Of a file that is known, only the size is
         taken anew.
         """
-        uris = {item.uri for item in self.items}
+        parts = {item.part for item in self.items}
         keys = {item.key for item in self.items}
         first = self.items[-1].shard + 1 if self.items else 0
         new = 0
         seen: dict[str, int | None] = {}
         for candidate in candidates:
-            if candidate.uri in uris:
+            if candidate.part in parts:
                 seen[candidate.uri] = candidate.bytes
                 continue
             key = make_key(candidate.name)
@@ -107,10 +146,10 @@ class Corpus:
             while key in keys:
                 key = make_key(candidate.name, salt)
                 salt += "+"
-            uris.add(candidate.uri)
+            parts.add(candidate.part)
             keys.add(key)
             shard, position = divmod(new, shard_size)
-            self.items.append(MediaItem(key, candidate.uri, candidate.kind, first + shard, position, candidate.bytes))
+            self.items.append(_item(candidate, key, first + shard, position))
             new += 1
         if seen:
             self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
@@ -131,11 +170,16 @@ class Corpus:
         """
         if not storage.exists(NAME):
             raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
-        table = load_table(storage, NAME, SCHEMA)
+        table = load_table(storage, NAME, SCHEMA, ADDED)
         with collector_paused():
             columns = {name: table[name].to_pylist() for name in SCHEMA.names}
             columns["uri"] = list(map(_read, columns["uri"]))
             return cls(map(MediaItem, *columns.values()))
+
+
+def _item(candidate: Candidate, key: str, shard: int, position: int) -> MediaItem:
+    c = candidate
+    return MediaItem(key, c.uri, c.kind, shard, position, c.bytes, c.start, c.end, c.fps)
 
 
 def _written(uri: str) -> str:

@@ -20,14 +20,17 @@ def save_table(storage: Storage, name: str, columns: Mapping[str, Sequence[Any]]
     storage.write(name, seal_table(table, FORMAT))
 
 
-def load_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
-    """The parquet file `name`.
+def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> pa.Table:
+    """The parquet file `name`; the last `added` columns, which older files lack, are null in those.
 
     Raises:
         UserError: there is no such file, or its format is newer than this version's.
         DamagedError: it is not the file that was written.
     """
     table = unseal_table(storage.read(name), FORMAT, storage.where(name))
+    if added and table.schema.equals(pa.schema(list(schema)[:-added])):
+        for each in list(schema)[-added:]:
+            table = table.append_column(each, pa.nulls(len(table), each.type))
     if not table.schema.equals(schema):
         raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
     return table

@@ -1,50 +1,98 @@
-"""The sound of a file, mono, at every rate that encoders take, from one decode."""
+"""The sound of a file, mono, at every rate that encoders take, from one decode, on the timeline of its file.
+
+What is heard keeps its time: where a sound begins after the picture, has a hole or ends before the picture, there is
+silence.
+"""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
-from featurize.media.decoding import TAGGED, Losses, decode
-from featurize.media.errors import MediaError, blamed
-from featurize.media.file import bounded, open_container
+from featurize.media.decoding import TAGGED, Beside, Losses, decode
+from featurize.media.errors import MediaError
+from featurize.media.file import bounded, open_container, picture_of
 from featurize.media.promises import check_sound, seconds_promised
-from featurize.media.sound import Sound
+from featurize.media.recorder import Recorder
+from featurize.media.sound import Sound, check_length
+from featurize.media.stills import is_folder
 
 DEFAULT = 5_000_000  # channels that a stream's being the default one is worth
-LOUDEST = 2.0**31  # in float files too: full scale is 1, but some hold the whole numbers of 16, 24 or 32 bits
-RATES = range(1_000, 1_000_001)  # Hz that a stream may have: resampling a second of 1 Hz makes 48,000 samples of one
+LEAD = 1.0  # seconds before a part from which on it is decoded, since codecs lean on what came before
+# Formats whose packets carry their times, so that these are right after a seek too.
+TIMED = ("mov", "matroska", "mpegts", "flv", "asf", "ogg", "wav", "w64", "aiff", "caf", "au", "nut", "mxf")
 
 
-def read_audio(uri: str, rates: Sequence[int], max_seconds: float) -> dict[int, Sound]:
+class _LateError(Exception):
+    """Decoding began behind the time that was sought."""
+
+
+def read_audio(
+    uri: str, rates: Sequence[int], max_seconds: float, start: float | None = None, end: float | None = None
+) -> dict[int, Sound]:
     """The audio stream that players play (the default one; of the most channels), mixed to mono at each of `rates` Hz.
 
+    It begins where the file does, be that picture or sound, and ends with the longer of the two; a part of it begins
+    and ends at its bounds, as far as the file goes.
+
+    Args:
+        uri: path or fsspec URL.
+        rates: in Hz.
+        max_seconds: of a sound, at most.
+        start: of a part, in seconds from the beginning.
+        end: of a part, in seconds from the beginning.
+
     Raises:
-        MediaError: the file is missing, empty, unreadable, truncated or longer than `max_seconds`, or has no audio
-            stream (`absent`).
+        MediaError: the file is missing, empty, unreadable, truncated or longer than `max_seconds`, has no audio stream
+            (`absent`), or ends before `start` (`empty`).
     """
-    sounds = {rate: Sound(rate) for rate in rates}
+    if is_folder(uri):
+        raise MediaError("absent", "a folder of stills has no sound")
+    bounds = None if start is None and end is None else (start or 0.0, math.inf if end is None else end)
+    if bounds and bounds[0] > LEAD:
+        with contextlib.suppress(_LateError):
+            return _read(uri, rates, max_seconds, bounds, sought=True)
+    return _read(uri, rates, max_seconds, bounds)
+
+
+def _read(
+    uri: str, rates: Sequence[int], max_seconds: float, bounds: tuple[float, float] | None, sought: bool = False
+) -> dict[int, Sound]:
+    """Read a file, or a part of it; `sought` if it is decoded from shortly before the part only."""
     with open_container(uri) as container:
         if not container.streams.audio:
             raise MediaError("absent", "no audio stream")
         stream = max(container.streams.audio, key=_rank)
         bounded(stream)
         promised = seconds_promised(uri, container, stream)
-        check_length(promised, max_seconds)
+        check_length(min(promised, bounds[1] - bounds[0]) if bounds else promised, max_seconds)
+        picture = picture_of(container)
+        beside = Beside(picture) if picture else None
+        recorder = Recorder(container, rates, max_seconds, bounds)
+        if sought:
+            _seek(container, stream, recorder.begin - LEAD)
         losses = Losses()
-        for rate, block in _blocks(container, stream, rates, losses):
-            if not (np.abs(block) <= LOUDEST).all():
-                raise MediaError("unreadable", "samples that are no sound: not a number, infinite or beyond 32 bits")
-            sounds[rate].append(block)
-            check_length(len(sounds[rate]) / rate, max_seconds)
-        seconds = min(len(sound) / rate for rate, sound in sounds.items())
-        losses.check(bool(seconds), tagged=container.format.name in TAGGED)
-        check_sound(uri, container, stream, seconds, promised)
-    for sound in sounds.values():
-        sound.skipped = losses.skipped
-    return sounds
+        for frame in decode(container, stream, losses, beside):
+            if sought and recorder.is_late(frame):
+                raise _LateError
+            if not recorder.add(frame):
+                return recorder.finish(losses.skipped)
+        if sought and not recorder.heard:
+            raise _LateError
+        losses.check(bool(recorder.heard), tagged=container.format.name in TAGGED)
+        check_sound(uri, container, stream, recorder.reached, promised)
+        return recorder.finish(losses.skipped, beside.end if beside else None)
+
+
+def _seek(container: av.container.InputContainer, stream: av.AudioStream, seconds: float) -> None:
+    """Go to a time of the container's clock, if its packets tell the time there."""
+    if str(container.format.name).split(",", 1)[0] not in TIMED:
+        raise _LateError
+    try:
+        container.seek(round(seconds / (stream.time_base or 1)), stream=stream)
+    except av.error.FFmpegError:
+        raise _LateError from None
 
 
 def _rank(stream: av.AudioStream) -> int:
@@ -52,65 +100,3 @@ def _rank(stream: av.AudioStream) -> int:
     if stream.codec_context is None:
         return -1
     return int(stream.channels) + DEFAULT * bool(stream.disposition & av.stream.Disposition.default)
-
-
-def check_length(seconds: float, max_seconds: float) -> None:
-    """Refuse a sound of more than `max_seconds`.
-
-    Raises:
-        MediaError: it is longer (`too_large`).
-    """
-    if seconds > max_seconds:
-        raise MediaError("too_large", f"more than {max_seconds:.0f} s of sound (max_seconds)")
-
-
-def _blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, rates: Sequence[int], losses: Losses
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Mono blocks [n] with their rates. A stream may change its form on the way: resampling then begins anew."""
-    form: tuple[str, str, int] | None = None
-    mixer: _Mixer | None = None
-    with blamed("FFmpeg"):
-        for frame in decode(container, stream, losses):
-            if form != (form := _form(frame)):
-                yield from mixer.push(None) if mixer else ()
-                mixer = _Mixer(frame, rates)
-            assert mixer
-            yield from mixer.push(frame)
-        yield from mixer.push(None) if mixer else ()
-
-
-def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
-    if frame.sample_rate not in RATES:
-        raise MediaError("unreadable", f"a sample rate of {frame.sample_rate} Hz")
-    return frame.format.name, frame.layout.name, frame.sample_rate
-
-
-class _Mixer:
-    """Mixes frames of one form down to mono and resamples them to several rates, as `av.AudioResampler` does to one.
-
-    (Several of those cannot share frames: each may alter those it is given.)
-    """
-
-    def __init__(self, frame: av.AudioFrame, rates: Sequence[int]) -> None:
-        graph = av.filter.Graph()
-        base = {"time_base": str(frame.time_base)} if frame.time_base else {}
-        form = {"sample_rate": str(frame.sample_rate), "sample_fmt": frame.format.name}
-        self._source = graph.add("abuffer", channel_layout=frame.layout.name, **form, **base)
-        split = graph.add("asplit", outputs=str(len(rates)))
-        self._source.link_to(split)
-        self._sinks = {rate: graph.add("abuffersink") for rate in rates}
-        for place, (rate, sink) in enumerate(self._sinks.items()):
-            mono = graph.add("aformat", sample_rates=str(rate), sample_fmts="flt", channel_layouts="mono")
-            split.link_to(mono, place, 0)
-            mono.link_to(sink)
-        graph.configure()
-        self._graph = graph  # which holds what it is made of
-
-    def push(self, frame: av.AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Take a frame, or None at the end; what is now ready of each rate."""
-        self._source.push(frame)
-        for rate, sink in self._sinks.items():
-            with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):  # no more for now, no more at all
-                while True:
-                    yield rate, sink.pull().to_ndarray()[0]  # type: ignore[attr-defined]

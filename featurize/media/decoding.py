@@ -3,6 +3,7 @@
 Players go on after such a packet. What is lost is counted and bounded, so that rubbish does not pass for a film.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,23 @@ class Losses:
             raise MediaError("unreadable", f"FFmpeg: {self.reason} ({lost} of {self.packets} packets are lost)")
 
 
-def decode(container: av.container.InputContainer, stream: Any, losses: Losses) -> Iterator[Any]:
+@dataclass
+class Beside:
+    """A stream that is not decoded, and when the last of its packets ends, in seconds of the container's clock."""
+
+    stream: Any
+    end: float = -math.inf
+
+    def see(self, packet: Any) -> None:
+        """Take notice of a packet."""
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.size and not packet.is_discard:
+            self.end = max(self.end, float((at + (packet.duration or 0)) * packet.time_base))
+
+
+def decode(
+    container: av.container.InputContainer, stream: Any, losses: Losses, beside: Beside | None = None
+) -> Iterator[Any]:
     """Decode a stream from where the container stands; what cannot be decoded is counted in `losses`.
 
     Raises:
@@ -80,7 +97,7 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
     end: Any = None  # the packet that ends a stream: empty, but what it sets free has its time base
     repeats = stream.codec_context.name in REPEATING
     with blamed("FFmpeg"):
-        for packet in _packets(container, stream, losses):
+        for packet in _packets(container, stream, losses, beside):
             if packet.size:
                 for frame in _decoded(stream, packet, losses, last is not None):
                     losses.resume()
@@ -93,10 +110,16 @@ def decode(container: av.container.InputContainer, stream: Any, losses: Losses) 
         yield from _decoded(stream, end, losses, last is not None)
 
 
-def _packets(container: av.container.InputContainer, stream: Any, losses: Losses) -> Iterator[Any]:
+def _packets(
+    container: av.container.InputContainer, stream: Any, losses: Losses, beside: Beside | None
+) -> Iterator[Any]:
     """The packets of a stream; some demuxers take tags after the last one for damage."""
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream, *([beside.stream] if beside else [])):
+            if beside and packet.stream_index != stream.index:
+                beside.see(packet)
+            else:
+                yield packet
     except av.error.InvalidDataError as error:
         if container.format.name not in TAGGED:
             raise

@@ -16,6 +16,7 @@ FORMATS = (
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,"
     "wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,tak,mpc,mpc8,dsf,truehd,voc"
 )
+DEFAULT = 5_000_000  # pixels that a stream's being the default one is worth
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 
 
@@ -60,6 +61,20 @@ def _opened(source: Any) -> av.container.InputContainer:
         return av.open(source, metadata_errors="replace", options=dict(OPTIONS))  # type: ignore[no-any-return]
     except av.error.ArgumentError:
         raise MediaError("unreadable", "FFmpeg: none of the formats that are taken for video or sound") from None
+
+
+def picture_of(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The video stream that players show, if there is one: not a cover picture; the default one; the largest."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    return max(streams, key=_rank, default=None)
+
+
+def _rank(stream: av.VideoStream) -> int:
+    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
+    if stream.codec_context is None:
+        return -1
+    default = bool(stream.disposition & av.stream.Disposition.default)
+    return int(stream.width or 0) * int(stream.height or 0) + DEFAULT * default
 
 
 def bounded(stream: av.stream.Stream) -> None:

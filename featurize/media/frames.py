@@ -14,16 +14,20 @@ class Frames:
     Attributes:
         pixels: for each size, the distinct frames, uint8 [U, size, size, 3], RGB.
         index: the distinct frame that stands at each place of the grid, int64 [T].
-        times: of each place of the grid, in seconds from the first frame.
+        times: of each place of the grid, in seconds from the first frame; empty where they are not known.
         skipped: packets before the last of them that could not be decoded.
+        stills: in the folder that they are of, 0 if they are of a file.
     """
 
     pixels: dict[int, NDArray[np.uint8]]
     index: NDArray[np.int64]
     times: list[float]
     skipped: int = 0
+    stills: int = 0
 
     @property
     def facts(self) -> dict[str, JsonValue]:
         """Facts stored beside the arrays."""
-        return {"times": [*self.times], **({"skipped": self.skipped} if self.skipped else {})}
+        facts: dict[str, JsonValue] = {"times": [*self.times]} if self.times else {}
+        counts = {"skipped": self.skipped, "stills": self.stills}
+        return facts | {name: count for name, count in counts.items() if count}

@@ -32,6 +32,7 @@ class Packets:
 
     Attributes:
         held: packets, empty ones too.
+        whole: whether they are all, to the end of the stream.
         count: frames that decoding them should show: not those outside an edit list, nor hidden references.
         sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
         end: when the last packet ends, in the stream's time base.
@@ -42,6 +43,7 @@ class Packets:
     """
 
     held: int
+    whole: bool
     count: int
     sure: bool
     end: int
@@ -65,8 +67,8 @@ class Packets:
         return runs
 
 
-def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
-    """Read all packets of a stream.
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream, until: int | None = None) -> Packets:
+    """Read the packets of a stream: all, or where the container was sought those from the keyframe to the time `until`.
 
     Raises:
         MediaError: they cannot be read, or are more than `MAX_FRAMES`.
@@ -77,12 +79,15 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
         repeats=codec in REPEATING,
         shows=SHOWS.get(codec, _always),
         smallest=TINY if codec == "mpeg4" else 0,
+        sought=until is not None,
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
+            if until is not None and packet.dts is not None and packet.dts >= until:  # none is shown before its dts
+                return reading.packets(whole=False)
             if packet.size or packet.dts is not None or packet.pts is not None:  # the very last one has none of these
                 reading.add(packet)
-    return reading.packets()
+    return reading.packets(whole=True)
 
 
 @dataclass
@@ -94,12 +99,14 @@ class _Reading:
         repeats: whether an empty packet shows the last frame again.
         shows: whether a packet's bytes hold a frame that is shown.
         smallest: bytes; whether a packet of no more shows a frame, only decoding can tell.
+        sought: whether they begin in mid-stream: what is shown before the first keyframe does not count.
     """
 
     by_pts: bool
     repeats: bool
     shows: Callable[[memoryview], bool]
     smallest: int
+    sought: bool
     held: int = 0
     count: int = 0
     end: int = 0
@@ -111,6 +118,8 @@ class _Reading:
 
     def add(self, packet: Any) -> None:
         """Take the next packet."""
+        if self.sought and not self.held and not packet.is_keyframe:
+            return
         self.held += 1
         if self.held > MAX_FRAMES:
             raise MediaError("too_large", f"more than {MAX_FRAMES} frames")
@@ -119,6 +128,8 @@ class _Reading:
         self.sure = self.sure and packet.pts is not None and packet.size > self.smallest and not packet.is_corrupt
         if self.held == 1:
             self.first, self.sure = packet.pts, self.sure and packet.is_keyframe
+        if self.sought and self.first is not None and packet.pts is not None and packet.pts < self.first:
+            return
         at = packet.pts if packet.pts is not None else packet.dts
         self.end = max(self.end, (at or 0) + (packet.duration or 0))
         if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
@@ -133,7 +144,7 @@ class _Reading:
             self.keys.append(packet.pts)
             self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)
 
-    def packets(self) -> Packets:
+    def packets(self, whole: bool) -> Packets:
         """All of them. Frames shown before the first keyframe lack what they are made from: some decoders drop them."""
         pts, keys, seeks = (np.array(times, np.int64) for times in (self.shown, self.keys, self.seeks))
         shown = np.unique(pts)
@@ -142,7 +153,7 @@ class _Reading:
         if not sure:
             shown, keys, seeks = shown[:0], keys[:0], seeks[:0]
         places = np.searchsorted(shown, keys).astype(np.int64)
-        return Packets(self.held, self.count, sure, self.end, shown, places, seeks)
+        return Packets(self.held, whole, self.count, sure, self.end, shown, places, seeks)
 
 
 def _always(data: memoryview) -> bool:

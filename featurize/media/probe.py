@@ -3,6 +3,7 @@
 from featurize.media.errors import MediaError
 from featurize.media.file import check_file, open_container
 from featurize.media.image import open_image
+from featurize.media.stills import is_folder, stills_of
 from store import Kind
 
 
@@ -12,6 +13,9 @@ def probe(uri: str, kind: Kind) -> None:
     Raises:
         MediaError: the file is missing, empty, unreadable, truncated or too large, or holds neither pictures nor sound.
     """
+    if kind == "video" and is_folder(uri):
+        with open_image(f"{uri.rstrip('/')}/{stills_of(uri)[0]}"):
+            return
     check_file(uri)
     if kind != "image":
         with open_container(uri) as container:

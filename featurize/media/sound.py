@@ -9,19 +9,31 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from featurize.media.errors import MediaError
+
 IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 48 kHz); a longer one waits on disk
+
+
+def check_length(seconds: float, max_seconds: float) -> None:
+    """Refuse a sound of more than `max_seconds`.
+
+    Raises:
+        MediaError: it is longer (`too_large`).
+    """
+    if seconds > max_seconds:
+        raise MediaError("too_large", f"more than {max_seconds:.0f} s of sound (max_seconds)")
 
 
 class Sound:
     """Mono samples, float32, at `rate` Hz; `len(sound)` of them, read by `sound[a:b]`, which copies.
 
-    `skipped` packets of it could not be decoded.
+    `skipped` packets of it could not be decoded; `silent` of its samples stand for times without sound.
 
     A long sound lies in an unlinked temporary file (in `TMPDIR`), so two hours of it cost no memory.
     """
 
     def __init__(self, rate: int) -> None:
-        self.rate, self.skipped = rate, 0
+        self.rate, self.skipped, self.silent = rate, 0, 0
         self._file: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         self._samples = 0
 
@@ -41,7 +53,12 @@ class Sound:
     @property
     def facts(self) -> dict[str, JsonValue]:
         """Facts stored beside the arrays."""
-        return {"seconds": round(len(self) / self.rate, 6), **({"skipped": self.skipped} if self.skipped else {})}
+        facts: dict[str, JsonValue] = {"seconds": round(len(self) / self.rate, 6)}
+        if self.skipped:
+            facts["skipped"] = self.skipped
+        if self.silent:
+            facts["silent"] = round(self.silent / self.rate, 6)
+        return facts
 
     def append(self, samples: NDArray[np.float32]) -> None:
         """Add float32 [n] at the end."""
@@ -49,16 +66,21 @@ class Sound:
         self._file.write(np.ascontiguousarray(samples, np.float32).data)
         self._samples += len(samples)
 
+    def append_silence(self, samples: int) -> None:
+        """Add samples for a time without sound."""
+        self.append(np.zeros(samples, np.float32))
+        self.silent += samples
+
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes the file itself, not its bytes."""
         if isinstance(self._file, tempfile.SpooledTemporaryFile):
             self._file.rollover()
         self._file.flush()
-        return _received, (self.rate, len(self), self.skipped, DupFd(self._file.fileno()))
+        return _received, (self.rate, len(self), self.skipped, self.silent, DupFd(self._file.fileno()))
 
 
-def _received(rate: int, samples: int, skipped: int, handle: Any) -> Sound:
+def _received(rate: int, samples: int, skipped: int, silent: int, handle: Any) -> Sound:
     sound = Sound(rate)
-    sound.skipped = skipped
+    sound.skipped, sound.silent = skipped, silent
     sound._file, sound._samples = os.fdopen(handle.detach(), "rb+"), samples
     return sound

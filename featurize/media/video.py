@@ -2,12 +2,14 @@
 
 A frame's place is its number among all frames that decoding from the start gives. Where packets tell the place of each
 frame, and the grid is sparse, decoding begins at the keyframes before the wanted frames; it must then give exactly the
-frames that the packets promise there, or the whole file is decoded from the start after all.
+frames that the packets promise there, or the whole file is decoded from the start after all. Of a part of a file, only
+the packets from the keyframe before it to its end are read.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -19,14 +21,17 @@ from featurize.grid import frame_indices
 from featurize.media.bounds import MAX_PIXELS, room
 from featurize.media.decoding import Losses, decode
 from featurize.media.errors import MediaError, blamed
-from featurize.media.file import bounded, open_container
+from featurize.media.file import bounded, open_container, picture_of
 from featurize.media.frames import Frames
 from featurize.media.image import scale
 from featurize.media.orientation import upright
 from featurize.media.packets import Packets, Run, read_packets
 from featurize.media.promises import check_frames, check_video, frames_promised
+from featurize.media.stills import is_folder, read_folder
 
-DEFAULT = 5_000_000  # pixels that a stream's being the default one is worth
+BACK = (0.0, 10.0)  # seconds before a part at which to look for a keyframe; then it is decoded from the film's start
+NEVER = 1 << 62  # in any time base
+RATE = 25  # frames a second of a stream that tells none
 
 
 @dataclass
@@ -48,17 +53,40 @@ class Found:
         """The frames of a grid, each distinct one once."""
         distinct, index = np.unique(places, return_inverse=True)
         pixels = {size: np.stack([self.pixels[place][size] for place in distinct.tolist()]) for size in self.sizes}
-        start = self.times[0]
+        start = self.times[int(places[0])]
         times = [round(self.times[place] - start, 6) for place in places.tolist()]
         return Frames(pixels, index.astype(np.int64), times, self.losses.skipped)
 
 
-def read_video(uri: str, sizes: Sequence[int], count: int) -> Frames:
-    """`count` frames of a video on the uniform grid.
+def read_video(
+    uri: str,
+    sizes: Sequence[int],
+    count: int,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+) -> Frames:
+    """`count` frames on the uniform grid of a video, of its part from `start` to `end`, or of a folder of stills.
+
+    A part has the frames whose times are in [start, end), as the ffmpeg command cuts (`-ss START -to END -i FILE`), as
+    far as the film goes; where none is, the one that is shown at `start`.
+
+    Args:
+        uri: path or fsspec URL.
+        sizes: sides of the squares that frames are scaled to, in pixels.
+        count: of the grid.
+        start: in seconds from the beginning.
+        end: in seconds from the beginning.
+        fps: stills a second, of a folder.
 
     Raises:
-        MediaError: the file is missing, empty, unreadable, truncated or too large, or has no video stream (`absent`).
+        MediaError: the file is missing, empty, unreadable, truncated or too large, has no video stream (`absent`), or
+            ends before `start` (`empty`).
     """
+    if is_folder(uri):
+        return read_folder(uri, sizes, count, start, end, fps)
+    if start is not None or end is not None:
+        return _read_part(uri, sizes, count, start or 0.0, end)
     with open_video(uri) as (container, stream):
         packets = _whole(uri, container, stream)
         places = frame_indices(packets.count, count)
@@ -78,22 +106,13 @@ def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.Video
         MediaError: the file is missing, empty, unreadable or too large, or has no such stream (`absent`).
     """
     with open_container(uri) as container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
+        stream = picture_of(container)
+        if not stream:
             raise MediaError("absent", "no video stream")
-        stream = max(streams, key=_rank)
         bounded(stream)
         stream.thread_type = "SLICE"  # frame threads would hold many frames of a large video in memory at once
         with room(stream.width or 0, stream.height or 0, MAX_PIXELS):
             yield container, stream
-
-
-def _rank(stream: av.VideoStream) -> int:
-    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
-    if stream.codec_context is None:
-        return -1
-    default = bool(stream.disposition & av.stream.Disposition.default)
-    return int(stream.width or 0) * int(stream.height or 0) + DEFAULT * default
 
 
 def _whole(uri: str, container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
@@ -102,6 +121,129 @@ def _whole(uri: str, container: av.container.InputContainer, stream: av.VideoStr
     check_frames(packets, promised)
     check_video(uri, container, stream, packets)
     return packets
+
+
+def _read_part(uri: str, sizes: Sequence[int], count: int, start: float, end: float | None) -> Frames:
+    """Frames of a part: from the keyframe before it if one can be found, else by decoding from the film's start."""
+    for back in (*BACK, None):
+        with open_video(uri) as (container, stream):
+            part = _part(container, stream, start, end)
+            seek = None if back is None else part.low - round(back / (stream.time_base or 1))
+            if seek is not None and not _sought(container, stream, seek):
+                continue
+            packets = read_packets(container, stream, part.high if seek is not None else None)
+            if packets.whole and packets.end < part.high:
+                _check_reached(uri, part)
+            frames = _by_packets(container, stream, packets, part, sizes, count)
+        if frames := frames or _by_decoding(uri, sizes, count, part, seek):
+            return frames
+    raise MediaError("unreadable", "the video does not decode twice to the same frames")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a film: `start` in seconds, and the times of its frames, from `low` to before `high`, in time bases."""
+
+    start: float
+    low: int
+    high: int
+
+    def check(self, end: int, time_base: Fraction) -> None:
+        """Refuse a film that ends before the part begins."""
+        if 0 < end <= self.low:
+            seconds = self.start - float((self.low - end) * time_base)
+            raise MediaError("empty", f"nothing from {self.start:g} s on: the video ends at {seconds:.1f} s")
+
+
+def _part(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float | None) -> _Part:
+    def ticks(seconds: float) -> int:
+        micros = round(seconds * 1e6) + (container.start_time or 0)
+        return round(Fraction(micros, 1_000_000) / (stream.time_base or 1))
+
+    return _Part(start, ticks(start), NEVER if end is None else ticks(end))
+
+
+def _sought(container: av.container.InputContainer, stream: av.VideoStream, at: int) -> bool:
+    try:
+        container.seek(at, stream=stream)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+def _check_reached(uri: str, part: _Part) -> None:
+    """Of a film that ends within a part, or before it: see that it is all that its header promises."""
+    with open_video(uri) as (container, stream):
+        packets = _whole(uri, container, stream)
+        part.check(packets.end, stream.time_base or Fraction(1))
+
+
+def _by_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: Packets,
+    part: _Part,
+    sizes: Sequence[int],
+    count: int,
+) -> Frames | None:
+    """Frames of a part whose packets tell where they are; None if they do not, or do not begin before it."""
+    if not packets.sure or packets.shown[0] > part.low:
+        return None
+    first, last = np.searchsorted(packets.shown, (part.low, part.high)).tolist()
+    first, last = (first, last) if first < last else (first - 1, first)
+    found, places = Found(sizes), first + frame_indices(last - first, count)
+    runs = packets.runs(sorted(set(places.tolist())))
+    if runs and all(_decode_run(container, stream, packets, run, found) for run in runs):
+        return found.frames(places)
+    return None
+
+
+def _by_decoding(uri: str, sizes: Sequence[int], count: int, part: _Part, seek: int | None) -> Frames | None:
+    """Frames of a part by decoding on from `seek`, or from the start; None if no keyframe before the part is there."""
+    total = 0
+    for _ in range(3):  # the first time they are counted
+        found, places = Found(sizes), frame_indices(total, count)
+        number = _decode_part(uri, set(places.tolist()) if total else set(), found, part, seek)
+        if number is None:
+            return None
+        if number == total:
+            return found.frames(places)
+        total = number
+    return None
+
+
+def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: int | None) -> int | None:
+    """How many frames a part has: where none is in it, the last one before it."""
+    number, before = 0, None
+    with open_video(uri) as (container, stream):
+        if seek is not None and not _sought(container, stream, seek):
+            return None
+        for at, frame in enumerate(_frames(container, stream, found.losses)):
+            if seek is not None and not at and (frame.pts is None or frame.pts > part.low or not frame.key_frame):
+                return None
+            time = _time(frame, at, stream)
+            if time >= part.high:
+                break
+            if time < part.low:
+                before = frame
+                continue
+            if number in wanted:
+                found.add(number, frame)
+            number += 1
+        found.losses.check(number + (before is not None))
+        if not number and before is not None:
+            found.add(0, before)
+            number = 1
+    if not number:
+        raise MediaError("empty", f"nothing from {part.start:g} s on")
+    return number
+
+
+def _time(frame: av.VideoFrame, number: int, stream: av.VideoStream) -> int:
+    """When a frame is shown; of a stream that tells no times, by its rate."""
+    if frame.pts is not None:
+        return frame.pts
+    return round(number / ((stream.average_rate or RATE) * (stream.time_base or 1)))
 
 
 def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) -> Frames:

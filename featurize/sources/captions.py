@@ -11,7 +11,7 @@ from featurize.sources.clips import clip_names, parts_of
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import guess_kind, stem_of
-from featurize.sources.record import LeftOut, Record, Records, Row
+from featurize.sources.record import LeftOut, Record, Records, Row, part_of
 from store import Candidate, Kind, Modality, Turn
 
 DESCRIBE: dict[str, str] = {
@@ -30,7 +30,7 @@ def is_vatex(document: Document) -> bool:
 
 
 def read_vatex(document: Document, files: MediaFiles) -> Records:
-    """One clip a record, by sight; the whole video stands in where the clip was not cut."""
+    """One clip a record, by sight; of the video where the clip was not cut."""
     return document.each(lambda row: [_clip(row, "videoID", files, "visual", "enCap", document)])
 
 
@@ -81,7 +81,7 @@ def _wavcap(document: Document, files: MediaFiles, row: Row) -> Record:
     numbered = [name for name, value in row.value.items() if NUMBERED.fullmatch(name) and value is not None]
     captions = [row.name(name) for name in numbered] or row.texts("caption")
     meta = {**row.rest("id", "caption", *numbered), **document.split}
-    return _record(id, files.named([*named, id], SOUND), "audio", captions, meta, whole=False)
+    return _record(id, files.named([*named, id], SOUND), "audio", captions, meta)
 
 
 def _sound(document: Document, files: MediaFiles, video: str, start: float, rows: list[Row]) -> Record:
@@ -89,22 +89,23 @@ def _sound(document: Document, files: MediaFiles, video: str, start: float, rows
     media = files.named([*clip_names(video, start, end), *ids, f"Y{video}", video], SOUND)
     meta = {**rows[0].rest("caption", "start_time"), "start": start, "end": end, **document.split}
     captions = [row.text("caption") for row in rows]
-    return _record(ids[0], media, "audio", captions, meta, stem_of(media.name).rpartition("/")[2] == video)
+    if stem_of(media.name).rpartition("/")[2] == video:
+        media = part_of(media, start, end)
+    return _record(ids[0], media, "audio", captions, meta)
 
 
 def _clip(row: Row, field: str, files: MediaFiles, modality: Modality, text: str, document: Document) -> Record:
-    """A clip whose id says its part of a video: the cut file has that name, the whole video that of the YouTube id."""
+    """A clip whose id says its part of a video: the cut file has that name, the video that of the YouTube id."""
     id, captions, meta = row.name(field), row.texts(text), row.rest(text) | document.split
     parts = parts_of(id)
     media = files.named([id, parts[0]] if parts else [id])
     if parts:
         meta = {"start": parts[1], "end": parts[2], **meta}
-    whole = bool(parts) and stem_of(media.name).rpartition("/")[2] != id
-    return _record(id, media, modality, captions, meta, whole)
+        if stem_of(media.name).rpartition("/")[2] != id and parts[1] < parts[2]:
+            media = part_of(media, *parts[1:])
+    return _record(id, media, modality, captions, meta)
 
 
-def _record(
-    id: str, media: Candidate, modality: Modality, captions: list[str], meta: dict[str, object], whole: bool
-) -> Record:
+def _record(id: str, media: Candidate, modality: Modality, captions: list[str], meta: dict[str, object]) -> Record:
     turn = Turn(DESCRIBE[modality], modality, captions[0])
-    return Record(id, media, (turn,), {**meta, "captions": captions}, whole)
+    return Record(id, media, (turn,), {**meta, "captions": captions})

@@ -8,10 +8,12 @@ stand in several of its folders, so each task has its own; one task has folders 
 """
 
 import json
+from dataclasses import replace
 
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
-from featurize.sources.record import Record, Records, Row
+from featurize.sources.kinds import guess_kind
+from featurize.sources.record import Record, Records, Row, part_of
 from store import Candidate, Turn, UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -39,6 +41,7 @@ MVBENCH_FOLDERS = {
     "state_change": "perception/videos",
     "unexpected_action": "FunQA_test/test",
 }
+MVBENCH_FPS = 3.0  # of its folders of stills; source: `read_frame` of its notebook
 
 
 def is_nextqa(document: Document) -> bool:
@@ -76,6 +79,9 @@ def read_mvbench(document: Document, files: MediaFiles) -> Records:
     def read(row: Row) -> list[Record]:
         video, options = row.name("video"), row.texts("candidates")
         media = files.named([*(files.under(folder, video) if folder else []), video])
+        if not guess_kind(media.uri):
+            media = replace(media, fps=media.fps or (row.seconds("fps") if "fps" in row.value else MVBENCH_FPS))
+        media = part_of(media, *row.bounds())
         if row.text("answer") not in options:
             raise row.error("answer", f"one of the candidates {options}")
         meta = {**row.rest("candidates"), "task": task, "split": "test"}
@@ -91,7 +97,7 @@ def choose(id: str, media: Candidate, row: Row, options: list[str], right: int, 
     text = f"Question: {question}\nOptions:\n{listed}\nAnswer with the letter of the right option."
     apart = {"question_id": id, "question": question, "options": options, "answer_index": right}
     turn = Turn(text, "visual", LETTERS[right])
-    return Record(id, media, (turn,), {**meta, **apart, "answer": options[right]}, whole="start" in meta)
+    return Record(id, media, (turn,), {**meta, **apart, "answer": options[right]})
 
 
 def _paths(document: Document) -> dict[str, str]:

@@ -10,7 +10,7 @@ from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import stem_of
 from featurize.sources.lines import Line
-from featurize.sources.record import Record, Records, Row
+from featurize.sources.record import Record, Records, Row, part_of
 from featurize.sources.youtube import YOUTUBE
 from store import Candidate, Turn
 
@@ -43,11 +43,11 @@ def read_vggsound(document: Document, files: MediaFiles) -> Records:
 
     def read(row: Row) -> list[Record]:
         start = row.seconds("start")
-        media, whole = _find(files, row.name("youtube_id"), start, start + SECONDS, f"_{start:06.0f}")
+        media = _find(files, row.name("youtube_id"), start, start + SECONDS, f"_{start:06.0f}")
         label = row.name("label")
         meta = {**row.rest("label"), "start": start, "end": start + SECONDS, "answer": label}
         id = f"{row.name('youtube_id')}_{start:06.0f}"
-        return [Record(id, media, (Turn(EVENT, "audio_visual", label),), meta, whole)]
+        return [Record(id, media, (Turn(EVENT, "audio_visual", label),), meta)]
 
     return document.headed("youtube_id", "start", "label", "split").each(read)
 
@@ -61,9 +61,10 @@ def read_acav(document: Document, files: MediaFiles) -> Records:
     """One clip a row, without a conversation."""
 
     def read(row: Row) -> list[Record]:
+        row.bounds()
         start, end = row.seconds("start"), row.seconds("end")
-        media, whole = _find(files, row.name("videoID"), start, end, f"_{start:g}_{end:g}")
-        return [Record(f"{row.name('videoID')}_{start:g}_{end:g}", media, (), {"start": start, "end": end}, whole)]
+        media = _find(files, row.name("videoID"), start, end, f"_{start:g}_{end:g}")
+        return [Record(f"{row.name('videoID')}_{start:g}_{end:g}", media, (), {"start": start, "end": end})]
 
     return document.each(read)
 
@@ -73,7 +74,7 @@ def _is_clip(line: Line) -> bool:
     return len(fields) == 4 and fields[1].isdigit() and fields[3] in ("train", "test")
 
 
-def _find(files: MediaFiles, id: str, start: float, end: float, usual: str) -> tuple[Candidate, bool]:
-    """The clip's file, called first as is usual, else the whole video; and whether it is the whole video."""
+def _find(files: MediaFiles, id: str, start: float, end: float, usual: str) -> Candidate:
+    """The clip's file, called first as is usual, else the part of the whole video."""
     media = files.named([f"{id}{usual}", *clip_names(id, start, end), id])
-    return media, stem_of(media.name).rpartition("/")[2] == id
+    return part_of(media, start, end) if stem_of(media.name).rpartition("/")[2] == id else media

@@ -11,6 +11,7 @@ from featurize.sources.listing import file_size, is_web, list_folder, walk
 from store import Candidate, Kind
 
 USUAL: dict[Kind, str] = {"video": ".mp4", "image": ".jpg", "audio": ".wav"}  # of a file that is not there to tell
+FEW = 8  # stills that a folder needs to look like a film
 
 
 class MediaFiles:
@@ -18,11 +19,13 @@ class MediaFiles:
 
     Attributes:
         root: an absolute path or a URL.
+        fps: frames a second of folders of stills, None where it is not known.
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name that was looked for.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, fps: float | None = None) -> None:
         self.root = root.rstrip("/") if "://" in root else os.path.abspath(root)
+        self.fps = fps
         self.ambiguous: dict[str, list[str]] = {}
         self._folders: dict[str, str] = {}
         self._sizes: dict[str, dict[str, int]] = {}
@@ -34,7 +37,14 @@ class MediaFiles:
         if "://" not in uri:
             folder = self._absolute(folder)
             uri = f"{folder.rstrip('/')}/{name}"
-        return Candidate(name=path, uri=uri, kind=kind, bytes=self._size(folder, name))
+        size = self._size(folder, name)
+        if size is not None or not self.folder_kind(path):
+            return Candidate(name=path, uri=uri, kind=kind, bytes=size)
+        return Candidate(name=path, uri=uri, kind="video", bytes=_stills(uri), fps=self.fps)
+
+    def folder_kind(self, path: str) -> Kind | None:
+        """`video` if a path without an extension leads to a folder of stills, the frames of a film."""
+        return "video" if not guess_kind(path) and _stills(self._uri(path)) else None
 
     def named(self, names: Sequence[str], kinds: Sequence[Kind] = ("video",)) -> Candidate:
         """The first of `names` that is there: the end of a path below the root, with or without an extension.
@@ -59,10 +69,25 @@ class MediaFiles:
         return [] if self._outside(path) else [f"{folder}/{path}"]
 
     def all(self) -> Iterator[Candidate]:
-        """All media files below the root, by name; other files are passed over."""
-        for path in sorted(self._tree):
-            if kind := guess_kind(path):
+        """All media files below the root, by name; other files are passed over.
+
+        With `fps`, each folder of stills is a film in place of its stills.
+        """
+        films = self._stills_by_folder if self.fps else {}
+        for path in sorted([*self._tree, *films]):
+            kind = guess_kind(path)
+            if path in films:
+                yield self._below(path, "video")
+            elif kind and not (kind == "image" and posixpath.dirname(path) in films):
                 yield self._below(path, kind)
+
+    def numbered(self) -> list[str]:
+        """The folders whose stills are numbered as the frames of a film are: below the root, by name."""
+        names: dict[str, list[str]] = {}
+        for path in self._tree:
+            if guess_kind(path) == "image":
+                names.setdefault(posixpath.dirname(path), []).append(posixpath.splitext(posixpath.basename(path))[0])
+        return sorted(folder for folder, stems in names.items() if len(stems) >= FEW and _are_numbered(stems))
 
     def passed_over(self) -> dict[str, int]:
         """How many files below the root are no media: by extension, and those that are hidden."""
@@ -71,14 +96,13 @@ class MediaFiles:
         return dict((+hidden + Counter(names)).most_common())
 
     @cached_property
-    def frame_folders(self) -> dict[str, int]:
-        """The bytes in each folder that holds stills, by its path below the root."""
-        folders: dict[str, int] = {}
+    def _stills_by_folder(self) -> dict[str, int]:
+        """The bytes of the stills in each folder that holds some, by its path below the root."""
+        folders: Counter[str] = Counter()
         for path, size in self._tree.items():
-            folder = posixpath.dirname(path)
-            if folder and guess_kind(path) == "image":
-                folders[folder] = folders.get(folder, 0) + size
-        return folders
+            if guess_kind(path) == "image":
+                folders[posixpath.dirname(path)] += size
+        return dict(folders)
 
     @cached_property
     def _files(self) -> dict[str, int]:
@@ -94,7 +118,7 @@ class MediaFiles:
         for path in self._tree:
             if guess_kind(path):
                 found.setdefault(posixpath.basename(stem_of(path)), []).append(path)
-        for folder in self.frame_folders:
+        for folder in filter(None, self._stills_by_folder):
             found.setdefault(posixpath.basename(folder), []).append(folder)
         return found
 
@@ -113,8 +137,11 @@ class MediaFiles:
         return equal[0] if equal else None
 
     def _below(self, path: str, kind: Kind) -> Candidate:
-        size = self._tree[path] if path in self._tree else self.frame_folders[path]
-        return Candidate(name=path, uri=f"{self.root.rstrip('/')}/{path}", kind=kind, bytes=size)
+        uri = f"{self.root.rstrip('/')}/{path}".rstrip("/")
+        if path in self._tree:
+            return Candidate(name=path, uri=uri, kind=kind, bytes=self._tree[path])
+        name = path or posixpath.basename(uri)
+        return Candidate(name=name, uri=uri, kind=kind, bytes=self._stills_by_folder[path], fps=self.fps)
 
     def _there(self, name: str, kinds: Sequence[Kind]) -> Candidate:
         name = name if guess_kind(name) else name + USUAL[kinds[0]]
@@ -142,6 +169,18 @@ class MediaFiles:
         if folder not in self._sizes:
             self._sizes[folder] = list_folder(folder)
         return self._sizes[folder].get(name)
+
+
+def _stills(folder: str) -> int | None:
+    """The bytes of the stills in a folder, None if it holds none."""
+    listed = {} if is_web(folder) else list_folder(folder)
+    return sum(size for name, size in listed.items() if guess_kind(name) == "image" and not is_hidden(name)) or None
+
+
+def _are_numbered(stems: Sequence[str]) -> bool:
+    """Whether names differ by the number at their end only."""
+    prefixes = {stem.rstrip("0123456789") for stem in stems}
+    return len(prefixes) == 1 and all(stem[-1:].isdigit() for stem in stems)
 
 
 def _ends(path: str, tail: str) -> bool:

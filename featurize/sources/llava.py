@@ -6,6 +6,7 @@ Valley: the same, where a video lies in the folder `source`, by default `webvid`
 Valley `valley/data/dataset.py`.
 ShareGPT: `messages`, a list of `{role: user | assistant, content}`, or `conversations`; `images`, `videos`, `audios`,
 lists of paths. Source: the data formats of LLaMA-Factory and ms-swift.
+Where `start` and `end` are numbers, they are the part of the file that a record is about, in seconds.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from featurize.sources.chat import read_turns
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import guess_kind, kind_of
-from featurize.sources.record import LeftOut, Record, Records, Row
+from featurize.sources.record import LeftOut, Record, Records, Row, part_of
 from store import Candidate
 
 LISTS = ("images", "videos", "audios")
@@ -63,7 +64,11 @@ def read_valley(document: Document, files: MediaFiles) -> Records:
 
 
 def _at(files: MediaFiles) -> Find:
-    return lambda row, field, path: files.at(path, kind_of(path, f"{row.where}, field {field!r}"))
+    def find(row: Row, field: str, path: str) -> Candidate:
+        folder = files.folder_kind(path) if field in ("video", "videos") else None
+        return files.at(path, folder or kind_of(path, f"{row.where}, field {field!r}"))
+
+    return find
 
 
 def _read(document: Document, find: Find) -> Records:
@@ -85,6 +90,8 @@ def _record(row: Row, id: str, find: Find) -> Record | LeftOut:
     if messages and isinstance(messages[0], dict) and messages[0].get(fields[0]) == "system":
         meta["system"], messages = messages[0].get(fields[1]), messages[1:]
     media = next((find(row, name, path) for path, name in named.items()), None)
+    if media and all(isinstance(row.value.get(name), int | float) for name in ("start", "end")):
+        media = part_of(media, *row.bounds())
     tokens = _tokens(media, set(named.values())) if media else ()
     return Record(id, media, read_turns(messages, fields, media, tokens, row.where), meta)
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Never
 
+from featurize.sources.kinds import guess_kind
 from store import Candidate, Modality, Turn, UserError
 
 
@@ -17,14 +18,12 @@ class Record:
         media: the file, or None for text only.
         turns: the conversation; none if the source only names the file.
         meta: whatever else the source says, JSON values by name (docs/corpora.md).
-        whole: the source means a part of the file, from `start` to `end`, but the file will be read whole.
     """
 
     id: str
     media: Candidate | None
     turns: tuple[Turn, ...] = ()
     meta: dict[str, object] = field(default_factory=dict)
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,15 @@ def ask(
 ) -> Record:
     """A record of one question and its answer; the answer stands in `meta` too, as evaluation's reference."""
     return Record(id, media, (Turn(question, modality, answer),), {"answer": answer, **meta})
+
+
+def part_of(media: Candidate, start: float | None, end: float | None) -> Candidate:
+    """The part of a video or sound from `start` to `end` seconds, which become part of its name; a still has none."""
+    if media.kind == "image" or (start is None and end is None):
+        return media
+    root, _, suffix = media.name.rpartition(".") if guess_kind(media.name) else (media.name, "", "")
+    bounds = f"{start or 0:g}_{'end' if end is None else f'{end:g}'}"
+    return replace(media, name=f"{root}_{bounds}{suffix and f'.{suffix}'}", start=start, end=end)
 
 
 class Row:
@@ -114,6 +122,15 @@ class Row:
         except (KeyError, TypeError, ValueError):
             seconds = math.nan
         return seconds if math.isfinite(seconds) else self._fail(name, "seconds")
+
+    def bounds(self, start: str = "start", end: str = "end") -> tuple[float | None, float | None]:
+        """The part of a file that a record means, in seconds: from and to; None where it does not say."""
+        first, last = (self.seconds(name) if self.value.get(name) not in (None, "") else None for name in (start, end))
+        if first is not None and first < 0:
+            raise self.error(start, "seconds from the file's beginning")
+        if last is not None and last <= (first or 0.0):
+            raise self.error(end, f"seconds after {first or 0:g}, where the part starts")
+        return first, last
 
     def rest(self, *used: str) -> dict[str, object]:
         """The other fields."""

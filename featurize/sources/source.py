@@ -26,6 +26,7 @@ class Source:
         left_out: the records that cannot become a conversation.
         ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
         passed_over: how many files of a folder are no media, by extension.
+        numbered: folders of numbered stills that are planned as stills, though they may be films.
         unread: how many records hold a field that nobody reads, by the field's name.
     """
 
@@ -35,6 +36,7 @@ class Source:
     left_out: list[LeftOut] = field(default_factory=list)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
+    numbered: list[str] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -60,6 +62,7 @@ def read_sources(
     *,
     instruction: str | None = None,
     strict: bool = False,
+    fps: float | None = None,
 ) -> list[Source]:
     """Read sources: folders of media files, annotation files, and folders of annotation files.
 
@@ -68,6 +71,7 @@ def read_sources(
         media_root: where media paths begin and named files are looked for; by default the folder of the annotations.
         format: the format of every annotation file; by default each file's is recognised.
         instruction: what is asked for with the captions of a list.
+        fps: stills a second of folders that are films; those of a source that is a folder are films if it is given.
         strict: stop at the first record that cannot be used, instead of leaving it out.
 
     Raises:
@@ -80,17 +84,19 @@ def read_sources(
     read = []
     for url in sources:
         if url not in documents:
-            read.append(_read_folder(url))
+            read.append(_read_folder(url, fps))
             continue
         document = replace(documents[url], given=given, instruction=instruction)
         root = media_root or document.folder
-        read.append(_read(document, files.setdefault(root, MediaFiles(root)), format, strict))
+        read.append(_read(document, files.setdefault(root, MediaFiles(root, fps)), format, strict))
     return read
 
 
-def _read_folder(url: str) -> Source:
-    files = MediaFiles(url)
-    return Source(url, "folder", [Record(c.name, c) for c in files.all()], passed_over=files.passed_over())
+def _read_folder(url: str, fps: float | None) -> Source:
+    files = MediaFiles(url, fps)
+    records = [Record(each.name, each) for each in files.all()]
+    numbered = [] if fps else files.numbered()
+    return Source(url, "folder", records, passed_over=files.passed_over(), numbered=numbered)
 
 
 def _read(document: Document, files: MediaFiles, format: str | None, strict: bool) -> Source:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from featurize.sources.document import Document
 from featurize.sources.record import Record
+from featurize.sources.table import FIELDS
 
 # Beside what their readers take, data sets of the LLaVA and ShareGPT forms have these.
 CHATS = frozenset([
     "source", "system", "tools", "model", "split", "data_source", "dataset", "task", "type", "category", "duration",
     "length", "objects", "question_id", "width", "height", "score", "meta", "metadata",
 ])  # fmt: skip
-LIST = frozenset(("path", "uri", "id", "kind", "caption"))
 
 
 def unread(document: Document, format: str, records: Sequence[Record]) -> dict[str, int]:
@@ -21,7 +21,7 @@ def unread(document: Document, format: str, records: Sequence[Record]) -> dict[s
     """
     if format == "list":
         count = sum(not record.turns for record in records)
-        names = [name for record in document.objects for name in record if name not in LIST] if count else []
+        names = [name for record in document.objects for name in record if name not in FIELDS] if count else []
         return dict(Counter(names).most_common())
     if format not in ("llava", "valley", "sharegpt"):
         return {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
 from store.column import create_column, list_columns
-from store.corpus import Candidate, Corpus, Kind, MediaItem, make_key
+from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
 from store.errors import UserError
 from store.reader import Arrays
 from store.shard import Failure, FailureCode, ShardWriter
@@ -113,14 +113,14 @@ def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
         UserError: no id is known, or one could be several items, or two are the same item.
     """
     keys = {item.key for item in corpus.items}
-    of_uri = corpus.key_of_uri
+    of_part = corpus.key_of_part
     stems: dict[str, list[str]] = {}
     for item in corpus.items:
         stems.setdefault(PurePosixPath(item.uri).stem, []).append(item.key)
     ids: dict[str, str] = {}
     strangers = []
     for name, uri in foreign.uris.items():
-        exact = [key for key in (of_uri.get(uri), name, make_key(name)) if key in keys]
+        exact = [key for key in (of_part.get(Part(uri)), name, make_key(name)) if key in keys]
         found = exact[:1] or stems.get(PurePosixPath(name).name, [])
         if len(found) > 1 or (found and found[0] in ids):
             what = f"the items {some(found)}" if len(found) > 1 else f"item {found[0]}, as is {ids[found[0]]!r}"

@@ -11,13 +11,13 @@ from store.care.copying import check_plan, copy_shard
 from store.care.foreign import some
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.corpus import NAME, Corpus, MediaItem
+from store.corpus import NAME, Corpus, MediaItem, Part
 from store.errors import DamagedError, UserError
 from store.shard import shard_name
 from store.spec import canonical_json
 from store.storage import Storage
 
-Items = tuple[tuple[str, str, str], ...]
+Items = tuple[tuple[str, Part, str], ...]
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,19 @@ def _join(corpus: Corpus, theirs: Corpus, storage: Storage) -> dict[int, int]:
 
 
 def _identity(items: list[MediaItem]) -> Items:
-    return tuple((item.key, item.uri, item.kind) for item in items)
+    return tuple((item.key, item.part, item.kind) for item in items)
 
 
 def _check_disjoint(corpus: Corpus, new: list[MediaItem], storage: Storage) -> None:
-    uris = {item.key: item.uri for item in corpus.items}
-    known = set(uris.values())
-    collisions = [item.key for item in new if uris.get(item.key, item.uri) != item.uri]
+    parts = {item.key: item.part for item in corpus.items}
+    known = set(parts.values())
+    collisions = [item.key for item in new if parts.get(item.key, item.part) != item.part]
     if collisions:
         raise UserError(
             f"{storage.url}: {len(collisions)} keys name other files than in the stores before: {some(collisions)}; "
             "plan and featurize one of the two under longer paths (keys are made of them), or train on both as sources"
         )
-    both = [item.key for item in new if item.uri in known]
+    both = [item.key for item in new if item.part in known]
     if both:
         raise UserError(
             f"{storage.url}: {len(both)} items stand in the stores before too, but in other shards: {some(both)}; "

@@ -142,7 +142,7 @@ def test_files_that_a_folder_holds_beside_media_are_counted_and_hidden_ones_neve
         (tmp_path / name).write_bytes(b"x")
     (source,) = read_sources([str(tmp_path)], None)
     assert [record.id for record in source.records] == ["b/y.TS", "x.jpg"]
-    assert join(source).passed_over == {"hidden": 5, ".txt": 2, ".psd": 1, "no extension": 1}
+    assert join([source])[0].passed_over == {"hidden": 5, ".txt": 2, ".psd": 1, "no extension": 1}
 
 
 def test_hidden_files_do_not_make_a_folder_of_annotations_one_of_media(tmp_path):
@@ -154,20 +154,20 @@ def test_hidden_files_do_not_make_a_folder_of_annotations_one_of_media(tmp_path)
 
 def test_a_mistyped_field_is_named_where_records_name_no_media(tmp_path, capsys):
     """Planned as text only, it would train without its media; the only sign was a count of 0."""
-    report = join(read(tmp_path, [chat("a", vide="a.mp4"), chat("b", vide="b.mp4"), chat("c", image="c.jpg")]))
+    [report] = join([read(tmp_path, [chat("a", vide="a.mp4"), chat("b", vide="b.mp4"), chat("c", image="c.jpg")])])
     assert (report.without_media, report.unread) == (2, {"vide": 2})
     show([report])
     said = " ".join(capsys.readouterr().out.split())
     assert "most conversations, 2 of 3, name no media file: text only" in said
     assert "fields of records without a media file that are not read: vide" in said
-    report = join(read(tmp_path, [chat("a", image="a.jpg", topic="x"), chat("b", image="b.jpg"), chat("c")]))
+    [report] = join([read(tmp_path, [chat("a", image="a.jpg", topic="x"), chat("b", image="b.jpg"), chat("c")])])
     assert (report.without_media, report.unread) == (1, {})
 
 
 def test_a_report_counts_the_turns_by_the_sense_that_they_ask_by(tmp_path):
     """A turn without a token becomes text only where another turn has one."""
     messages = [HUMAN, GPT, {**HUMAN, "value": "<AUD> Hear?"}, GPT]
-    report = join(read(tmp_path, [chat("a", video="a.mp4", conversations=messages), chat("b", video="b.mp4")]))
+    [report] = join([read(tmp_path, [chat("a", video="a.mp4", conversations=messages), chat("b", video="b.mp4")])])
     assert report.asks == {"text": 1, "audio": 1, "visual": 1}
 
 
@@ -183,4 +183,4 @@ def test_captions_of_a_list_become_conversations(tmp_path):
 
 
 def test_columns_of_a_list_that_are_not_read_are_named(tmp_path):
-    assert join(read(tmp_path, "path,label,id\na.jpg,cat,1\nb.jpg,dog,2\n", "a.csv")).unread == {"label": 2}
+    assert join([read(tmp_path, "path,label,id\na.jpg,cat,1\nb.jpg,dog,2\n", "a.csv")])[0].unread == {"label": 2}

@@ -63,10 +63,10 @@ def test_the_report_of_a_source_with_every_defect(tmp_path, media, bad_media):
         copies=[],
         ambiguous={},
         left_out=[LeftOut("10", "several media files; a conversation has one")],
-        whole=0,
+        parts=0,
     )
-    assert join(source) == expected
-    probed = join(source, probe=True)
+    assert join([source]) == [expected]
+    [probed] = join([source], probe=True)
     assert probed.unreadable.pop(path("text.mp4")).startswith("FFmpeg: ")
     assert probed.unreadable.pop(path("broken.png")).startswith("Pillow: ")
     assert probed == replace(expected, found=3, copies=[[path("good.mp4"), path("copy.mp4")]])

@@ -8,6 +8,7 @@ from store import (
     Candidate,
     Conversation,
     Corpus,
+    Part,
     Storage,
     Turn,
     UserError,
@@ -86,7 +87,7 @@ def test_plan_round_trip(root, names):
     corpus.save(Storage(root))
     loaded = Corpus.load(Storage(root))
     assert loaded.items == corpus.items
-    assert loaded.key_of_uri["http://x/é"] == corpus.items[-1].key
+    assert loaded.key_of_part[Part("http://x/é")] == corpus.items[-1].key
 
 
 TALKS = [

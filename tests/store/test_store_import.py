@@ -15,6 +15,7 @@ from store import (
     Candidate,
     ColumnReader,
     Corpus,
+    Part,
     Storage,
     UserError,
     column_stats,
@@ -120,8 +121,8 @@ def test_pickles_find_their_videos_by_name(pickles, tmp_path, command):
     assert code == 0
     assert "not in the corpus: 4 of those imported" in out
     reader = ColumnReader(list_columns(Storage(tmp_path / "store"))[0])
-    assert reader.keys() == [corpus.key_of_uri["/videos/v_two.mp4"]]
-    assert reader.failed[corpus.key_of_uri["/videos/other.mp4"]].code == "missing"
+    assert reader.keys() == [corpus.key_of_part[Part("/videos/v_two.mp4")]]
+    assert reader.failed[corpus.key_of_part[Part("/videos/other.mp4")]].code == "missing"
     assert sound(tmp_path / "store")
 
 

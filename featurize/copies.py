@@ -1,0 +1,53 @@
+"""Which files are copies of each other: equal in size, in the first 64 KiB and in the last."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import fsspec
+import xxhash
+
+from featurize.sources.kinds import guess_kind
+from store.console import Meter
+
+THREADS = 16
+EDGE = 1 << 16  # bytes at either end of a file that are compared
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+def find_copies(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Groups of the files that are copies of each other, from the size of each in bytes by its URI.
+
+    Only files that share their size are read. Folders of stills are not compared.
+    """
+    shared = Counter(sizes.values())
+    alike = [uri for uri, size in sizes.items() if size and shared[size] > 1 and guess_kind(uri)]
+    groups: dict[str, list[str]] = {}
+    for uri, digest in zip(alike, in_threads(lambda uri: _digest(uri, sizes[uri]), alike, "compare"), strict=True):
+        groups.setdefault(digest, []).append(uri)
+    return [uris for uris in groups.values() if len(uris) > 1]
+
+
+def in_threads(work: Callable[[A], T], values: Sequence[A], what: str) -> list[T]:
+    """Map in order, with progress."""
+    results: list[T] = []
+    if not values:
+        return results
+    with ThreadPoolExecutor(THREADS) as pool, Meter(what, len(values), "files") as meter:
+        for result in pool.map(work, values):
+            results.append(result)
+            meter.advance(1)
+    return results
+
+
+def _digest(uri: str, size: int) -> str:
+    """Of size and both ends; a file that can no longer be read equals none."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        head = fs.cat_file(path, start=0, end=min(EDGE, size))
+        tail = fs.cat_file(path, start=max(0, size - EDGE), end=size)
+    except OSError:
+        return uri
+    return f"{size} {xxhash.xxh3_128_hexdigest(head + tail)}"
