@@ -43,7 +43,7 @@ def plan(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Stills a second of folders that are films; makes folders of stills films."),
+        typer.Option(min=0.001, help="Stills a second; makes a film of each folder of numbered stills."),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
 ) -> None:

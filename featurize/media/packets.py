@@ -131,7 +131,8 @@ class _Reading:
         if self.sought and self.first is not None and packet.pts is not None and packet.pts < self.first:
             return
         at = packet.pts if packet.pts is not None else packet.dts
-        self.end = max(self.end, (at or 0) + (packet.duration or 0))
+        if at is not None:
+            self.end = max(self.end, at + (packet.duration or 0))
         if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
             self.count += 1
             self._keep(packet)

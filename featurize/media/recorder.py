@@ -47,12 +47,13 @@ class Recorder:
         self._sounds = {rate: Sound(rate) for rate in rates}
         self._mixer: _Mixer | None = None
         self._form: tuple[str, str, int] | None = None
+        self._first = 0.0
         self._begun = self._jumped = False
 
     @property
     def reached(self) -> float:
-        """Seconds of sound up to the last frame: of a part, from the file's beginning; else of frames alone."""
-        return self._start + self.at if self._cut else self.heard
+        """Seconds up to the end of the last frame: of a part, from the file's beginning; else from the first frame."""
+        return self._start + self.at if self._cut else self.at - self._first
 
     def is_late(self, frame: av.AudioFrame) -> bool:
         """Whether the first frame comes after time 0, or tells no time."""
@@ -109,6 +110,9 @@ class Recorder:
         if not self._begun:
             self._begun = True
             self.at = min(time, 0.0) if self._cut else 0.0
+            if 0 < time <= SLACK:
+                self.begin, time = self.begin + time, 0.0
+            self._first = time
         gap = time - self.at
         if abs(gap) <= SLACK:
             return self.at
@@ -181,7 +185,8 @@ class _Mixer:
 
     def push(self, frame: av.AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Take a frame, or None at the end; what is now ready of each rate, mono [n]."""
-        self._source.push(frame)
+        with contextlib.suppress(av.error.EOFError):  # beyond the bounds nothing is taken
+            self._source.push(frame)
         for rate, sink in self._sinks.items():
             with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):  # no more for now, no more at all
                 while True:

@@ -7,6 +7,7 @@ the packets from the keyframe before it to its end are read.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -30,7 +31,9 @@ from featurize.media.promises import check_frames, check_video, frames_promised
 from featurize.media.stills import is_folder, read_folder
 
 BACK = (0.0, 10.0)  # seconds before a part at which to look for a keyframe; then it is decoded from the film's start
+STREAMED = ("mpegts", "mpeg")  # formats in which FFmpeg guesses the times of the first packets after a seek
 NEVER = 1 << 62  # in any time base
+HALF = Fraction(1, 2)
 RATE = 25  # frames a second of a stream that tells none
 
 
@@ -47,7 +50,7 @@ class Found:
         """Scale and keep a frame."""
         image = _image(frame)
         self.pixels[place] = {size: scale(image, size) for size in self.sizes}
-        self.times[place] = frame.time or 0.0
+        self.times[place] = place / RATE if frame.time is None else frame.time
 
     def frames(self, places: NDArray[np.int64]) -> Frames:
         """The frames of a grid, each distinct one once."""
@@ -127,6 +130,8 @@ def _read_part(uri: str, sizes: Sequence[int], count: int, start: float, end: fl
     """Frames of a part: from the keyframe before it if one can be found, else by decoding from the film's start."""
     for back in (*BACK, None):
         with open_video(uri) as (container, stream):
+            if back == 0 and container.format.name in STREAMED:
+                continue
             part = _part(container, stream, start, end)
             seek = None if back is None else part.low - round(back / (stream.time_base or 1))
             if seek is not None and not _sought(container, stream, seek):
@@ -158,7 +163,7 @@ class _Part:
 def _part(container: av.container.InputContainer, stream: av.VideoStream, start: float, end: float | None) -> _Part:
     def ticks(seconds: float) -> int:
         micros = round(seconds * 1e6) + (container.start_time or 0)
-        return round(Fraction(micros, 1_000_000) / (stream.time_base or 1))
+        return math.floor(Fraction(micros, 1_000_000) / (stream.time_base or 1) + HALF)
 
     return _Part(start, ticks(start), NEVER if end is None else ticks(end))
 
@@ -230,6 +235,9 @@ def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: in
             if number in wanted:
                 found.add(number, frame)
             number += 1
+        else:
+            if before is not None and not number and before.pts is None:  # how long the last one is shown is not known
+                part.check(_time(before, at + 1, stream), stream.time_base or Fraction(1))
         found.losses.check(number + (before is not None))
         if not number and before is not None:
             found.add(0, before)

@@ -71,9 +71,9 @@ class MediaFiles:
     def all(self) -> Iterator[Candidate]:
         """All media files below the root, by name; other files are passed over.
 
-        With `fps`, each folder of stills is a film in place of its stills.
+        With `fps`, each folder of numbered stills is a film in place of its stills.
         """
-        films = self._stills_by_folder if self.fps else {}
+        films = set(self.numbered(2)) if self.fps else set()
         for path in sorted([*self._tree, *films]):
             kind = guess_kind(path)
             if path in films:
@@ -81,13 +81,13 @@ class MediaFiles:
             elif kind and not (kind == "image" and posixpath.dirname(path) in films):
                 yield self._below(path, kind)
 
-    def numbered(self) -> list[str]:
-        """The folders whose stills are numbered as the frames of a film are: below the root, by name."""
+    def numbered(self, few: int = FEW) -> list[str]:
+        """The folders, by name, of at least so many stills that are numbered as the frames of a film are."""
         names: dict[str, list[str]] = {}
         for path in self._tree:
             if guess_kind(path) == "image":
                 names.setdefault(posixpath.dirname(path), []).append(posixpath.splitext(posixpath.basename(path))[0])
-        return sorted(folder for folder, stems in names.items() if len(stems) >= FEW and _are_numbered(stems))
+        return sorted(folder for folder, stems in names.items() if len(stems) >= few and _are_numbered(stems))
 
     def passed_over(self) -> dict[str, int]:
         """How many files below the root are no media: by extension, and those that are hidden."""

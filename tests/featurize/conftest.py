@@ -13,6 +13,7 @@ from featurize.media import read_video
 
 WIDTH, HEIGHT, BITS = 128, 64, 8
 QUIET = {"libx265": {"x265-params": "log-level=none"}}
+PLAIN = {"aac": {"aac_pns": "0"}}  # else the decoder makes up noise, another one after a seek
 
 
 def stripes(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -42,7 +43,7 @@ def write(
     with av.open(str(path), "w", options=container or {}) as film:
         stream = film.add_stream(encoder, rate=25, options=QUIET.get(encoder, {}) | options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", gop
-        heard = film.add_stream(sound, rate=48_000, layout="mono") if sound else None
+        heard = film.add_stream(sound, rate=48_000, layout="mono", options=PLAIN.get(sound, {})) if sound else None
         if heard:
             heard.bit_rate = 64_000
         for number in range(count):
@@ -50,6 +51,13 @@ def write(
         film.mux(stream.encode())
         if heard:
             write_tone(film, heard, seconds)
+
+
+def write_sound(path: Path, codec: str, seconds: float) -> None:
+    """A file of sound alone."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono", options=PLAIN.get(codec, {}))
+        write_tone(container, stream, seconds)
 
 
 def write_tone(container: Any, stream: Any, seconds: float, loudness: float = 0.3) -> None:
@@ -98,5 +106,5 @@ def grid(shown: Iterable[int], count: int) -> list[int]:
 @pytest.fixture(scope="session")
 def films() -> SimpleNamespace:
     """The functions of this file."""
-    functions = (write, write_tone, stripes, remux, with_bytes, numbers, grid)
+    functions = (write, write_sound, write_tone, number_of, stripes, remux, with_bytes, numbers, grid)
     return SimpleNamespace(**{function.__name__: function for function in functions})
