@@ -5,12 +5,24 @@ asked of its own code, on tensors without data, before any weight is read (`chec
 """
 
 import copy
+import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors import SafetensorError
+from tokenizers import AddedToken
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.hub import cached_file
 from transformers.utils import logging as transformers_logging
 
 from store import UserError
@@ -31,12 +43,85 @@ def load_shape(model: str) -> tuple[Any, Any]:
     if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
         raise UserError(f"field 'model': {model}: no such folder")
     try:
-        config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        config, tokenizer = AutoConfig.from_pretrained(model), _load_tokenizer(model)
+    except RecursionError:
+        raise UserError(f"field 'model': {model}: its tokenizer lacks the unknown token that it names") from None
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"field 'model': {model}: {_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers makes do with an empty one
+        raise UserError(
+            f"field 'model': {model}: there is no file of a tokenizer; accepted: tokenizer.json, or tokenizer.model"
+        )
+    words = getattr(config, "vocab_size", None)
+    if words and (beyond := {token: n for token, n in _ids(tokenizer).items() if n >= words}):
+        token = min(beyond, key=lambda token: beyond[token])
+        raise UserError(
+            f"field 'model': {model}: {len(beyond)} tokens of its tokenizer have no word vector, such as {token!r}, "
+            f"{beyond[token]}; accepted: ids below {words}, the vocab_size of its config.json"
+        )
     return config, tokenizer
+
+
+def _ids(tokenizer: Any) -> dict[str, int]:
+    """The tokens that conversations are made of: control tokens other than the two marks are never among them."""
+    control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control -= {tokenizer.bos_token, tokenizer.eos_token}
+    return {token: number for token, number in tokenizer.get_vocab().items() if token not in control}
+
+
+def _load_tokenizer(model: str) -> Any:
+    """A tokenizer; one that is published as sentencepiece's file alone gives sentencepiece's own token ids.
+
+    Raises:
+        ValueError: the file is none, or cannot be read here.
+    """
+    if _file(model, "tokenizer.json") or not (path := _file(model, "tokenizer.model")):
+        return AutoTokenizer.from_pretrained(model)
+    try:
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2  # noqa: F401 what conversion imports
+    except ImportError:
+        raise ValueError(
+            "its tokenizer.model needs sentencepiece and protobuf: pip install 'avllm[train]'; "
+            "accepted without them: a folder with tokenizer.json"
+        ) from None
+    try:
+        pieces = SentencePieceProcessor(model_file=path)
+    except (RuntimeError, OSError):
+        raise ValueError(
+            "its tokenizer.model is no sentencepiece model, perhaps a Git LFS pointer; accepted: such a model, or a "
+            "tokenizer.json beside it"
+        ) from None
+    named = _read_json(model, "special_tokens_map.json") | _read_json(model, "tokenizer_config.json")
+    if not str(named.get("tokenizer_class") or "Llama").lower().startswith("llama"):
+        return AutoTokenizer.from_pretrained(model)
+    marks: dict[str, Any] = {}
+    for name, number in (
+        ("bos_token", pieces.bos_id()),
+        ("eos_token", pieces.eos_id()),
+        ("unk_token", pieces.unk_id()),
+    ):
+        mark = named.get(name)  # early folders name them "", later ones as objects
+        text = (mark.get("content") if isinstance(mark, dict) else mark) or (number >= 0 and pieces.id_to_piece(number))
+        if text:
+            marks[name] = AddedToken(text, normalized=False)
+    legacy, begins, ends = (named.get(name) for name in ("legacy", "add_bos_token", "add_eos_token"))
+    return PreTrainedTokenizerFast.from_pretrained(  # the class of LLaMA's would drop a leading space's own token
+        model, legacy=legacy is not False, add_bos_token=begins is not False, add_eos_token=ends is True, **marks
+    )
+
+
+def _file(model: str, name: str) -> str | None:
+    """A file of a folder or a hub's repository; None if it is not there."""
+    found: str | None = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+    return found
+
+
+def _read_json(model: str, name: str) -> dict[str, Any]:
+    path = _file(model, name)
+    found: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
+    return found
 
 
 def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: int | None = None) -> tuple[Any, Any]:
@@ -64,8 +149,13 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
             output_loading_info=True,
         )
         llm, found = loaded
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"field 'model': {model}: {_line(error)}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"field 'model': {model}: a .bin file of its weights is damaged, a Git LFS pointer, or holds more than "
+            "tensors, which is never run; accepted: tensors by torch.save, or safetensors"
+        ) from None
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"field 'model': {model}: its weights cannot be read: {_line(error)}") from None
     lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
     if lacking:
         raise UserError(f"field 'model': {model}: lacks {len(lacking)} of its weights, such as {lacking[0]}")

@@ -1,5 +1,7 @@
 """A model and settings that the tests of choices share."""
 
+import io
+import json
 import shutil
 
 import pytest
@@ -42,3 +44,79 @@ def tiny_run(feature_store, tiny_llm):
 def tied_stage2(tiny_run, tied_llm):
     """Stage 2 on that LLM, with several passes in a step."""
     return tiny_run | {"stage": 2, "steps": 6, "model": str(tied_llm), "batch_tokens": 256, "max_tokens": 256}
+
+
+def mark(text):
+    return {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+@pytest.fixture(scope="session")
+def vicuna(tmp_path_factory):
+    """A tiny LLM in the form in which Vicuna is published: sentencepiece's model, two .bin files, nothing newer."""
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("vicuna") / "llm"
+    folder.mkdir()
+    pieces = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(  # as LLaMA's was
+        sentence_iterator=iter(["System: A chat\n Human: What colour?\n Assistant: red or green"] * 20),
+        model_writer=pieces,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        character_coverage=1.0,
+        hard_vocab_limit=True,
+        minloglevel=2,
+    )
+    marks = {"bos_token": mark("<s>"), "eos_token": mark("</s>"), "unk_token": mark("<unk>")}
+    objects = {name: {"__type": "AddedToken", **value} for name, value in marks.items()}
+    llama = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "float16",
+        "transformers_version": "4.31.0",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_scaling": None,
+        "pretraining_tp": 1,
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    }
+    texts = {
+        "config.json": llama,
+        "generation_config.json": {
+            **{"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+            **{"max_length": 4096, "temperature": 0.9, "top_p": 0.6, "transformers_version": "4.31.0"},
+        },
+        "special_tokens_map.json": {**marks, "pad_token": "<unk>"},
+        "tokenizer_config.json": {
+            **{"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False},
+            **{"model_max_length": 2048, "pad_token": None, "padding_side": "right", "sp_model_kwargs": {}},
+            **{"tokenizer_class": "LlamaTokenizer", **objects},
+        },
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(json.dumps(text))
+    (folder / "tokenizer.model").write_bytes(pieces.getvalue())
+    torch.manual_seed(0)
+    weights = LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).half().state_dict()
+    weights |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}  # of that time
+    names = list(weights)
+    index = {name: f"pytorch_model-0000{1 + (n > 9)}-of-00002.bin" for n, name in enumerate(names)}
+    for file in set(index.values()):
+        torch.save({name: weights[name].clone() for name in names if index[name] == file}, folder / file)
+    size = sum(tensor.nbytes for tensor in weights.values())
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": index})
+    )
+    return folder
