@@ -19,7 +19,7 @@ from store import ColumnSpec, Settings, UserError, parse_settings
 from trainer.attention import NAME as PACKED
 from trainer.data import TrainingData
 from trainer.features import Grid
-from trainer.llm import load_llm
+from trainer.llm import are_weights, digest_of, load_llm
 from trainer.model import AudioVisualLM
 from trainer.prompt import PromptFormat
 from trainer.settings import TrainConfig
@@ -55,6 +55,7 @@ class CheckpointInfo(Settings):
         steps: optimizer steps of that stage.
         base: hub name of the LLM that training began with; None if it was a folder.
         attention: the kernel of attention, torch's version and the device of that stage's last run.
+        llm: digest of the LLM's weights (`digest_of`); None in checkpoints of earlier versions.
     """
 
     format: Literal[1] = 1
@@ -67,6 +68,7 @@ class CheckpointInfo(Settings):
     steps: int
     base: str | None = None
     attention: str | None = None
+    llm: str | None = None
 
     @property
     def grid(self) -> Grid:
@@ -142,6 +144,7 @@ def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: A
     folder = Path(folder)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     (temporary / FOLDER).mkdir(parents=True)
+    info = info.model_copy(update={"llm": digest_of(weights.llm.items(), next(iter(weights.llm.values())).dtype)})
     try:
         llm.save_pretrained(temporary, state_dict=weights.llm)
         tokenizer.save_pretrained(temporary)
@@ -216,6 +219,19 @@ def is_checkpoint(model: str) -> bool:
     return (Path(model) / FOLDER / "config.json").is_file()
 
 
+def check_llm(folder: str | Path, info: CheckpointInfo, llm: Any) -> None:
+    """Refuse a checkpoint whose LLM was replaced: its projectors speak to another one.
+
+    Raises:
+        UserError: the weights of `llm`, which were read from it, are not those that it was written with.
+    """
+    if not are_weights(info.llm, llm):
+        raise UserError(
+            f"{folder}: the LLM's weights are not those that this checkpoint was written with; its projectors were "
+            "trained with those: write it again by python -m trainer export, or train again"
+        )
+
+
 def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
     """The projectors of a checkpoint: `<feature>.weight` [D_l, D], `.bias` [D_l], `.mean` and `.deviation` [D]."""
     return load_file(Path(folder) / FOLDER / "projectors.safetensors")
@@ -227,6 +243,7 @@ def load_checkpoint(
     """A whole model, its tokenizer and what it says about itself."""
     info = read_info(folder)
     llm, tokenizer = load_llm(str(folder), dtype, attention)
+    check_llm(folder, info, llm)
     model = AudioVisualLM(llm, info.grid.widths(info.columns))
     model.projectors.load_state_dict(load_projectors(folder))
     model.to(dtype)

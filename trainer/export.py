@@ -17,7 +17,7 @@ from trainer.llm import check_packing, load_llm
 from trainer.model import AudioVisualLM
 from trainer.settings import Sense, Source
 from trainer.stage import choose_trained, precision
-from trainer.states import States
+from trainer.states import States, check_same_llm
 
 MAX_TOKENS = 4096  # rows of a held-out conversation and of a pass
 
@@ -47,6 +47,7 @@ def export(output: Path, folder: Path, step: str) -> None:
         raise UserError(f"{folder}: exists; name a folder that does not")
     state = states.state(chosen)
     llm, tokenizer = load_llm(state.config.model, precision(state.config))
+    check_same_llm(state, llm, output)
     model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
     choose_trained(state.config, model)
     states.load(chosen).load_weights(model)

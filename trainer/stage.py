@@ -20,6 +20,7 @@ from store.console import Meter, console
 from trainer.checkpoint import (
     ADAPTER,
     CheckpointInfo,
+    check_llm,
     describe,
     gather_weights,
     is_checkpoint,
@@ -32,13 +33,13 @@ from trainer.distributed import Engine, build_engine, check_world, is_first, use
 from trainer.evaluation import HeldOut, summary
 from trainer.features import Grid, rows_of
 from trainer.flops import forward_flops, peak_flops, step_flops
-from trainer.llm import load_llm
+from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.optim import build_optimizer, lr_factor, set_lr
 from trainer.settings import TrainConfig
-from trainer.states import Saver, State, States, check_same_run
+from trainer.states import Saver, State, States, check_same_llm, check_same_run
 
 STATISTICS_SAMPLES = 512  # conversations that the projectors' start is computed from
 
@@ -70,6 +71,7 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
     model = AudioVisualLM(llm, data.widths)
     if is_checkpoint(config.model):
         _check_same_columns(config, data)
+        check_llm(config.model, read_info(config.model), llm)
         weights = {name: w for name, w in load_projectors(config.model).items() if name.split(".")[0] in data.widths}
         model.projectors.load_state_dict(weights)
     else:
@@ -174,6 +176,8 @@ def train(config: TrainConfig) -> None:
     saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
     if saved:
         check_same_run(saved, config, data.identity)
+        check_same_llm(saved, llm, output)
+    base = (saved and saved.base) or digest_of(llm.named_parameters(), precision(config))
     model = build_model(config, data, llm)
     if saved:
         states.load(saved.step).load_weights(model)
@@ -195,7 +199,7 @@ def train(config: TrainConfig) -> None:
         console.print(f"attention: {engine.attention}")
         log = RunLog(config, saved.step if saved else 0, engine.attention)
         (output / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
-    run = Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved)
+    run = Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved, base)
     try:
         run.save_checkpoint(run.all_steps())
     finally:
@@ -231,7 +235,7 @@ def held_out_of(config: TrainConfig) -> HeldOut | None:
 
 @dataclass
 class Run:
-    """A stage under way; `log` is that of the first rank."""
+    """A stage under way; `log` is that of the first rank, `base` the digest of the LLM's first weights."""
 
     config: TrainConfig
     data: TrainingData
@@ -241,6 +245,7 @@ class Run:
     held_out: HeldOut | None
     saver: Saver
     saved: State | None
+    base: str | None = None
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
     _since: int = field(default=0, init=False)
@@ -354,6 +359,7 @@ class Run:
             ranks=self.engine.ranks,
             loss=loss,
             best=self.best,
+            base=self.base,
         )
 
     def save_checkpoint(self, steps: int) -> None:

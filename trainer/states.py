@@ -23,8 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from store import Settings, UserError, parse_settings
+from store.console import console
 from trainer.checkpoint import CheckpointInfo
-from trainer.distributed import MOMENTS, Engine
+from trainer.distributed import MOMENTS, Engine, is_first
+from trainer.llm import are_weights
 from trainer.model import AudioVisualLM
 from trainer.settings import FREE_ON_RESUME, TrainConfig
 
@@ -43,6 +45,7 @@ class State(Settings):
         ranks: that wrote it.
         loss: on the held-out conversations at this step.
         best: the lowest such loss until then, and the step it was found at.
+        base: digest of the weights that the LLM began with (`digest_of`); None in states of earlier versions.
     """
 
     format: Literal[1] = 1
@@ -53,6 +56,7 @@ class State(Settings):
     ranks: int
     loss: float | None = None
     best: tuple[float, int] | None = None
+    base: str | None = None
 
     @property
     def asked(self) -> tuple[list[str], int | None] | None:
@@ -122,6 +126,27 @@ def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
             f"field 'sources': conversations or columns are not those that the run in {config.output} stopped with "
             f"at step {state.step}; take another output, or overwrite=true"
         )
+
+
+def check_same_llm(state: State, llm: Any, output: str | Path) -> None:
+    """Refuse to add what a run trained to other weights than it began with.
+
+    Args:
+        state: of the run.
+        llm: as its folder holds it now.
+        output: of the run.
+
+    Raises:
+        UserError: the weights are others.
+    """
+    model = state.config.model
+    if not are_weights(state.base, llm):
+        raise UserError(
+            f"field 'model': {model}: its weights are not those that the run in {output} began with; "
+            "put those back, or train anew with another output"
+        )
+    if state.base is None and is_first():
+        console.print(f"{state.step} steps were saved by an earlier version: whether {model} is the same is not known")
 
 
 class SavedTensors:

@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from store import UserError, parse_settings
 from trainer.checkpoint import load_checkpoint
+from trainer.export import export
 from trainer.settings import TrainConfig
 from trainer.stage import train
 from trainer.states import States
@@ -144,6 +145,60 @@ def test_a_stopped_run_refuses_other_settings_and_other_data(base, stopped):
     state.write_text(original)
 
 
+def other_weights(folder, to):
+    """The same LLM with other weights of the same names and shapes."""
+    shutil.copytree(folder, to)
+    changed = load_file(to / "model.safetensors")
+    changed["model.layers.1.mlp.up_proj.weight"][3, 5] += 1
+    save_file(changed, to / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+def test_a_run_and_its_adapters_belong_to_the_weights_that_they_began_with(base, tmp_path, capsys, lora):
+    """Adapters on other weights, or a run that goes on with another LLM, give a model that nobody trained."""
+    shutil.copytree(base["model"], tmp_path / "llm")
+    settings = base | {"steps": 4, "save_every": 2, "model": str(tmp_path / "llm"), "lora": lora}
+    run(settings, tmp_path / "run")
+    whole = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    other_weights(base["model"], tmp_path / "other")
+    (tmp_path / "llm").rename(tmp_path / "kept")
+    (tmp_path / "other").rename(tmp_path / "llm")
+    said = r"field 'model': .*llm: its weights are not those that the run in .* began with"
+    with pytest.raises(UserError, match=said):
+        run(settings, tmp_path / "run")
+    with pytest.raises(UserError, match=said):
+        export(tmp_path / "run", tmp_path / "exported", "2")
+    shutil.rmtree(tmp_path / "llm")
+    (tmp_path / "llm").mkdir()
+    for file in (tmp_path / "kept").glob("*.json"):
+        shutil.copy(file, tmp_path / "llm")
+    torch.save(load_file(tmp_path / "kept" / "model.safetensors"), tmp_path / "llm" / "pytorch_model.bin")
+    state = States(tmp_path / "run").path(2) / "state.json"
+    old = json.loads(state.read_text())
+    assert old.pop("base").startswith("float32:")
+    state.write_text(json.dumps(old))
+    export(tmp_path / "run", tmp_path / "exported", "2")
+    assert "whether" in capsys.readouterr().out
+    run(settings, tmp_path / "run")  # the same weights in another file; the state of an earlier version
+    resumed = weights(tmp_path / "run")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_whose_llm_was_replaced_is_refused(base, tmp_path):
+    """Its projectors were trained with another one: a stage that begins there, and answers, would be nonsense."""
+    run(base | {"stage": 1, "steps": 2, "save_every": None, "precision": "bfloat16"}, tmp_path / "first")
+    folder = tmp_path / "first" / "checkpoint"
+    for dtype in (torch.bfloat16, torch.float32):
+        load_checkpoint(folder, dtype)
+    other_weights(folder, tmp_path / "changed")
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(UserError, match="the LLM's weights are not those that this checkpoint was written with"):
+            load_checkpoint(tmp_path / "changed", dtype)
+    with pytest.raises(UserError, match="the LLM's weights are not those"):
+        run(base | {"steps": 2, "model": str(tmp_path / "changed")}, tmp_path / "second")
+
+
 def test_half_written_states_are_not_taken_for_states(base, stopped):
     (stopped / "steps" / ".tmp-00000005").mkdir()
     (stopped / "steps" / "00000005").mkdir()
@@ -163,8 +218,6 @@ def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
     assert states.best() == best
     newest = [10, 11, 12] if best == 12 else [9, 10, 11]  # the end is a checkpoint, and a state only if it is best
     assert states.steps() == sorted({best, *newest})
-    from trainer.export import export
-
     export(tmp_path / "run", tmp_path / "best", "best")
     exported, _, info = load_checkpoint(tmp_path / "best", torch.float32)
     assert info.steps == best
