@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 
 from store import (
     ORDER_VERSION,
+    Arrays,
     Column,
     ColumnReader,
     ColumnSpec,
@@ -27,12 +29,13 @@ from store import (
 )
 from store.console import console
 from trainer.batch import Sample
-from trainer.features import PERCEIVES, Grid, rows_of
-from trainer.prompt import PromptFormat, tokenize_all
+from trainer.features import FEATURES, PERCEIVES, Grid, rows_of
+from trainer.prompt import PromptFormat, beginning, check_prompt, has_response, lead_of, longest_lead, tokenize_all
 from trainer.settings import Sense, Source, TrainConfig
 
 WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
 READ_AT_ONCE = 16  # samples that statistics are taken of
+TOKENIZED_AT_ONCE = 1024  # conversations
 
 
 class LeftOut(NamedTuple):
@@ -71,8 +74,27 @@ class Joined:
             else:
                 self.usable.append(conversation)
 
+    def hollow(self, conversation: Conversation) -> Arrays:
+        """Arrays as long as those of its item, of no width: nothing is read."""
+        needed = [r for r in self.readers if conversation.modality in (r.column.spec.modality, "audio_visual")]
+        return {
+            name: np.empty((r.shape(str(conversation.key), name)[0], 0)) for r in needed for name in r.index.features
+        }
+
+    def longest(self, grid: Grid) -> dict[Modality, int]:
+        """How many rows each modality takes at most, with any item."""
+        most: dict[str, int] = dict.fromkeys(FEATURES, 0)
+        for reader in self.readers:
+            for number, name in enumerate(reader.index.features):
+                for length in np.unique(reader.index.shape[:, number, 0]).tolist():
+                    kept = grid.select({name: np.empty((length, 0))})
+                    most |= {feature: max(most[feature], len(array)) for feature, array in kept.items()}
+        return rows_of({feature: np.empty((length, 0)) for feature, length in most.items()})
+
     def _fault(self, conversation: Conversation) -> str | None:
         """Why a conversation cannot be used, or None."""
+        if not any(map(has_response, conversation.turns)):
+            return "no response"
         for modality in ("visual", "audio"):
             if conversation.modality not in (modality, "audio_visual"):
                 continue
@@ -118,6 +140,30 @@ class Pool:
         return [Sample(t, a, c.modality, f"{c.id} ({c.key})") for t, a, c in zip(tokens, arrays, read, strict=True)]
 
 
+def split_taught(
+    joined: Joined, conversations: Sequence[Conversation], grid: Grid, tokenizer: Any, config: TrainConfig
+) -> tuple[list[Conversation], list[LeftOut]]:
+    """Conversations that have a response within `max_tokens`, and those that would teach nothing.
+
+    Only those whose texts are so long that it may be beyond are tokenized, as far as the first response begins.
+    """
+    longest, start = joined.longest(grid), len(beginning(tokenizer))
+    room = config.max_tokens - start
+    risky = [n for n, c in enumerate(conversations) if longest_lead(c.turns, longest, config.prompt) >= room]
+    mute: set[int] = set()
+    for first in range(0, len(risky), TOKENIZED_AT_ONCE):
+        some = risky[first : first + TOKENIZED_AT_ONCE]
+        chosen = [conversations[n] for n in some]
+        rows = [rows_of(grid.select(joined.hollow(c))) for c in chosen]
+        tokens = tokenize_all(
+            [(lead_of(c.turns), r) for c, r in zip(chosen, rows, strict=True)], tokenizer, config.prompt
+        )
+        mute |= {n for n, t in zip(some, tokens, strict=True) if not any(t.answers[: config.max_tokens])}
+    reason = f"no response within max_tokens {config.max_tokens}"
+    left_out = [LeftOut(conversations[n].id, conversations[n].key, reason) for n in sorted(mute)]
+    return [c for n, c in enumerate(conversations) if n not in mute], left_out
+
+
 def asked_by(sense: Sense, conversation: Conversation) -> Conversation | None:
     """An audio-visual conversation as it is asked by one sense alone; None if a turn needs the other one.
 
@@ -145,6 +191,7 @@ class TrainingData:
     """
 
     def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
+        check_prompt(tokenizer, config.prompt)
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
         joined = [Joined(source, config.visual, config.audio) for source in config.sources]
@@ -161,11 +208,16 @@ class TrainingData:
         weights: dict[str, dict[str, int]] = {modality: {} for modality in PERCEIVES}
         self.size = 0
         for number, source in enumerate(config.sources):
-            for name, modality, asked, times in self._pools_of(joined[number]):
+            for name, modality, drawn, times in self._pools_of(joined[number]):
+                asked, mute = split_taught(joined[number], drawn, self._grid, tokenizer, config)
+                self.left_out += mute
+                if not asked:
+                    continue
                 pool = f"{number}.{name}"
                 self._pools[pool] = Pool(joined[number], asked, modality, self._grid, config.tolerate)
                 weights[modality][pool] = max(1, round(WEIGHT_UNIT * source.weight * times * len(asked)))
                 self.size += round(times * len(asked))
+        self.left_out = list(dict.fromkeys(self.left_out))  # also asked by one sense, it is one conversation
         weights = {modality: pools for modality, pools in weights.items() if pools}
         if not weights:
             reasons = Counter(each.reason for each in self.left_out)

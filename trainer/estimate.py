@@ -28,7 +28,7 @@ from trainer.memory import (
 )
 from trainer.settings import TrainConfig
 from trainer.shapes import column_widths, llm_shape, paper_conversations
-from trainer.stage import check_lengths, held_out_of, precision, report_data
+from trainer.stage import held_out_of, precision, report_data
 
 PROCESSOR = "this processor"
 SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation
@@ -189,7 +189,6 @@ def dry_run(
         steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
     else:
         data = TrainingData(config, tokenizer)
-        check_lengths(config, data)
         held_out_of(config)
         widths, steps = data.widths, data.steps
         count = min(steps, -(-SAMPLED // config.global_batch))

@@ -130,7 +130,11 @@ def _judge(engine: Engine, samples: list[Sample], max_tokens: int) -> list[tuple
 
 
 def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
-    """Mean loss a response token and share of exact answers, of all and of each modality, over all ranks."""
+    """Mean loss a response token and share of exact answers, of all and of each modality, over all ranks.
+
+    Raises:
+        UserError: no conversation has a response within the bound of its length.
+    """
     groups = ["", *PERCEIVES]
     sums: list[float] = []
     for group in groups:
@@ -143,4 +147,6 @@ def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
         if tokens:
             at = f"_{group}" if group else ""
             values |= {f"eval_loss{at}": loss / tokens, f"eval_exact{at}": exact / count}
+    if not values:
+        raise UserError(f"none of {int(totals[0])} held-out conversations has a response within max_tokens")
     return values

@@ -31,13 +31,9 @@ class Grid:
 
         Temporal tokens of a coarser grid are a subset of the finer one's, so they are sub-sampled. A still has one.
         """
-        chosen: Arrays = {}
-        if "temporal" in arrays:
-            step = max(1, len(arrays["temporal"]) // self.frames)
-            chosen["temporal"] = arrays["temporal"][::step]
-            chosen["spatial"] = arrays[f"spatial.t{self.frames}"]
-        if f"audio.k{self.segments}" in arrays:
-            chosen["audio"] = arrays[f"audio.k{self.segments}"]
+        chosen = {feature: arrays[name] for feature, name in self.stored.items() if name in arrays}
+        if "temporal" in chosen:
+            chosen["temporal"] = chosen["temporal"][:: max(1, len(chosen["temporal"]) // self.frames)]
         return chosen
 
     def widths(self, specs: Mapping[str, ColumnSpec]) -> dict[str, int]:

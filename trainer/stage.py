@@ -31,7 +31,7 @@ from trainer.checkpoint import (
 from trainer.data import TrainingData
 from trainer.distributed import Engine, build_engine, check_world, is_first, uses_deepspeed
 from trainer.evaluation import HeldOut, summary
-from trainer.features import Grid, rows_of
+from trainer.features import Grid
 from trainer.flops import forward_flops, peak_flops, step_flops
 from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
@@ -41,6 +41,7 @@ from trainer.optim import build_optimizer, lr_factor, set_lr
 from trainer.settings import TrainConfig
 from trainer.states import Saver, State, States, check_same_llm, check_same_run
 
+NAMED = 5  # conversations that were left out, for each reason
 STATISTICS_SAMPLES = 512  # conversations that the projectors' start is computed from
 
 
@@ -55,13 +56,14 @@ def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> 
     counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
     console.print(f"{data.size} usable conversations ({counts})")
     if data.left_out:
-        reasons = Counter(each.reason for each in data.left_out)
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         path = Path(config.output) / "left_out.jsonl"
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
-        console.print(f"{len(data.left_out)} conversations left out ({counts}){f': {path}' if write else ''}")
+        console.print(f"{len(data.left_out)} conversations left out{f': {path}' if write else ''}")
+        for reason, count in sorted(Counter(each.reason for each in data.left_out).items()):
+            ids = [each.id for each in data.left_out if each.reason == reason]
+            console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
     columns = ", ".join(spec.folder for spec in data.specs.values())
     console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
 
@@ -171,7 +173,6 @@ def train(config: TrainConfig) -> None:
         console.print(f"loading {config.model}, joining conversations with columns")
     llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)
     data = TrainingData(config, tokenizer)
-    check_lengths(config, data)
     held_out = held_out_of(config)
     saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
     if saved:
@@ -212,17 +213,6 @@ def train(config: TrainConfig) -> None:
 def precision(config: TrainConfig) -> torch.dtype:
     """Of the arithmetic and of a checkpoint's LLM."""
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-
-
-def check_lengths(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse a bound of length that leaves no room for words.
-
-    Raises:
-        UserError: an item's features alone take so many rows.
-    """
-    rows = max(rows_of(sample.arrays)["audio_visual"] for sample in data.some(16))
-    if rows >= config.max_tokens:
-        raise UserError(f"field 'max_tokens': {config.max_tokens}; an item's features alone take {rows} rows")
 
 
 def held_out_of(config: TrainConfig) -> HeldOut | None:
@@ -295,10 +285,9 @@ class Run:
         needed = self.engine.largest(len(passes))
         if needed > len(passes):
             passes = self._loader.repack(ready, needed)
-        (tokens,) = self.engine.total(ready.tokens)
-        losses = [
-            self.engine.backward(batch, int(tokens), number == len(passes) - 1) for number, batch in enumerate(passes)
-        ]
+        (found,) = self.engine.total(ready.tokens)
+        tokens = max(1, int(found))
+        losses = [self.engine.backward(batch, tokens, number == len(passes) - 1) for number, batch in enumerate(passes)]
         norm = self.engine.step()
         (loss,) = self.engine.total(float(torch.stack(losses).sum()))
         if not (math.isfinite(loss) and math.isfinite(norm)):
