@@ -1,5 +1,6 @@
 """Which files are copies of each other: equal in size, in the first 64 KiB and in the last."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,28 +18,29 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-def find_copies(sizes: Mapping[str, int]) -> list[list[str]]:
+def find_copies(sizes: Mapping[str, int], quiet: bool = False) -> list[list[str]]:
     """Groups of the files that are copies of each other, from the size of each in bytes by its URI.
 
-    Only files that share their size are read. Folders of stills are not compared.
+    Only files that share their size are read, with progress unless `quiet`. Folders of stills are not compared.
     """
     shared = Counter(sizes.values())
     alike = [uri for uri, size in sizes.items() if size and shared[size] > 1 and guess_kind(uri)]
     groups: dict[str, list[str]] = {}
-    for uri, digest in zip(alike, in_threads(lambda uri: _digest(uri, sizes[uri]), alike, "compare"), strict=True):
+    digests = in_threads(lambda uri: _digest(uri, sizes[uri]), alike, "" if quiet else "compare")
+    for uri, digest in zip(alike, digests, strict=True):
         groups.setdefault(digest, []).append(uri)
     return [uris for uris in groups.values() if len(uris) > 1]
 
 
 def in_threads(work: Callable[[A], T], values: Sequence[A], what: str) -> list[T]:
-    """Map in order, with progress."""
+    """Map in order, with progress of `what`, if that is named."""
     results: list[T] = []
-    if not values:
-        return results
-    with ThreadPoolExecutor(THREADS) as pool, Meter(what, len(values), "files") as meter:
+    with ThreadPoolExecutor(THREADS) as pool, contextlib.ExitStack() as stack:
+        meter = stack.enter_context(Meter(what, len(values), "files")) if what and values else None
         for result in pool.map(work, values):
             results.append(result)
-            meter.advance(1)
+            if meter:
+                meter.advance(1)
     return results
 
 

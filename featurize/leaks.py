@@ -51,12 +51,14 @@ def signs(item: MediaItem, copies: Mapping[str, str]) -> Iterator[tuple[str, str
         yield "youtube" if sure else "youtube?", id
 
 
-def find_leaks(train: Sequence[MediaItem], evaluation: Sequence[MediaItem], probe: bool = False) -> list[Leak]:
+def find_leaks(
+    train: Sequence[MediaItem], evaluation: Sequence[MediaItem], probe: bool = False, quiet: bool = False
+) -> list[Leak]:
     """The media of `evaluation` that share a sign with one of `train`, each with its surest.
 
-    With `probe`, files of equal size are compared too.
+    With `probe`, files of equal size are compared too, with progress unless `quiet`.
     """
-    copies = _copies([*train, *evaluation]) if probe else {}
+    copies = _copies([*train, *evaluation], quiet) if probe else {}
     known: dict[tuple[str, str], MediaItem] = {}
     for item in train:
         for sign in signs(item, copies):
@@ -65,9 +67,9 @@ def find_leaks(train: Sequence[MediaItem], evaluation: Sequence[MediaItem], prob
     return [Leak(by.rstrip("?"), value, known[by, value], item) for item, sign in found if sign for by, value in [sign]]
 
 
-def _copies(items: Iterable[MediaItem]) -> dict[str, str]:
+def _copies(items: Iterable[MediaItem], quiet: bool) -> dict[str, str]:
     """The first of its copies by the URI of each file that has some."""
-    groups = find_copies({item.uri: item.bytes for item in items if item.bytes})
+    groups = find_copies({item.uri: item.bytes for item in items if item.bytes}, quiet)
     return {uri: group[0] for group in groups for uri in group}
 
 
@@ -144,7 +146,7 @@ def leaks(
     """List media that are in training and in evaluation conversations; exit 1 if there are any."""
     training = media_of(Storage(store), train)
     evaluation = media_of(Storage(against_store or store), against)
-    found = find_leaks(training, evaluation, probe)
+    found = find_leaks(training, evaluation, probe, quiet=as_json)
     if as_json:
         said = [{"by": f.by, "shared": f.value, "train": f.train.uri, "evaluation": f.evaluation.uri} for f in found]
         say_json({"training": len(training), "evaluation": len(evaluation), "leaks": said})

@@ -20,7 +20,7 @@ from featurize.encoders.whisper import log_mel, preprocessing
 from featurize.settings import AudioCaptionSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 1  # raised whenever the same settings give other captions
+NUMERICS_VERSION = 2  # raised whenever the same settings give other captions
 PUBLISHED = {
     f"whisper-{name}": {"mu-nlpc": f"MU-NLPC/whisper-{name}-audio-captioning"} for name in ("tiny", "small", "large-v2")
 }

@@ -18,7 +18,7 @@ from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, lo
 from featurize.settings import ClipSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 1  # raised whenever the same settings give other numbers
+NUMERICS_VERSION = 2  # raised whenever the same settings give other numbers
 
 
 class ClipEncoder(TokenEncoder[ClipSettings]):

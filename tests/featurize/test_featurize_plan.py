@@ -230,6 +230,27 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     assert wrong.stderr.endswith("store: has no conversations none; it has: more, test, train\n")
 
 
+def test_copies_under_other_names_are_found_in_all_sources(python, tmp_path, media):
+    """The name of a downloaded video says nothing of its content."""
+    for name in ("train/one.mp4", "train/other.mp4", "test/two.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(media / ("silent.mp4" if "other" in name else "red-loud.mp4"), tmp_path / name)
+    (tmp_path / "train.json").write_text(json.dumps([chat("1", "train/one.mp4"), chat("2", "train/other.mp4")]))
+    (tmp_path / "test.json").write_text(json.dumps([chat("3", "test/two.mp4")]))
+    words = [tmp_path / "train.json", tmp_path / "test.json", "--store", tmp_path / "store"]
+    done = python("featurize", "plan", *words, "--probe", "--report", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    copies = [report["copies"] for report in json.loads((tmp_path / "report.json").read_text())]
+    assert copies == [[], [[str(tmp_path / "train" / "one.mp4"), str(tmp_path / "test" / "two.mp4")]]]
+    assert "1 media of the evaluation conversations test are also in training, first" in done.stdout
+    assert "(same content)" in done.stdout
+    leaks = ["featurize", "leaks", "train", "--against", "test", "--store", tmp_path / "store"]
+    assert python(*leaks).returncode == 0
+    probed = python(*leaks, "--probe", "--json")
+    assert probed.returncode == 1
+    assert [leak["by"] for leak in json.loads(probed.stdout)["leaks"]] == ["content"]
+
+
 def test_splits_of_one_file_are_kept_apart(python, tmp_path):
     """VGGSound's one file holds both splits; as one set of conversations, training would read the test split."""
     (tmp_path / "vggsound.csv").write_text("---g-f_I2yQ,1,marching,test\n--0PQM4-hqg,30,water,train\n")

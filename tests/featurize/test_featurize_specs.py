@@ -35,10 +35,10 @@ FAMILIES = {
 CLASSES = {"clip": ClipSettings, "clap": ClapSettings, "clap-fusion": ClapSettings, "whisper": WhisperSettings}
 OTHER = ("clip", "whisper")  # built in another process
 PINNED = {
-    "clip": "9e0d560327d8b378",
-    "clap": "bbd7b25e23c2d7d9",
-    "clap-fusion": "bafda28f5203f19d",
-    "whisper": "cf41ec2116d44a8a",
+    "clip": "da2a03b4effb3310",
+    "clap": "0d841b5b9cf3cc2a",
+    "clap-fusion": "4ccdb99bf3f5feee",
+    "whisper": "fd6139d9e56a5354",
 }
 
 
