@@ -90,11 +90,10 @@ class Recorder:
         Raises:
             MediaError: the file ends before the part begins (`empty`).
         """
-        end = math.inf
         if picture_end is not None and not self._jumped:
-            end = picture_end - self.begin
-            if min(end, self._length) > self.at + SLACK:
-                self._silence(min(end, self._length))
+            end = min(picture_end - self.begin, self._length)
+            if end > self.at + SLACK:
+                self._silence(end)
         self._flush()
         if not all(map(len, self._sounds.values())):
             raise MediaError("empty", f"nothing from {self._start:g} s on: the sound ends at {self.reached:.1f} s")
