@@ -34,7 +34,7 @@ from trainer.prompt import PromptFormat, beginning, check_prompt, has_response, 
 from trainer.settings import Sense, Source, TrainConfig
 
 WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
-READ_AT_ONCE = 16  # samples that statistics are taken of
+READ_AT_ONCE = 16  # items that statistics are taken of
 TOKENIZED_AT_ONCE = 1024  # conversations
 
 
@@ -194,7 +194,7 @@ class TrainingData:
         check_prompt(tokenizer, config.prompt)
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
-        joined = [Joined(source, config.visual, config.audio) for source in config.sources]
+        self._joined = joined = [Joined(source, config.visual, config.audio) for source in config.sources]
         self.left_out = [each for j in joined for each in j.left_out]
         self.specs: dict[str, ColumnSpec] = {}
         self.builds: dict[str, dict[str, object]] = {}
@@ -304,14 +304,27 @@ class TrainingData:
             samples |= zip(places, self._read(name, [drawn[place][1] for place in places]), strict=True)
         return [samples[place] for place in range(len(drawn))]
 
-    def some(self, count: int) -> Iterator[Sample]:
-        """About `count` samples, alike of all pools: to take statistics of."""
-        each = -(-count // len(self._pools))
-        for name, order in self._orders.items():
-            for first in range(0, min(each, order.size), READ_AT_ONCE):
-                yield from self._read(
-                    name, [order[c] for c in range(first, min(each, order.size, first + READ_AT_ONCE))]
-                )
+    def items(self, count: int) -> Iterator[Arrays]:
+        """What is read of `count` items of each column, spread over all of it, whatever is drawn of it.
+
+        Raises:
+            DamagedError: items are damaged, and no more are tolerated.
+        """
+        for spec in self.specs.values():
+            readers = {r.column.storage.url: r for j in self._joined for r in j.readers if r.column.spec == spec}
+            size = sum(map(len, readers.values()))
+            order = Order(max(1, size), 0)
+            chosen = sorted(order[n] for n in range(min(count, size)))
+            names = [n for f, n in self._grid.stored.items() if f in PERCEIVES[spec.modality]]
+            before = 0
+            for reader in readers.values():
+                every = reader.keys()
+                keys = [every[n - before] for n in chosen if before <= n < before + len(every)]
+                before += len(every)
+                stream = Stream([reader], keys, names, tolerate=self._config.tolerate)
+                for first in range(0, len(keys), READ_AT_ONCE):
+                    batch = stream.__getitems__(range(first, min(len(keys), first + READ_AT_ONCE)))
+                    yield from (self._grid.select(batch.item(number)) for number in range(len(batch)))
 
     def _read(self, pool: str, numbers: Sequence[int]) -> list[Sample]:
         return self._pools[pool].samples(numbers, self._tokenizer, self._config.prompt)

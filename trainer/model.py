@@ -1,6 +1,6 @@
 """AudioVisualLM: three linear projectors and any Hugging Face causal LM of the Llama family."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -129,14 +129,24 @@ class ColumnStatistics:
 
 
 @torch.no_grad()
-def initialize_projectors(model: AudioVisualLM, statistics: ColumnStatistics, seed: int) -> None:
-    """Start each projector so that its rows have the scale of the LLM's word vectors.
+def initialize_projectors(
+    model: AudioVisualLM, statistics: ColumnStatistics, seed: int, names: Collection[str] = FEATURES
+) -> None:
+    """Start projectors so that their rows have the scale of the LLM's word vectors.
 
     The paper is silent on initialisation. Weights are drawn from a seed; mean and deviation are the column's.
+
+    Args:
+        model: that has them.
+        statistics: of the columns.
+        seed: of the weights.
+        names: of those to start.
     """
     scale = model.llm.get_input_embeddings().weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)
     for name, projector in model.linears.items():
+        if name not in names:
+            continue
         mean, deviation = (torch.from_numpy(x).float() for x in statistics.moments(name))
         projector.mean.copy_(mean)
         projector.deviation.copy_(deviation.clamp(min=max(STD_FLOOR * deviation.median().item(), 1e-6)))

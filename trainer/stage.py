@@ -42,7 +42,7 @@ from trainer.settings import TrainConfig
 from trainer.states import Saver, State, States, check_same_llm, check_same_run
 
 NAMED = 5  # conversations that were left out, for each reason
-STATISTICS_SAMPLES = 512  # conversations that the projectors' start is computed from
+STATISTICS_ITEMS = 512  # of a column, that its projectors' start is computed from
 
 
 def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> None:
@@ -69,18 +69,22 @@ def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> 
 
 
 def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisualLM:
-    """The model of a stage: projectors from a checkpoint, or started from the columns' statistics."""
+    """The model of a stage: projectors from a checkpoint, those that it lacks started from the columns' statistics."""
     model = AudioVisualLM(llm, data.widths)
+    trained: dict[str, torch.Tensor] = {}
     if is_checkpoint(config.model):
         _check_same_columns(config, data)
         check_llm(config.model, read_info(config.model), llm)
-        weights = {name: w for name, w in load_projectors(config.model).items() if name.split(".")[0] in data.widths}
-        model.projectors.load_state_dict(weights)
-    else:
+        trained = load_projectors(config.model)
+    known = {name.split(".")[0] for name in trained}
+    if started := data.widths.keys() - known:
         statistics = ColumnStatistics()
-        for sample in data.some(STATISTICS_SAMPLES):
-            statistics.add(sample.arrays)
-        initialize_projectors(model, statistics, config.seed)
+        for arrays in data.items(STATISTICS_ITEMS):
+            statistics.add(arrays)
+        initialize_projectors(model, statistics, config.seed, started)
+    model.projectors.load_state_dict(
+        {name: w for name, w in trained.items() if name.split(".")[0] in data.widths}, strict=False
+    )
     choose_trained(config, model)
     return model
 
@@ -148,9 +152,13 @@ def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
     info = read_info(config.model)
     for modality, spec in data.specs.items():
         trained = info.columns.get(modality)
-        if trained != spec:
-            what = trained.folder if trained else "no column"
-            raise UserError(f"field {modality!r}: {config.model} was trained on {what}, this run reads {spec.folder}")
+        if trained is None:
+            if is_first():
+                console.print(f"{config.model} was trained without {modality}: this run starts to read {spec.folder}")
+        elif trained != spec:
+            raise UserError(
+                f"field {modality!r}: {config.model} was trained on {trained.folder}, this run reads {spec.folder}"
+            )
     for modality in sorted(info.columns.keys() - data.specs.keys()):
         if is_first():
             console.print(f"{config.model} also reads {info.columns[modality].folder}; this run leaves that out")

@@ -189,7 +189,7 @@ def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
     save_conversations(storage, "mixed", talks)
     data = TrainingData(config(storage.url, visual="theirs", audio=None, frames=100), tokenizer)
     assert (data.size, [each.reason for each in data.left_out]) == (2, ["visual: unreadable"])
-    found = {sample.origin.split()[0]: sample.arrays for sample in data.some(2)}
+    found = {sample.origin.split()[0]: sample.arrays for sample in stream(data, 16)}
     assert {name: len(arrays["temporal"]) for name, arrays in found.items()} == {"whole": 100, "short": 60}
     assert np.array_equal(found["short"]["spatial"], rows[100:])
     assert data.builds["visual"] == {"imported": "video-chatgpt"}

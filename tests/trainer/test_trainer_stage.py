@@ -7,14 +7,15 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from store import UserError, load_settings, parse_settings
-from trainer.checkpoint import load_checkpoint, read_info
+from store import ColumnReader, Storage, UserError, load_settings, open_column, parse_settings
+from trainer.checkpoint import load_checkpoint, load_projectors, read_info
 from trainer.data import TrainingData
 from trainer.llm import load_llm
 from trainer.optim import lr_factor
@@ -119,6 +120,45 @@ def test_a_stage_refuses_columns_that_its_checkpoint_was_not_trained_on(base, st
             run({**base, "model": str(stage1[0] / "checkpoint")}, tmp_path / "x")
     finally:
         config.write_text(original)
+
+
+def column_moments(store, name, array):
+    """Mean and deviation of all rows of a column."""
+    reader = ColumnReader(open_column(Storage(store), name))
+    keys = reader.keys()
+    rows = np.concatenate([reader.read(key)[array] for key in keys]).astype(np.float64)
+    return torch.from_numpy(rows.mean(0)).float(), torch.from_numpy(rows.std(0)).float()
+
+
+def test_statistics_are_of_the_column_whatever_is_drawn(base, feature_store, tmp_path):
+    """Seen only in stage 1, sounds are still standardized by what sounds are: a mean of 3, not 0, for good."""
+    run(base | {"mixture": {"visual": 1}, "steps": 2}, tmp_path / "seen")
+    run(base | {"steps": 2}, tmp_path / "all")
+    seen, both = (load_projectors(tmp_path / name / "checkpoint") for name in ("seen", "all"))
+    for name in ("audio.mean", "audio.deviation", "temporal.mean", "spatial.deviation"):
+        assert torch.equal(seen[name], both[name])
+    for feature, column, array in (("audio", "clap-tiny", "audio.k2"), ("spatial", "clip-tiny", "spatial.t4")):
+        mean, deviation = column_moments(feature_store, column, array)
+        torch.testing.assert_close(seen[f"{feature}.mean"], mean)
+        torch.testing.assert_close(seen[f"{feature}.deviation"], deviation)
+    assert seen["audio.mean"].mean() == pytest.approx(3, abs=0.2)
+
+
+def test_a_column_that_first_comes_in_stage_2_has_its_projector_started(base, feature_store, tmp_path, capsys):
+    """With its own statistics, as in a stage 1; the projectors that were trained go on."""
+    run(base | {"audio": None, "steps": 2}, tmp_path / "first")
+    capsys.readouterr()
+    second = {**base, "stage": 2, "steps": 1, "model": str(tmp_path / "first" / "checkpoint"), "lr": 1e-20}
+    run(second, tmp_path / "second")
+    assert "was trained without audio: this run starts to read clap-tiny" in capsys.readouterr().out
+    first, found = (load_projectors(tmp_path / name / "checkpoint") for name in ("first", "second"))
+    assert first.keys() == {name for name in found if not name.startswith("audio")}
+    assert all(torch.equal(tensor, found[name]) for name, tensor in first.items())
+    mean, deviation = column_moments(feature_store, "clap-tiny", "audio.k2")
+    torch.testing.assert_close(found["audio.mean"], mean)
+    torch.testing.assert_close(found["audio.deviation"], deviation)
+    assert found["audio.weight"].std() > 0
+    assert read_info(tmp_path / "second" / "checkpoint").columns.keys() == {"visual", "audio"}
 
 
 def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, tmp_path):
