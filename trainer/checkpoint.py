@@ -144,9 +144,12 @@ def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: A
     folder = Path(folder)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     (temporary / FOLDER).mkdir(parents=True)
-    info = info.model_copy(update={"llm": digest_of(weights.llm.items(), next(iter(weights.llm.values())).dtype)})
+    dtype = next(iter(weights.llm.values())).dtype
+    info = info.model_copy(update={"llm": digest_of(weights.llm.items(), dtype)})
     try:
         llm.save_pretrained(temporary, state_dict=weights.llm)
+        llm.config.dtype = dtype  # else that of the weights in training
+        llm.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         save_file(weights.projectors, temporary / FOLDER / "projectors.safetensors")
         if weights.adapter:

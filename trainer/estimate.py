@@ -15,7 +15,7 @@ from trainer.batch import Batch, Sample, pack, share_out
 from trainer.data import TrainingData
 from trainer.distributed import check_world, is_first, uses_deepspeed, world_size
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
-from trainer.llm import check_packing, load_shape
+from trainer.llm import check_packing, load_shape, say_rounding
 from trainer.memory import (
     MASTER,
     MOMENTS,
@@ -183,6 +183,7 @@ def dry_run(
     known = llm_shape(config.model) if conversations else None
     shape, tokenizer = (known, None) if known else load_shape(config.model)
     check_packing(shape, config.max_tokens, config.model)
+    say_rounding(shape, precision(config), config.model)
     if conversations:
         widths = column_widths(config)
         batches = [paper_conversations(config, config.global_batch)]

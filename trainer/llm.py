@@ -27,8 +27,10 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from store import UserError
+from store.console import console
 from trainer.attention import NAME as PACKED
 from trainer.attention import Packing, packed_attention
+from trainer.distributed import is_first
 
 PROBED = "packed_probed"  # attention that counts its calls
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that look at the longest position of a pass
@@ -140,6 +142,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
     config, tokenizer = load_shape(model)
     if longest:
         check_packing(config, longest, model)
+    say_rounding(config, dtype, model)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model,
@@ -162,6 +165,12 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
         raise UserError(f"field 'model': {model}: lacks {len(lacking)} of its weights, such as {lacking[0]}")
     llm.generation_config = generation_of(llm, tokenizer)
     return llm, tokenizer
+
+
+def say_rounding(config: Any, dtype: torch.dtype, model: str) -> None:
+    """Say that float16 weights lose bits in bfloat16, also in stage 1, which does not train them."""
+    if config.dtype == torch.float16 and dtype == torch.bfloat16 and is_first():
+        console.print(f"{model}: float16 weights are rounded to bfloat16; precision=float32 keeps them as they are")
 
 
 def digest_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> str:

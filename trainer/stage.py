@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from store import UserError, canonical_json
 from store.console import Meter, console
@@ -124,6 +125,7 @@ def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
 
 def _add_adapters(config: TrainConfig, llm: Any) -> None:
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora.layer import ParamWrapper
 
     assert config.lora is not None
     targets = config.lora.targets
@@ -135,15 +137,22 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.model,
     )
+    linear = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     torch.manual_seed(config.seed % 2**63)  # of the adapters' start
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            warnings.filterwarnings("ignore", "The following .*_pattern keys")  # of a mixture's experts: refused too
             inject_adapter_in_model(settings, llm, ADAPTER)
     except ValueError as error:
         raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
     weights = dict(llm.named_parameters())  # what is tied has one name
     for name, module in llm.named_modules():
+        if isinstance(module, ParamWrapper):
+            raise UserError(
+                f"field 'lora.targets': {name} is a mixture's router or experts, which are no linear layers; "
+                f"accepted: {', '.join(sorted(linear - {'lm_head'}))}"
+            )
         if hasattr(module, "lora_A") and (module.lora_embedding_A or f"{name}.base_layer.weight" not in weights):
             raise UserError(f"field 'lora.targets': {name} is an embedding or tied to one; accepted: linear layers")
 

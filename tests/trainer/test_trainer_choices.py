@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 
 from serve.engine import Assistant, Question
 from store import UserError, parse_settings
@@ -106,6 +106,41 @@ def test_what_cannot_be_trained_is_refused_in_a_line(base, field, value, message
     with pytest.raises(UserError, match=message) as refused:
         run(base | {field: value}, tmp_path / "x")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["gate"]])
+def test_adapters_in_a_mixtures_experts_are_refused_for_what_they_are(base, tiny_llm, tmp_path, targets):
+    """Experts are parameters without a layer; what can be adapted is named, and is."""
+    torch.manual_seed(0)
+    sizes = json.loads((tiny_llm / "config.json").read_text())
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "eos_token_id",
+    )
+    mixture = MixtralConfig(**{n: sizes[n] for n in names}, num_key_value_heads=2, num_local_experts=4)
+    AutoModelForCausalLM.from_config(mixture).save_pretrained(tmp_path / "llm")
+    for file in tiny_llm.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "llm")
+    settings = base | {"model": str(tmp_path / "llm"), "steps": 2}
+    said = r"is a mixture's router or experts, which are no linear layers; accepted: k_proj, o_proj, q_proj, v_proj$"
+    with pytest.raises(UserError, match=said):
+        run(settings | {"lora": LORA | {"targets": targets}}, tmp_path / "x")
+    run(settings | {"lora": LORA | {"targets": ["k_proj", "o_proj", "q_proj", "v_proj"]}}, tmp_path / "adapted")
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_checkpoint_says_in_which_precision_it_is(base, tmp_path, lora):
+    """Else whoever loads it as it says gets twice the memory, and a float32 that never was."""
+    run(base | {"steps": 1, "precision": "bfloat16", "lora": lora}, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoint"
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_frozen_parameters_stay_as_they_are(base, tmp_path):

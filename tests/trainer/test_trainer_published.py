@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn, UserError, parse_settings
 from trainer.checkpoint import load_checkpoint
+from trainer.estimate import dry_run
 from trainer.export import export
 from trainer.llm import load_llm, load_shape
 from trainer.prompt import ROW, PromptFormat, tokenize
@@ -46,6 +47,22 @@ def test_vicunas_published_form_trains_both_stages_is_exported_and_asked(python,
     asked = ["--store", store, "--key", "clips-1-mp4", "--max-new-tokens", 4, "What colour?"]
     done = python("serve", "chat", "--checkpoint", second / "checkpoint", *asked)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_float16_weights_that_are_rounded_are_said_to_be(vicuna, tiny_run, tmp_path, capsys, dry):
+    """Stage 1 does not train them, yet its checkpoint holds them as training used them."""
+    for precision in ("bfloat16", "float32"):
+        own = {
+            "stage": 1,
+            "steps": 1,
+            "model": str(vicuna),
+            "precision": precision,
+            "output": str(tmp_path / precision),
+        }
+        (dry_run if dry else train)(parse_settings(TrainConfig, tiny_run | own, "test"))
+        said = "float16 weights are rounded to bfloat16; precision=float32 keeps them" in capsys.readouterr().out
+        assert said == (precision == "bfloat16")
 
 
 CONFIGS = {
