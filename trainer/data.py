@@ -50,6 +50,7 @@ class Joined:
     """The conversations of one source whose media the columns hold.
 
     Attributes:
+        store: its URL.
         usable: the conversations to train on.
         left_out: those that are not.
         columns: the columns that are read.
@@ -57,6 +58,7 @@ class Joined:
 
     def __init__(self, source: Source, visual: str | None, audio: str | None) -> None:
         storage = Storage(source.store)
+        self.store = storage.url
         self.columns: list[Column] = []
         for field, name in (("visual", visual), ("audio", audio)):
             if name is not None:
@@ -112,13 +114,14 @@ class Pool:
     """Conversations of one source that perceive alike, with the arrays they perceive.
 
     Attributes:
+        store: URL of the source's store.
         conversations: of the pool, in the source's order.
     """
 
     def __init__(
         self, joined: Joined, conversations: list[Conversation], modality: Modality, grid: Grid, tolerate: int = 0
     ) -> None:
-        self.conversations = conversations
+        self.store, self.conversations = joined.store, conversations
         self._grid = grid
         features = [grid.stored[feature] for feature in PERCEIVES[modality]]
         readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
@@ -275,6 +278,10 @@ class TrainingData:
             for c in pool.conversations:
                 digest.update(repr((c.id, c.key, [(t.instruction, t.modality, t.response) for t in c.turns])).encode())
         return digest.hexdigest()
+
+    def conversations(self) -> Iterator[tuple[str, Conversation]]:
+        """All that is trained on, each with the URL of its store."""
+        return ((pool.store, c) for pool in self._pools.values() for c in pool.conversations)
 
     def counts(self) -> dict[str, int]:
         """Usable conversations of each modality."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
+from trainer.checkpoint import is_checkpoint
 from trainer.data import TrainingData
 from trainer.distributed import check_world, is_first, uses_deepspeed, world_size
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
@@ -28,7 +29,7 @@ from trainer.memory import (
 )
 from trainer.settings import TrainConfig
 from trainer.shapes import column_widths, llm_shape, paper_conversations
-from trainer.stage import held_out_of, precision, report_data
+from trainer.stage import check_checkpoint, held_out_of, precision, report_data
 
 PROCESSOR = "this processor"
 SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation
@@ -190,14 +191,16 @@ def dry_run(
         steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
     else:
         data = TrainingData(config, tokenizer)
-        held_out_of(config)
+        held_out = held_out_of(config)
+        if is_checkpoint(config.model):
+            check_checkpoint(config, data)
         widths, steps = data.widths, data.steps
         count = min(steps, -(-SAMPLED // config.global_batch))
         batches = [data.samples(number * steps // count, 0, 1) for number in range(count)] if is_first() else []
     if not is_first():
         return
     if not conversations:
-        report_data(data, config, write=False)
+        report_data(data, config, held_out, write=False)
     load = load_of(batches, config, shape, widths, ranks)
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)

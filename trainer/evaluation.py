@@ -4,13 +4,13 @@ An answer is exact if every token of the reference is the most likely one after 
 greedy decoding writes the reference; so one forward pass judges what generation would, end of text included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from store import Order, UserError
+from store import Conversation, Order, UserError
 from store.console import Meter
 from trainer.batch import Sample, pack, share_out
 from trainer.data import Joined, Pool, asked_by
@@ -41,6 +41,17 @@ class Judged:
     tokens: int
     loss: float
     exact: bool
+
+
+class _Asked(NamedTuple):
+    """What makes two conversations one: the medium (a store and a key in it), and what is said."""
+
+    medium: tuple[str, str] | None
+    said: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, store: str, c: Conversation) -> "_Asked":
+        return cls((store, c.key) if c.key else None, tuple((t.instruction, t.response) for t in c.turns))
 
 
 class HeldOut:
@@ -84,6 +95,19 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def overlap(self, trained: Iterable[tuple[str, Conversation]]) -> tuple[int, int]:
+        """How many conversations are trained on too, whoever asks by which sense; and of how many others the media are.
+
+        Args:
+            trained: conversations, each with the URL of its store.
+        """
+        asked = [_Asked.of(self._pools[pool].store, self._pools[pool].conversations[n]) for pool, n in self._members]
+        media = {each.medium for each in asked}
+        found = {each for place, c in trained if (each := _Asked.of(place, c)).medium in media}
+        known = {each.medium for each in found if each.medium}
+        same = sum(each in found for each in asked)
+        return same, sum(each not in found and each.medium in known for each in asked)
 
     def judge(
         self, engine: Engine, tokenizer: Any, prompt: PromptFormat, max_tokens: int, meter: Meter | None = None

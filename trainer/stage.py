@@ -46,12 +46,13 @@ NAMED = 5  # conversations that were left out, for each reason
 STATISTICS_ITEMS = 512  # of a column, that its projectors' start is computed from
 
 
-def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> None:
+def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | None, write: bool = True) -> None:
     """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter.
 
     Args:
         data: of the run.
         config: of the run.
+        held_out: conversations that are asked, which should not be trained on.
         write: that file.
     """
     counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
@@ -65,6 +66,12 @@ def report_data(data: TrainingData, config: TrainConfig, write: bool = True) -> 
         for reason, count in sorted(Counter(each.reason for each in data.left_out).items()):
             ids = [each.id for each in data.left_out if each.reason == reason]
             console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
+    same, media = held_out.overlap(data.conversations()) if held_out else (0, 0)
+    if same or media:
+        console.print(
+            f"warning: of {len(held_out or ())} held-out conversations {same} are also trained on, of {media} others "
+            "the media are: their loss says little about what is new"
+        )
     columns = ", ".join(spec.folder for spec in data.specs.values())
     console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
 
@@ -74,7 +81,7 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
     model = AudioVisualLM(llm, data.widths)
     trained: dict[str, torch.Tensor] = {}
     if is_checkpoint(config.model):
-        _check_same_columns(config, data)
+        check_checkpoint(config, data)
         check_llm(config.model, read_info(config.model), llm)
         trained = load_projectors(config.model)
     known = {name.split(".")[0] for name in trained}
@@ -157,8 +164,20 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
             raise UserError(f"field 'lora.targets': {name} is an embedding or tied to one; accepted: linear layers")
 
 
-def _check_same_columns(config: TrainConfig, data: TrainingData) -> None:
+def check_checkpoint(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse to go on from a checkpoint with other columns; say what else differs from how it was trained.
+
+    Raises:
+        UserError: a column is another one than it was trained on.
+    """
     info = read_info(config.model)
+    then, now = (
+        {"frames": info.frames, "segments": info.segments},
+        {"frames": config.frames, "segments": config.segments},
+    )
+    other = [f"{field} {then[field]} (now {now[field]})" for field in then if then[field] != now[field]]
+    if other and is_first():
+        console.print(f"warning: {config.model} was trained with {', '.join(other)}; its projectors know that grid")
     for modality, spec in data.specs.items():
         trained = info.columns.get(modality)
         if trained is None:
@@ -211,7 +230,7 @@ def train(config: TrainConfig) -> None:
         states.load(saved.step).load_optimizer(engine, saved.step)
     log = None
     if engine.rank == 0:
-        report_data(data, config)
+        report_data(data, config, held_out)
         if saved:
             console.print(f"going on at step {saved.step}, saved by {saved.ranks} process{'es' * (saved.ranks > 1)}")
         console.print(f"attention: {engine.attention}")

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +15,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 
 from serve.engine import Assistant, Question
-from store import UserError, parse_settings
+from store import Storage, UserError, load_conversations, parse_settings, save_conversations
 from trainer.__main__ import main
 from trainer.batch import pack
 from trainer.checkpoint import describe, load_checkpoint, load_projectors, model_card, read_info
 from trainer.data import TrainingData
 from trainer.distributed import PlainEngine
+from trainer.estimate import dry_run
 from trainer.evaluation import _judge
 from trainer.export import export
 from trainer.settings import TrainConfig
@@ -106,6 +108,43 @@ def test_what_cannot_be_trained_is_refused_in_a_line(base, field, value, message
     with pytest.raises(UserError, match=message) as refused:
         run(base | {field: value}, tmp_path / "x")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_held_out_conversations_that_are_trained_on_are_counted(base, feature_store, tmp_path, capsys, dry):
+    """A loss on what was learnt says nothing about what is new; of the same clips it says little."""
+    shutil.copytree(feature_store, tmp_path / "store")
+    storage = Storage(tmp_path / "store")
+    talk = load_conversations(storage, "mixed")
+    about = [c for c in talk if c.key in ("clips-1-mp4", "clips-2-mp4", "clips-4-mp4")]  # three of each
+    rest = [c for c in talk if c not in about]
+    again = [
+        replace(c, id="again", turns=c.turns[:1]) for c in rest[6:11]
+    ]  # other words about media that are trained on
+    for name, conversations in {"rest": rest, "mixed": about + again + rest[12:14], "new": about}.items():
+        save_conversations(storage, name, conversations)
+    source = {"store": str(tmp_path / "store")}
+    for name, said in (
+        ("mixed", "of 16 held-out conversations 2 are also trained on, of 5 others the media are"),
+        ("new", None),
+    ):
+        asked = {"sources": [source | {"conversations": name}], "every": 5, "limit": None}
+        own = {"sources": [source | {"conversations": "rest"}], "evaluation": asked, "output": str(tmp_path / name)}
+        (dry_run if dry else train)(parse_settings(TrainConfig, base | own | {"steps": 1}, "test"))
+        out = capsys.readouterr().out
+        assert said in out if said else "held-out conversations" not in out
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_another_grid_than_the_checkpoints_is_said(base, tmp_path, capsys, dry):
+    """Projectors learnt what one of four frames shows; nothing tells that they know one of two."""
+    run(base | {"stage": 1, "steps": 1}, tmp_path / "first")
+    for frames in (2, 4):
+        own = {"model": str(tmp_path / "first" / "checkpoint"), "frames": frames, "output": str(tmp_path / f"{frames}")}
+        capsys.readouterr()
+        (dry_run if dry else train)(parse_settings(TrainConfig, base | own | {"steps": 1}, "test"))
+        said = "was trained with frames 4 (now 2); its projectors know that grid" in capsys.readouterr().out
+        assert said == (frames == 2)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["gate"]])
