@@ -9,6 +9,7 @@ import fsspec
 
 from featurize.media.bounds import MAX_PIXELS
 from featurize.media.errors import MediaError, blamed
+from featurize.media.structure import is_cut
 
 # Demuxers of files that hold their media themselves. Playlists (hls, dash, concat, sdp) would have FFmpeg open others.
 FORMATS = (
@@ -43,22 +44,34 @@ def check_file(uri: str) -> int:
 
 @contextlib.contextmanager
 def open_container(uri: str) -> Iterator[av.container.InputContainer]:
-    """Open a video or sound file for reading.
+    """Open a video or sound file for reading. If what is read in here fails on a file that lacks its end, that is why.
 
     Raises:
-        MediaError: the file is missing, empty or unreadable.
+        MediaError: the file is missing, empty, unreadable or truncated.
     """
     check_file(uri)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _cut_if_so(uri):
         with blamed("FFmpeg"):
             source = stack.enter_context(fsspec.open(uri, "rb")) if "://" in uri else uri
             container = stack.enter_context(_opened(source))
         yield container
 
 
+@contextlib.contextmanager
+def _cut_if_so(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MediaError as error:
+        if error.code in ("unreadable", "absent") and is_cut(uri):
+            raise MediaError("truncated", f"{error.reason} (the file ends before its last part does)") from None
+        raise
+
+
 def _opened(source: Any) -> av.container.InputContainer:
     try:
         return av.open(source, metadata_errors="replace", options=dict(OPTIONS))  # type: ignore[no-any-return]
+    except av.error.EOFError as error:  # nothing is in it; it need not be cut
+        raise MediaError("unreadable", f"FFmpeg: {error.strerror}") from None
     except av.error.ArgumentError:
         raise MediaError("unreadable", "FFmpeg: none of the formats that are taken for video or sound") from None
 

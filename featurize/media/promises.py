@@ -10,14 +10,17 @@ from featurize.media.errors import MediaError, blamed
 from featurize.media.file import open_container
 from featurize.media.headers import asf_is_cut, mp3_seconds, riff_is_cut
 from featurize.media.packets import Packets
+from featurize.media.structure import is_cut
 
 SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated
 SLACK_FRAMES = 1  # ... unless it is only this much short
 SLACK_SECONDS = 0.25  # ... or this much, where the header counts seconds
 SOUND_SHARE, SOUND_SLACK = 0.95, 0.5  # the same for a stream of sound: codecs pad and headers round
+UNKNOWN = 0xFFFFFFFF  # frames that the header of an IVF film counts while it is written
 LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of the longest stream
+SIZED = ("matroska", "gif", "apng", "ivf", "obu", "rm", "mxf")  # formats whose parts tell best where they end
 # Formats whose headers count the samples of each stream.
-COUNTED = ("mov", "mxf", "wav", "w64", "flac", "aiff", "au", "caf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf")
+COUNTED = ("mov", "wav", "w64", "flac", "aiff", "au", "caf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf")
 
 
 def check_video(uri: str, container: av.container.InputContainer, stream: av.VideoStream, packets: Packets) -> None:
@@ -30,6 +33,9 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
         slots = stream.frames  # each may be left empty: packets are fewer, and the last ones may be empty too
         if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
+    ticks = stream.frames if _format(container) == "ivf" else 0  # some writers count frames, others their time
+    if ticks < UNKNOWN and packets.end < SHARE * ticks - SLACK_FRAMES:
+        raise MediaError("truncated", f"ends at {packets.end} of the {ticks} that the header promises")
     seconds = float(packets.end * (stream.time_base or 0))
     if _format(container) == "mov" and not stream.frames:  # fragments: a header may count their seconds
         _check_seconds(seconds, float((stream.duration or 0) * (stream.time_base or 0)))
@@ -43,7 +49,7 @@ def frames_promised(container: av.container.InputContainer, stream: av.VideoStre
     """
     if _format(container) == "mov":
         return len(stream.index_entries)
-    return int(stream.frames) if _format(container) != "avi" else 0
+    return 0
 
 
 def check_frames(packets: Packets, promised: int) -> None:
@@ -90,6 +96,9 @@ def check_end(uri: str, container: av.container.InputContainer, stream: av.strea
     """
     if _format(container) == "asf" and asf_is_cut(uri, SHARE):
         raise MediaError("truncated", "it has fewer bytes than its header promises")
+    fragments = _format(container) == "mov" and stream.type == "video" and not stream.frames
+    if (fragments or _format(container) in SIZED) and is_cut(uri):
+        raise MediaError("truncated", "the file ends before its last part does")
     guessed = stream.duration is not None  # these headers give the whole file's alone; a stream's is from its bit rate
     promised = 0.0 if guessed or _format(container) not in LONGEST else (container.duration or 0) / 1e6
     if seconds < SHARE * promised - SLACK_SECONDS:

@@ -76,7 +76,7 @@ def test_resampling_keeps_the_pitch(media):
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("truncated.mp4", "unreadable"), ("empty.mp4", "empty"), ("text.mp4", "unreadable"), ("gone.mp4", "missing")],
+    [("truncated.mp4", "truncated"), ("empty.mp4", "empty"), ("text.mp4", "unreadable"), ("gone.mp4", "missing")],
 )
 def test_bad_files_say_why(bad_media, name, code):
     """A file that kills a run at hour nine is a record with a reason here, by sight and by ear."""

@@ -1,0 +1,160 @@
+"""Whether a file ends before its parts do: each tells its length, whatever FFmpeg makes of the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+
+from featurize.media.errors import blamed
+
+SHORTEST = 8  # bytes of a part's head
+HEAD = 282  # bytes that tell a part's length: an Ogg page may need so many
+MAX_GIF_BYTES = 1 << 28  # that are looked through
+REAL = (b".RMF", b"PROP", b"CONT", b"MDPR", b"DATA")  # chunks of RealMedia
+GIF_PARTS = {0x21: 2, 0x2C: 11}  # bytes before the blocks of an extension, of a picture (a table may come between)
+
+
+def is_cut(uri: str) -> bool:
+    """Whether the last part reaches beyond the end of the file; False where the format does not tell."""
+    with blamed("FFmpeg"), fsspec.open(uri, "rb") as file:
+        size = int(file.seek(0, 2))
+        head = _head(file, 0)
+        if head.startswith((b"GIF87a", b"GIF89a")):
+            file.seek(0)
+            return _gif_is_cut(file.read(MAX_GIF_BYTES))
+        for mark, place, begin, length in FORMS:
+            if head.startswith(mark, place):
+                return _reaches_beyond(file, size, begin, length)
+    return False
+
+
+def _reaches_beyond(file: Any, size: int, at: int, length: Callable[[bytes], int]) -> bool:
+    while at < size:
+        step = length(_head(file, at))
+        if not step:
+            return size - at < SHORTEST
+        at += step
+    return at > size or (at == size and length in WITH_END)
+
+
+def _head(file: Any, at: int) -> bytes:
+    """The first bytes of a part, zeros beyond the end of the file."""
+    file.seek(at)
+    return bytes(file.read(HEAD)).ljust(HEAD, b"\0")
+
+
+# Lengths of parts, given their heads; 0 where a part does not tell its own, or is none.
+
+
+def _box(head: bytes) -> int:
+    size = _big(head, 8, 8) if _big(head, 0, 4) == 1 else _big(head, 0, 4)
+    return size if head[4:8].isalnum() and size >= 8 else 0
+
+
+def _element(head: bytes) -> int:
+    """Of Matroska: an id and a size, whose first bits say how many bytes they take."""
+    name = 9 - head[0].bit_length()
+    width = 9 - head[name].bit_length()
+    size = _big(head, name, width) & (1 << 7 * width) - 1
+    return name + width + size if name <= 4 and width <= 8 and size != (1 << 7 * width) - 1 else 0
+
+
+def _riff(head: bytes) -> int:
+    return 8 + _little(head, 4, 4) if head.startswith(b"RIFF") else 0
+
+
+def _form(head: bytes) -> int:
+    return 8 + _big(head, 4, 4) if head.startswith(b"FORM") else 0
+
+
+def _asf_object(head: bytes) -> int:
+    return _little(head, 16, 8)
+
+
+def _flv_tag(head: bytes) -> int:
+    return 15 + _big(head, 1, 3) if head[0] in (8, 9, 18) else 0
+
+
+def _flac_block(head: bytes) -> int:
+    return 4 + _big(head, 1, 3) if head[0] & 0x7F < 0x7F else 0
+
+
+def _ogg_page(head: bytes) -> int:
+    return 27 + head[26] + sum(head[27 : 27 + head[26]]) if head.startswith(b"OggS") else 0
+
+
+def _caf_chunk(head: bytes) -> int:
+    return 12 + _big(head, 4, 8) if head[4] < 0x80 else 0
+
+
+def _png_chunk(head: bytes) -> int:
+    return 12 + _big(head, 0, 4) if head[4:8] != b"IEND" else 0
+
+
+def _ivf_frame(head: bytes) -> int:
+    return 12 + _little(head, 0, 4)
+
+
+def _real_chunk(head: bytes) -> int:
+    """FFmpeg counts 10 bytes too many for the chunk that holds the data."""
+    return _big(head, 4, 4) - 10 * head.startswith(b"DATA") if head[:4] in REAL else 0
+
+
+def _obu(head: bytes) -> int:
+    """Of AV1: seven bits of the size in each byte, the last of which is less than 128."""
+    if not head[0] & 2:
+        return 0
+    at, size, shift = 1 + (head[0] >> 2 & 1), 0, 0
+    while head[at] & 0x80 and shift < 49:
+        size, at, shift = size | (head[at] & 0x7F) << shift, at + 1, shift + 7
+    return at + 1 + (size | head[at] << shift)
+
+
+def _mxf_header(head: bytes) -> int:
+    """Up to the file's footer, if the header says where that is."""
+    footer = 17 + (head[16] & 0x7F if head[16] & 0x80 else 0) + 24
+    return _big(head, footer, 8) + 16 if head[13] == 2 and _big(head, footer, 8) else 0
+
+
+def _big(head: bytes, at: int, size: int) -> int:
+    return int.from_bytes(head[at : at + size], "big")
+
+
+def _little(head: bytes, at: int, size: int) -> int:
+    return int.from_bytes(head[at : at + size], "little")
+
+
+WITH_END = (_png_chunk,)  # the last of whose parts says that no more follow
+# What marks a format, where, where its parts begin, and how long they are.
+FORMS: tuple[tuple[bytes | tuple[bytes, ...], int, int, Callable[[bytes], int]], ...] = (
+    ((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"), 4, 0, _box),
+    (b"\x1a\x45\xdf\xa3", 0, 0, _element),
+    (b"RIFF", 0, 0, _riff),
+    (b"FORM", 0, 0, _form),
+    (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), 0, 0, _asf_object),
+    (b"FLV", 0, 13, _flv_tag),
+    (b"fLaC", 0, 4, _flac_block),
+    (b"OggS", 0, 0, _ogg_page),
+    (b"caff", 0, 8, _caf_chunk),
+    (b"\x89PNG\r\n\x1a\n", 0, 8, _png_chunk),
+    (b"DKIF", 0, 32, _ivf_frame),
+    (b".RMF", 0, 0, _real_chunk),
+    (b"\x12\x00\x0a", 0, 0, _obu),
+    (bytes.fromhex("060e2b34"), 0, 0, _mxf_header),
+)
+
+
+def _gif_is_cut(data: bytes) -> bool:
+    at = 13 + _table(data[10]) if len(data) > 10 else 13
+    while at < len(data) and data[at] in GIF_PARTS:
+        picture = data[at] == 0x2C and at + 9 < len(data)
+        at += GIF_PARTS[data[at]] + (_table(data[at + 9]) if picture else 0)
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return at >= len(data)
+
+
+def _table(bits: int) -> int:
+    """Bytes of a table of colours, if a byte says that there is one."""
+    return 3 << (bits & 7) + 1 if bits & 0x80 else 0

@@ -1,0 +1,134 @@
+"""Where films and sounds end: what is cut is `truncated`, what is whole passes, and half a packet is no frame."""
+
+import io
+
+import av
+import pytest
+
+from featurize.media import MediaError, read_audio, read_video
+from featurize.media.probe import probe
+from featurize.media.structure import is_cut
+
+GRIDS = (2, 8, 32)
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+PIXELS = {"gif": "rgb8", "apng": "rgb24", "png": "rgb24", "mjpeg": "yuvj420p"}
+
+
+class Pipe(io.RawIOBase):
+    """Takes bytes and cannot go back, so that headers keep what they say while a file is written."""
+
+    def __init__(self, path):
+        self._path = path
+        path.write_bytes(b"")
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        with self._path.open("ab") as file:
+            return file.write(data)
+
+
+def film(films, path, encoder, file=None, count=60, form=None, options=None, **words):
+    with av.open(file or str(path), "w", format=form, options=options or {}) as container:
+        stream = container.add_stream(encoder, rate=25, options=words)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, PIXELS.get(encoder, "yuv420p")
+        stream.gop_size = int(words.get("g", 12))
+        for number in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(films.stripes(number), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def shows(films, path, expected):
+    for count in GRIDS:
+        assert films.numbers(path, count) == films.grid(expected, count)
+
+
+def refused(read, path):
+    with pytest.raises(MediaError) as error:
+        read(str(path))
+    return error.value.code
+
+
+def sees(path):
+    return read_video(path, [64], 4)
+
+
+def hears(path):
+    return read_audio(path, [16_000], 600)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "options"),
+    [
+        ("film.mp4", "libx264", {}), ("film.mov", "mpeg4", {}), ("parts.mov", "png", FRAGMENTS),
+        ("film.avi", "mjpeg", {}), ("film.mkv", "libx264", {}), ("film.webm", "libvpx", {}), ("film.wmv", "wmv2", {}),
+        ("film.mxf", "mpeg2video", {}), ("film.rm", "rv20", {}), ("film.gif", "gif", {}), ("film.apng", "apng", {}),
+        ("film.ivf", "libvpx", {}), ("film.obu", "libsvtav1", {}),
+    ],
+)  # fmt: skip
+def test_a_film_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, options):
+    """Not `unreadable`, `absent`, or a whole film: the download is to be repeated."""
+    film(films, tmp_path / name, encoder, options=options)
+    assert not is_cut(str(tmp_path / name))
+    assert len(sees(str(tmp_path / name)).times) == 4
+    data = (tmp_path / name).read_bytes()
+    for size in (200, len(data) // 3, len(data) * 2 // 3, len(data) * 9 // 10):
+        (tmp_path / name).write_bytes(data[:size])
+        assert (size, refused(sees, tmp_path / name)) == (size, "truncated")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("sound.wav", "pcm_s16le"), ("sound.flac", "flac"), ("sound.ogg", "libopus"), ("sound.m4a", "aac"),
+        ("sound.aiff", "pcm_s16be"), ("sound.caf", "pcm_s16be"), ("sound.mka", "flac"),
+    ],
+)  # fmt: skip
+def test_the_first_bytes_of_a_sound_are_truncated_too(films, tmp_path, name, encoder):
+    with av.open(str(tmp_path / name), "w") as container:
+        films.write_tone(container, container.add_stream(encoder, rate=48_000, layout="mono"), 2)
+    assert not is_cut(str(tmp_path / name))
+    hears(str(tmp_path / name))
+    data = (tmp_path / name).read_bytes()
+    for size in (20, 50, 70):
+        (tmp_path / name).write_bytes(data[:size])
+        assert (size, refused(hears, tmp_path / name)) == (size, "truncated")
+    (tmp_path / name).write_bytes(data[:20])
+    assert refused(lambda path: probe(path, "audio"), tmp_path / name) == "truncated"
+
+
+def test_a_whole_file_without_its_index_is_unreadable(films, tmp_path):
+    """A camera that lost power leaves no index; the same file comes again, however often it is fetched."""
+    film(films, tmp_path / "film.mp4", "libx264")
+    data = (tmp_path / "film.mp4").read_bytes()
+    (tmp_path / "film.mp4").write_bytes(data[: data.index(b"moov") - 4])
+    assert refused(sees, tmp_path / "film.mp4") == "unreadable"
+
+
+def test_a_whole_file_without_frames_is_unreadable(films, tmp_path):
+    film(films, tmp_path / "film.webm", "libvpx")
+    with av.open(str(tmp_path / "film.webm")) as old, av.open(str(tmp_path / "none.webm"), "w") as new:
+        new.add_stream_from_template(old.streams.video[0])
+        new.start_encoding()
+    assert refused(sees, tmp_path / "none.webm") == "unreadable"
+
+
+def test_a_film_that_was_streamed_promises_nothing(films, tmp_path):
+    """Its header has the mark of an unknown number, which FFmpeg takes for a number."""
+    film(films, tmp_path / "film", "libvpx", Pipe(tmp_path / "film"), form="ivf")
+    shows(films, tmp_path / "film", range(60))
+
+
+def test_the_sound_of_a_film_that_was_streamed_promises_nothing(films, tmp_path):
+    """FFmpeg guesses its duration from the bit rate."""
+    with av.open(Pipe(tmp_path / "film.mxf"), "w", format="mxf") as container:
+        stream = container.add_stream("prores_ks", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv422p10le"
+        heard = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
+        for number in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(films.stripes(number), format="rgb24")))
+        container.mux(stream.encode())
+        films.write_tone(container, heard, 4)
+    sound = read_audio(str(tmp_path / "film.mxf"), [16_000], 60)[16_000]
+    assert len(sound) / 16_000 == pytest.approx(4, abs=0.1)
