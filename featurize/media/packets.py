@@ -14,6 +14,8 @@ from featurize.media.decoding import REPEATING
 from featurize.media.errors import MediaError, blamed
 
 WORTH = 32  # frames that need not be decoded, for which a seek is worth its while
+WHOLE = ("mov", "matroska", "avi", "flv", "asf")  # formats in which no part of a frame passes for one, be the file cut
+HEAD = 256  # bytes that hold what an MPEG-4 keyframe's packet says of the film
 TINY = 12  # bytes: an MPEG-4 packet with no more may say that nothing is coded, and then shows nothing
 
 
@@ -32,8 +34,10 @@ class Packets:
 
     Attributes:
         held: packets, empty ones too.
-        whole: whether they are all, to the end of the stream.
+        complete: whether they are all, to the end of the stream.
         count: frames that decoding them should show: not those outside an edit list, nor hidden references.
+        before: how many of these come before the first keyframe: a recording may begin between keyframes.
+        doubtful: the last place, if the packet there may be cut: only decoding it can tell.
         sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
         end: when the last packet ends, in the stream's time base.
         shown: presentation times of the frames in the order they are shown, int64 [n], in the stream's time base;
@@ -43,8 +47,10 @@ class Packets:
     """
 
     held: int
-    whole: bool
+    complete: bool
     count: int
+    before: int
+    doubtful: list[int]
     sure: bool
     end: int
     shown: NDArray[np.int64]
@@ -80,14 +86,16 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
         shows=SHOWS.get(codec, _always),
         smallest=TINY if codec == "mpeg4" else 0,
         sought=until is not None,
+        seekable=container.format.name != "mpeg",
+        whole=container.format.name.split(",")[0] in WHOLE,
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
             if until is not None and packet.dts is not None and packet.dts >= until:  # none is shown before its dts
-                return reading.packets(whole=False)
+                return reading.packets(complete=False)
             if packet.size or packet.dts is not None or packet.pts is not None:  # the very last one has none of these
                 reading.add(packet)
-    return reading.packets(whole=True)
+    return reading.packets(complete=True)
 
 
 @dataclass
@@ -100,6 +108,9 @@ class _Reading:
         shows: whether a packet's bytes hold a frame that is shown.
         smallest: bytes; whether a packet of no more shows a frame, only decoding can tell.
         sought: whether they begin in mid-stream: what is shown before the first keyframe does not count.
+        seekable: whether packets have the same times after a seek. A part of a program stream may begin with the rest
+            of a frame, to which FFmpeg then gives the next one's time.
+        whole: whether the last packet surely is a frame like the others.
     """
 
     by_pts: bool
@@ -107,11 +118,15 @@ class _Reading:
     shows: Callable[[memoryview], bool]
     smallest: int
     sought: bool
+    seekable: bool
+    whole: bool
     held: int = 0
     count: int = 0
+    before: int = 0
     end: int = 0
     sure: bool = True
     first: int | None = None
+    head: bytes = b""
     shown: "array[int]" = field(default_factory=lambda: array("q"))
     keys: "array[int]" = field(default_factory=lambda: array("q"))
     seeks: "array[int]" = field(default_factory=lambda: array("q"))
@@ -126,6 +141,10 @@ class _Reading:
         if not packet.size and not self.repeats:
             return
         self.sure = self.sure and packet.pts is not None and packet.size > self.smallest and not packet.is_corrupt
+        if self.smallest and packet.is_keyframe:
+            head = _mpeg4_head(bytes(memoryview(packet)[:HEAD]))
+            self.head = self.head or head
+            self.sure = self.sure and head in (b"", self.head)
         if self.held == 1:
             self.first, self.sure = packet.pts, self.sure and packet.is_keyframe
         if self.sought and self.first is not None and packet.pts is not None and packet.pts < self.first:
@@ -134,6 +153,7 @@ class _Reading:
         if at is not None:
             self.end = max(self.end, at + (packet.duration or 0))
         if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
+            self.before += self.before == self.count and not packet.is_keyframe
             self.count += 1
             self._keep(packet)
 
@@ -141,11 +161,11 @@ class _Reading:
         if packet.pts is None:
             return
         self.shown.append(packet.pts)
-        if packet.is_keyframe and packet.size:
+        if packet.is_keyframe and packet.size and self.seekable:
             self.keys.append(packet.pts)
             self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)
 
-    def packets(self, whole: bool) -> Packets:
+    def packets(self, complete: bool) -> Packets:
         """All of them. Frames shown before the first keyframe lack what they are made from: some decoders drop them."""
         pts, keys, seeks = (np.array(times, np.int64) for times in (self.shown, self.keys, self.seeks))
         shown = np.unique(pts)
@@ -154,11 +174,17 @@ class _Reading:
         if not sure:
             shown, keys, seeks = shown[:0], keys[:0], seeks[:0]
         places = np.searchsorted(shown, keys).astype(np.int64)
-        return Packets(self.held, whole, self.count, sure, self.end, shown, places, seeks)
+        doubtful = [] if self.whole or not self.count else [self.count - 1]
+        return Packets(self.held, complete, self.count, self.before, doubtful, sure, self.end, shown, places, seeks)
 
 
 def _always(data: memoryview) -> bool:
     return True
+
+
+def _mpeg4_head(data: bytes) -> bytes:
+    """What says how frames are made, without times. Where it changes, the decoder may drop the frame it waited with."""
+    return data.partition(b"\0\0\1\xb3")[0].partition(b"\0\0\1\xb6")[0]
 
 
 def _vp8(data: memoryview) -> bool:

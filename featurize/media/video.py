@@ -93,7 +93,7 @@ def read_video(
     with open_video(uri) as (container, stream):
         packets = _whole(uri, container, stream)
         places = frame_indices(packets.count, count)
-        wanted = sorted(set(places.tolist()))
+        wanted = sorted({*places.tolist(), *packets.doubtful})
         found = Found(sizes)
         runs = packets.runs(wanted)
         if len(runs) > 1 and all(_decode_run(container, stream, packets, run, found) for run in runs):
@@ -137,7 +137,7 @@ def _read_part(uri: str, sizes: Sequence[int], count: int, start: float, end: fl
             if seek is not None and not _sought(container, stream, seek):
                 continue
             packets = read_packets(container, stream, part.high if seek is not None else None)
-            if packets.whole and packets.end < part.high:
+            if packets.complete and packets.end < part.high:
                 _check_reached(uri, part)
             frames = _by_packets(container, stream, packets, part, sizes, count)
         if frames := frames or _by_decoding(uri, sizes, count, part, seek):
@@ -259,10 +259,12 @@ def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) 
     total, known = packets.count, False
     for _ in range(2):
         found, places = Found(sizes), frame_indices(total, count)
-        decoded = _decode_through(uri, set(places.tolist()), found, packets, total if known else None)
+        wanted = {*places.tolist(), *(packets.doubtful if not known else ())}
+        decoded = _decode_through(uri, wanted, found, packets, total if known else None)
         if decoded == total:
             return found.frames(places)
-        if decoded + found.losses.skipped < packets.count / 2 - 1:  # two packets may be the two fields of one frame
+        least = (packets.count - packets.before) / 2 - 1  # two packets may be the two fields of one frame
+        if decoded + found.losses.skipped < least:
             raise MediaError("truncated", f"only {decoded} of {packets.count} frames can be decoded")
         total, known = decoded, True
     raise MediaError("unreadable", "the video does not decode twice to the same frames")

@@ -1,8 +1,11 @@
 """Where films and sounds end: what is cut is `truncated`, what is whole passes, and half a packet is no frame."""
 
+import contextlib
 import io
+import subprocess
 
 import av
+import imageio_ffmpeg
 import pytest
 
 from featurize.media import MediaError, read_audio, read_video
@@ -37,6 +40,26 @@ def film(films, path, encoder, file=None, count=60, form=None, options=None, **w
         for number in range(count):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(films.stripes(number), format="rgb24")))
         container.mux(stream.encode())
+
+
+def ffmpeg(films, folder, words, count):
+    """Run the ffmpeg command on a film of so many numbered frames."""
+    source = "-y -loglevel error -f rawvideo -pix_fmt rgb24 -s 128x64 -r 25 -i -"
+    pictures = b"".join(films.stripes(number).tobytes() for number in range(count))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *source.split(), *words.split()]
+    subprocess.run(command, cwd=folder, input=pictures, check=True)
+
+
+def decoded(path):
+    """The numbers of the frames that plain decoding shows."""
+    frames = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            with contextlib.suppress(av.error.InvalidDataError):
+                frames += stream.decode(packet)
+    bits = [frame.to_ndarray(format="gray")[32, 8::16] > 127 for frame in frames]
+    return [sum(1 << place for place in range(8) if row[place]) for row in bits]
 
 
 def shows(films, path, expected):
@@ -132,3 +155,43 @@ def test_the_sound_of_a_film_that_was_streamed_promises_nothing(films, tmp_path)
         films.write_tone(container, heard, 4)
     sound = read_audio(str(tmp_path / "film.mxf"), [16_000], 60)[16_000]
     assert len(sound) / 16_000 == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("film.nut", "ffv1"), ("film.mpg", "mpeg1video")])
+def test_half_a_packet_at_the_end_is_no_frame(films, tmp_path, name, encoder):
+    """Where the container promises nothing, what is there is taken: without the packet that was cut."""
+    film(films, tmp_path / name, encoder, g="250")
+    data = (tmp_path / name).read_bytes()
+    for size in range(len(data) // 2, len(data) // 2 + 1000, 100):
+        (tmp_path / name).write_bytes(data[:size])
+        shows(films, tmp_path / name, decoded(tmp_path / name))
+
+
+@pytest.mark.parametrize("ending", ["avi", "ts"])
+def test_joined_films_of_mpeg4_may_lose_a_frame(films, tmp_path, ending):
+    """The last one of a film with B-frames, where one without them follows: the decoder no longer waits for it."""
+    ffmpeg(films, tmp_path, f"-c:v mpeg4 -q:v 3 -bf 2 -g 250 first.{ending}", count=54)
+    ffmpeg(films, tmp_path, f"-c:v mpeg4 -q:v 3 -bf 0 -g 1 second.{ending}", count=61)
+    (tmp_path / "list").write_text(f"file first.{ending}\nfile second.{ending}\n")
+    ffmpeg(films, tmp_path, f"-f concat -safe 0 -i list -map 1 -c copy joined.{ending}", count=1)
+    numbers = decoded(tmp_path / f"joined.{ending}")
+    assert len(numbers) == 114
+    shows(films, tmp_path / f"joined.{ending}", numbers)
+
+
+def test_most_of_a_recording_may_come_before_its_first_keyframe(films, tmp_path):
+    """Decoders of MPEG-1 and 2 drop it without a word."""
+    film(films, tmp_path / "whole.mpg", "mpeg1video", count=100, g="80", sc_threshold="1000000000")
+    data = (tmp_path / "whole.mpg").read_bytes()
+    (tmp_path / "begun.mpg").write_bytes(data[len(data) // 8 :])
+    with av.open(str(tmp_path / "begun.mpg")) as container:
+        assert sum(1 for packet in container.demux(video=0) if packet.size) > 60
+    shows(films, tmp_path / "begun.mpg", range(80, 100))
+
+
+@pytest.mark.parametrize("encoder", ["mpeg1video", "mpeg2video"])
+def test_frames_of_a_program_stream_are_where_a_whole_reading_finds_them(films, tmp_path, encoder):
+    """After a seek FFmpeg gives them the times of their neighbours."""
+    sound = "-f lavfi -i sine=r=48000:d=6"
+    ffmpeg(films, tmp_path, f"{sound} -c:v {encoder} -q:v 3 -bf 2 -g 1 film.mpg", count=90)
+    shows(films, tmp_path / "film.mpg", range(90))
