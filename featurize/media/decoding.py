@@ -4,6 +4,7 @@ Players go on after such a packet. What is lost is counted and bounded, so that 
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from featurize.media.errors import MediaError, blamed
 SHARE = 0.05  # of the packets since the first frame may be lost ...
 FEW = 4  # ... and this many more
 TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats after whose sound tags may stand
+MPEG4_SIZE = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # begins the header that says how large frames are
 REPEATING = ("theora",)  # codecs in which an empty packet says "the same picture again"
 
 
@@ -135,8 +137,14 @@ def _decoded(stream: Any, packet: Any, losses: Losses, begun: bool) -> list[Any]
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError as error:  # decoders have many words for damage
-        if isinstance(error, av.error.ArgumentError) and stream.type == "video" and not stream.codec_context.width:
-            reason = f"frames of no valid size, or of more than {MAX_PIXELS} pixels"  # FFmpeg then forgets the size
+        if isinstance(error, av.error.ArgumentError) and stream.type == "video" and _size_refused(stream, packet):
+            reason = f"frames of no valid size, or of more than {MAX_PIXELS} pixels"
             raise MediaError("too_large", reason) from None
         losses.add(error, begun)
         return []
+
+
+def _size_refused(stream: Any, packet: Any) -> bool:
+    """Whether a decoder refused the size of frames, which FFmpeg then forgets. In MPEG-4 it may not have come yet."""
+    context = stream.codec_context
+    return not context.width and (context.name != "mpeg4" or MPEG4_SIZE.search(bytes(packet)) is not None)

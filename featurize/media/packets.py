@@ -36,7 +36,6 @@ class Packets:
         held: packets, empty ones too.
         complete: whether they are all, to the end of the stream.
         count: frames that decoding them should show: not those outside an edit list, nor hidden references.
-        before: how many of these come before the first keyframe: a recording may begin between keyframes.
         doubtful: the last place, if the packet there may be cut: only decoding it can tell.
         sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
         end: when the last packet ends, in the stream's time base.
@@ -49,7 +48,6 @@ class Packets:
     held: int
     complete: bool
     count: int
-    before: int
     doubtful: list[int]
     sure: bool
     end: int
@@ -122,7 +120,6 @@ class _Reading:
     whole: bool
     held: int = 0
     count: int = 0
-    before: int = 0
     end: int = 0
     sure: bool = True
     first: int | None = None
@@ -153,7 +150,6 @@ class _Reading:
         if at is not None:
             self.end = max(self.end, at + (packet.duration or 0))
         if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
-            self.before += self.before == self.count and not packet.is_keyframe
             self.count += 1
             self._keep(packet)
 
@@ -175,7 +171,7 @@ class _Reading:
             shown, keys, seeks = shown[:0], keys[:0], seeks[:0]
         places = np.searchsorted(shown, keys).astype(np.int64)
         doubtful = [] if self.whole or not self.count else [self.count - 1]
-        return Packets(self.held, complete, self.count, self.before, doubtful, sure, self.end, shown, places, seeks)
+        return Packets(self.held, complete, self.count, doubtful, sure, self.end, shown, places, seeks)
 
 
 def _always(data: memoryview) -> bool:

@@ -34,8 +34,8 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
         if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
     ticks = stream.frames if _format(container) == "ivf" else 0  # some writers count frames, others their time
-    if ticks < UNKNOWN and packets.end < SHARE * ticks - SLACK_FRAMES:
-        raise MediaError("truncated", f"ends at {packets.end} of the {ticks} that the header promises")
+    if ticks < UNKNOWN and max(packets.held, packets.end) < SHARE * ticks - SLACK_FRAMES:
+        raise MediaError("truncated", f"{packets.held} of the {ticks} frames that the header promises")
     seconds = float(packets.end * (stream.time_base or 0))
     if _format(container) == "mov" and not stream.frames:  # fragments: a header may count their seconds
         _check_seconds(seconds, float((stream.duration or 0) * (stream.time_base or 0)))

@@ -263,9 +263,9 @@ def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) 
         decoded = _decode_through(uri, wanted, found, packets, total if known else None)
         if decoded == total:
             return found.frames(places)
-        least = (packets.count - packets.before) / 2 - 1  # two packets may be the two fields of one frame
-        if decoded + found.losses.skipped < least:
-            raise MediaError("truncated", f"only {decoded} of {packets.count} frames can be decoded")
+        tried = found.losses.packets  # two may be the two fields of one frame; those before the first do not count
+        if decoded + found.losses.skipped < tried / 2 - 1:
+            raise MediaError("truncated", f"only {decoded} of {tried} frames can be decoded")
         total, known = decoded, True
     raise MediaError("unreadable", "the video does not decode twice to the same frames")
 

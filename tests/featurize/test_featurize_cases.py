@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featurize.decode import ItemMedia
-from featurize.media import MediaError, decoding, read_video
+from featurize.media import MediaError, read_video
 from store import MediaItem
 
 GRIDS = (1, 2, 4, 8, 32)
@@ -132,15 +132,16 @@ def test_what_a_decoder_refuses_is_too_large_only_if_its_size_is(films, tmp_path
         read_video(str(tmp_path / "film.mp4"), [64], 2)
     assert error.value.code == "too_large"
 
-    losses = decoding.Losses()
-    context = type("Context", (), {"width": 128})
-    stream = type("Stream", (), {"type": "video", "codec_context": context, "decode": staticmethod(refuse)})
-    assert decoding._decoded(stream, object(), losses, begun=False) == []
-    assert (losses.skipped, losses.reason) == (1, "Invalid argument")
 
-
-def refuse(packet):
-    raise av.error.ArgumentError(22, "Invalid argument")
+def test_mpeg4_that_never_says_how_large_its_frames_are_is_not_too_large(films, tmp_path):
+    """The decoder says of it what it says of frames that are too large: that an argument is invalid."""
+    films.write(tmp_path / "whole.ts", "mpeg4", count=100)
+    with av.open(str(tmp_path / "whole.ts")) as container:
+        begin = [packet.pos for packet in container.demux(video=0)][10]
+    (tmp_path / "begun.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[begin:])
+    with pytest.raises(MediaError, match="Invalid argument") as error:
+        read_video(str(tmp_path / "begun.ts"), [64], 2)
+    assert error.value.code == "unreadable"
 
 
 MATRICES = {

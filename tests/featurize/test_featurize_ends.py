@@ -143,6 +143,23 @@ def test_a_film_that_was_streamed_promises_nothing(films, tmp_path):
     shows(films, tmp_path / "film", range(60))
 
 
+@pytest.mark.parametrize(("step", "begin", "number"), [(2, 0, 120), (1, -40, 60)])
+def test_ivf_counts_frames_or_their_time(films, tmp_path, step, begin, number):
+    """Writers differ, and neither need be the larger number."""
+    film(films, tmp_path / "film.ivf", "libvpx")
+    data = bytearray((tmp_path / "film.ivf").read_bytes())
+    data[24:28] = number.to_bytes(4, "little")
+    at, half = 32, 0
+    for place in range(60):
+        data[at + 4 : at + 12] = (begin + place * step).to_bytes(8, "little", signed=True)
+        at += 12 + int.from_bytes(data[at : at + 4], "little")
+        half = at if place == 20 else half
+    (tmp_path / "film.ivf").write_bytes(data)
+    shows(films, tmp_path / "film.ivf", range(60))
+    (tmp_path / "film.ivf").write_bytes(data[:half])  # between two frames
+    assert refused(sees, tmp_path / "film.ivf") == "truncated"
+
+
 def test_the_sound_of_a_film_that_was_streamed_promises_nothing(films, tmp_path):
     """FFmpeg guesses its duration from the bit rate."""
     with av.open(Pipe(tmp_path / "film.mxf"), "w", format="mxf") as container:
