@@ -68,7 +68,7 @@ def test_bad_files_are_records_with_reasons_and_the_run_ends_well(python, whole,
     name = {item.key: Path(item.uri).name for item in corpus.items}
     codes = {name[key]: failure.code for key, failure in reader.failed.items() if failure.code != "absent"}
     assert codes == {
-        "truncated.mp4": "unreadable",
+        "truncated.mp4": "truncated",
         "empty.mp4": "empty",
         "text.mp4": "unreadable",
         "broken.png": "truncated",
