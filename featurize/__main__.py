@@ -122,7 +122,7 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
 
 def main() -> None:
     """Entry point."""
-    run(app, "stopped; finished shards are kept, and the same command goes on from there")
+    run(app, "stopped; finished shards are kept, and the same command goes on from there", extra="featurize")
 
 
 if __name__ == "__main__":

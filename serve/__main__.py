@@ -95,7 +95,7 @@ def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: 
 
 def main() -> None:
     """Entry point."""
-    run(app)
+    run(app, extra="serve")
 
 
 if __name__ == "__main__":

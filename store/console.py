@@ -1,5 +1,6 @@
 """How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
 
+import importlib.util
 import io
 import json
 import os
@@ -30,8 +31,14 @@ def make_app(help_text: str) -> typer.Typer:
     )
 
 
-def run(app: Callable[[], object], stopped: str = "stopped") -> None:
-    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130."""
+def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None = None) -> None:
+    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130.
+
+    Args:
+        app: the application.
+        stopped: what Ctrl-C says.
+        extra: has the packages that the application imports only when it needs them.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's waiting threads take each other's cores if they spin for long
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -40,10 +47,28 @@ def run(app: Callable[[], object], stopped: str = "stopped") -> None:
         app()
     except UserError as error:
         sys.exit(_say(f"error: {line_of(error)}", 2))
+    except ImportError as error:
+        package = _missing(error)
+        if extra is None or package is None:
+            raise
+        sys.exit(_say(f"error: the package {package} is missing: pip install 'avllm[{extra}]'", 2))
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def _missing(error: BaseException | None) -> str | None:
+    """The package whose absence is behind an error, or None if it is another fault."""
+    found = None
+    while error:  # some packages raise an error of their own in its place
+        name = error.name if isinstance(error, ModuleNotFoundError) else None
+        found = name.partition(".")[0] if name else found
+        error = error.__cause__ or error.__context__
+    try:
+        return found if found and importlib.util.find_spec(found) is None else None
+    except ModuleNotFoundError:
+        return found
 
 
 def make_table(*heads: str) -> Table:

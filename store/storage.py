@@ -197,8 +197,9 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        what = "; pip install -e '.[s3]'" if url.startswith("s3") else ""
-        raise UserError(f"{url}: {error}{what}") from None
+        extra = {"s3": "s3", "hf": "featurize"}.get(url.partition("://")[0])
+        remedy = f"; pip install 'avllm[{extra}]'" if extra else ""
+        raise UserError(f"{url}: {error}{remedy}") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; expected a folder or an fsspec URL, such as s3://bucket/store") from None
     return fs, root.rstrip("/")

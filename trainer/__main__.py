@@ -90,7 +90,7 @@ def ablate(
 
 def main() -> None:
     """Entry point."""
-    run(app, "stopped; the same command goes on from the last saved state, if save_every asked for any")
+    run(app, "stopped; the same command goes on from the last saved state, if save_every asked for any", extra="train")
 
 
 if __name__ == "__main__":

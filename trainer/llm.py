@@ -47,6 +47,8 @@ def load_shape(model: str) -> tuple[Any, Any]:
         raise UserError(f"field 'model': {model}: no such folder")
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), _load_tokenizer(model)
+    except ModuleNotFoundError:
+        raise
     except RecursionError:
         raise UserError(f"field 'model': {model}: its tokenizer lacks the unknown token that it names") from None
     except (OSError, ValueError, ImportError) as error:
@@ -153,6 +155,8 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
             output_loading_info=True,
         )
         llm, found = loaded
+    except ModuleNotFoundError:
+        raise
     except pickle.UnpicklingError:
         raise UserError(
             f"field 'model': {model}: a .bin file of its weights is damaged, a Git LFS pointer, or holds more than "

@@ -84,4 +84,4 @@ def import_tracker(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"field 'track': {name} is not installed: pip install -e '.[track]'") from None
+        raise UserError(f"field 'track': {name} is not installed: pip install 'avllm[track]'") from None

@@ -35,6 +35,6 @@ def build_encoder(settings: EncoderSettings) -> Encoder[Any]:
     try:
         family = importlib.import_module(f"featurize.encoders.{module}")
     except ImportError as error:
-        raise UserError(f"{settings.encoder}: {error}; pip install -e '.[featurize]'") from None
+        raise UserError(f"{settings.encoder}: {error}; pip install 'avllm[featurize]'") from None
     encoder: Encoder[Any] = getattr(family, name)(settings)
     return encoder

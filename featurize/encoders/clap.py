@@ -189,7 +189,7 @@ def _checkpoint(settings: ClapSettings) -> str:
 def _package_folder() -> Path:
     spec = importlib.util.find_spec("laion_clap")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("laion-clap is not installed; pip install -e '.[featurize]'")
+        raise UserError("laion-clap is not installed; pip install 'avllm[featurize]'")
     return Path(spec.submodule_search_locations[0]) / "clap_module"
 
 

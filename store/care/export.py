@@ -204,7 +204,7 @@ def _open_zarr(path: Path) -> AbstractContextManager[Target]:
     try:
         import zarr
     except ImportError:
-        raise UserError("export zarr: the package zarr is missing; pip install -e '.[export]'") from None
+        raise UserError("export zarr: the package zarr is missing; pip install 'avllm[export]'") from None
     return contextlib.nullcontext(_Zarr(zarr.open_group(path, mode="w-", zarr_format=3)))
 
 
@@ -213,7 +213,7 @@ def _open_h5(path: Path) -> Iterator[Target]:
     try:
         import h5py
     except ImportError:
-        raise UserError("export h5: the package h5py is missing; pip install -e '.[export]'") from None
+        raise UserError("export h5: the package h5py is missing; pip install 'avllm[export]'") from None
     with h5py.File(path, "w") as file:
         yield _H5(file, h5py.string_dtype())
 

@@ -138,6 +138,6 @@ def _hub() -> Any:
         import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
-        raise UserError("a hub needs the package huggingface_hub; pip install -e '.[featurize]'") from None
+        raise UserError("a hub needs the package huggingface_hub; pip install 'avllm[featurize]'") from None
     disable_progress_bars()  # ours counts shards
     return huggingface_hub

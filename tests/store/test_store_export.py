@@ -132,5 +132,5 @@ def test_the_command(toy, tmp_path, command, monkeypatch, form):
     monkeypatch.setitem(sys.modules, {"zarr": "zarr", "h5": "h5py"}[form], None)
     code, _, err = command("export", form, toy.storage.url, tmp_path / "none")
     assert code == 2
-    assert "pip install -e '.[export]'" in err
+    assert "pip install 'avllm[export]'" in err
     assert not (tmp_path / "none").exists()

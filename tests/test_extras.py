@@ -1,0 +1,109 @@
+"""Every command whose extra is missing says so in one line, and what needs none runs without any."""
+
+import configparser
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parent.parent
+HIDING = """
+import os, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in os.environ["HIDDEN"].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+OPTIONAL = (
+    *("av", "PIL", "laion_clap", "open_clip", "ray", "huggingface_hub", "safetensors", "torch", "torchvision"),
+    *("transformers", "tokenizers", "deepspeed", "matplotlib", "peft", "google", "psutil", "sentencepiece"),
+    *("tensorboard", "trackio", "wandb", "flash_attn", "h5py", "zarr", "s3fs"),
+)
+
+
+@pytest.fixture
+def without(python, tmp_path):
+    """Run a command where packages cannot be imported."""
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(HIDING)
+
+    def run(hidden, *words):
+        path = os.pathsep.join([str(REPO), str(tmp_path / "hide"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return python(*words, env={"HIDDEN": ",".join(hidden), "PYTHONPATH": path})
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, media, feature_store, tiny_llm, python):
+    """Media, a plan of them, an annotation file, and the configurations of runs."""
+    folder = tmp_path_factory.mktemp("corpus")
+    said = [{"from": "human", "value": "What? <video>"}, {"from": "gpt", "value": "red"}]
+    (folder / "talk.json").write_text(json.dumps([{"id": "1", "video": "silent.mp4", "conversations": said}]))
+    column = {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2]}
+    (folder / "featurize.yaml").write_text(yaml.safe_dump({"columns": [column], "workers": 1}))
+    stage = {
+        **{"stage": 2, "steps": 1, "global_batch": 2, "lr": 1e-3, "precision": "float32", "frames": 4, "segments": 2},
+        **{"model": str(tiny_llm), "visual": "clip-tiny", "audio": "clap-tiny", "output": str(folder / "run")},
+        "sources": [{"store": str(feature_store), "conversations": "mixed"}],
+    }
+    for name, more in {"plain": {}, "lora": {"lora": {"rank": 2}}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(stage | more))
+    planned = python("featurize", "plan", media, "--store", folder / "store")
+    assert planned.returncode == 0, planned.stderr
+    return folder
+
+
+COMMANDS = {
+    "train": ("torch", "trainer train {}/plain.yaml", "train"),
+    "train, log": ("tensorboard", "trainer train {}/plain.yaml", "train"),
+    "train, adapters": ("peft", "trainer train {}/lora.yaml", "train"),
+    "dry run": ("transformers", "trainer train {}/plain.yaml --dry-run", "train"),
+    "export": ("torch", "trainer export {}/run {}/x", "train"),
+    "chat": ("torch", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
+    "chat, media": ("av", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
+    "probe": ("av", "featurize plan {}/talk.json {media} --media-root {media} --store {}/new --probe", "featurize"),
+    "run": ("ray", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
+    "estimate": ("torch", "featurize plan --store {}/store --estimate {}/featurize.yaml", "featurize"),
+    "push": ("huggingface_hub", "store push {}/store hf://x/y", "featurize"),
+    "export columns": ("zarr", "store export zarr {features} {}/zarr", "export"),
+    "remote": ("s3fs", "store ls s3://bucket/store", "s3"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_missing_extra_is_one_line(without, corpus, media, feature_store, name):
+    """A traceback through five packages does not say what to install."""
+    hidden, command, extra = COMMANDS[name]
+    for place, folder in {"{media}": media, "{features}": feature_store, "{}": corpus}.items():
+        command = command.replace(place, str(folder))
+    done = without([hidden], *command.split())
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith("error: ")
+    assert last.endswith(f"pip install 'avllm[{extra}]'")
+    assert "Traceback" not in done.stderr
+
+
+def test_planning_and_looking_need_no_extra(without, corpus, media):
+    for words in (
+        ("featurize", "plan", corpus / "talk.json", media, "--media-root", media, "--store", corpus / "other"),
+        ("featurize", "leaks", "--help"),
+        ("store", "ls", corpus / "store"),
+        ("trainer", "--help"),
+        ("serve", "--help"),
+        ("avllm", "--help"),
+    ):
+        done = without(OPTIONAL, *words)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_extras_that_are_named_exist():
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg")
+    assert {extra for _, _, extra in COMMANDS.values()} <= setup["options.extras_require"].keys()
