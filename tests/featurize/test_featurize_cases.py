@@ -135,7 +135,7 @@ def test_what_a_decoder_refuses_is_too_large_only_if_its_size_is(films, tmp_path
 
 def test_mpeg4_that_never_says_how_large_its_frames_are_is_not_too_large(films, tmp_path):
     """The decoder says of it what it says of frames that are too large: that an argument is invalid."""
-    films.write(tmp_path / "whole.ts", "mpeg4", count=100)
+    films.write(tmp_path / "whole.ts", "mpeg4", count=100, sc_threshold="1000000000")
     with av.open(str(tmp_path / "whole.ts")) as container:
         begin = [packet.pos for packet in container.demux(video=0)][10]
     (tmp_path / "begun.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[begin:])
