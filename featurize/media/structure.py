@@ -16,7 +16,7 @@ GIF_PARTS = {0x21: 2, 0x2C: 11}  # bytes before the blocks of an extension, of a
 
 def is_cut(uri: str) -> bool:
     """Whether the last part reaches beyond the end of the file; False where the format does not tell."""
-    with blamed("FFmpeg"), fsspec.open(uri, "rb") as file:
+    with blamed("its parts"), fsspec.open(uri, "rb") as file:
         size = int(file.seek(0, 2))
         head = _head(file, 0)
         if head.startswith((b"GIF87a", b"GIF89a")):

@@ -206,9 +206,7 @@ def test_most_of_a_recording_may_come_before_its_first_keyframe(films, tmp_path)
     shows(films, tmp_path / "begun.mpg", range(80, 100))
 
 
-@pytest.mark.parametrize("encoder", ["mpeg1video", "mpeg2video"])
-def test_frames_of_a_program_stream_are_where_a_whole_reading_finds_them(films, tmp_path, encoder):
+def test_frames_of_a_program_stream_are_where_a_whole_reading_finds_them(films, tmp_path):
     """After a seek FFmpeg gives them the times of their neighbours."""
-    sound = "-f lavfi -i sine=r=48000:d=6"
-    ffmpeg(films, tmp_path, f"{sound} -c:v {encoder} -q:v 3 -bf 2 -g 1 film.mpg", count=90)
+    ffmpeg(films, tmp_path, "-c:v mpeg1video -q:v 3 -bf 2 -g 1 film.mpg", count=90)
     shows(films, tmp_path / "film.mpg", range(90))
