@@ -63,9 +63,10 @@ def long_media(tmp_path_factory):
 
 
 def plain(path):
-    """Every frame, decoded from the start: scaled pixels and times."""
+    """Every frame, decoded from the start: scaled pixels and times; those of bare streams are FFmpeg's 25 a second."""
     with av.open(str(path)) as container:
-        frames = [(frame.to_image(), frame.time or 0.0) for frame in container.decode(video=0)]
+        decoded = enumerate(container.decode(video=0))
+        frames = [(frame.to_image(), n / 25 if frame.time is None else frame.time) for n, frame in decoded]
     pixels = [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image, _ in frames]
     return pixels, [round(time - frames[0][1], 6) for _, time in frames]
 
