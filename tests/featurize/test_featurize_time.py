@@ -142,3 +142,15 @@ def test_a_sound_without_a_picture_is_as_long_as_it_is(tmp_path):
     )  # fmt: skip
     plain, covered = (heard(tmp_path / name)[0] for name in ("sound.mp3", "covered.mp3"))
     assert len(plain) == len(covered) == pytest.approx(3 * RATE, abs=0.1 * RATE)
+
+
+@pytest.mark.parametrize("form", ["mkv", "ts", "mp4"])
+def test_a_part_of_a_hole_is_silent(tmp_path, form):
+    make(tmp_path / f"full.{form}", picture=6, sound=6)
+    drop = "noise=drop='between((pts-startpts)*tb,2,4)'"
+    ffmpeg("-i", tmp_path / f"full.{form}", "-c", "copy", "-bsf:a", drop, tmp_path / f"hole.{form}")
+    sound, spans = heard(tmp_path / f"hole.{form}", 1.0, 5.0)
+    assert len(sound) == pytest.approx(4 * RATE, abs=100)
+    assert about(spans, 0, 1, 3, 4)
+    sound, spans = heard(tmp_path / f"hole.{form}", 2.5, 3.5)
+    assert (len(sound), spans, sound.facts["silent"]) == (RATE, [], 1.0)
