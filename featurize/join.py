@@ -153,7 +153,7 @@ def _lines(report: JoinReport) -> Iterable[str]:
             yield f"{len(names)} {what}: {', '.join(names[:SHOWN])}{' ...' if names[SHOWN:] else ''}"
     yield from _said(report)
     if report.parts:
-        yield f"{report.parts} media are parts of a file, from `start` to `end` (the names of cut files have these)"
+        yield f"{report.parts} parts of files, from `start` to `end`"
 
 
 def _said(report: JoinReport) -> Iterable[str]:

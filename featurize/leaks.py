@@ -125,7 +125,7 @@ def _warn(
             f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
             f"{found[0].evaluation.uri} (same {found[0].by}); "
             f"see: python -m featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
-            f"--store {shlex.quote(storage.url)}",
+            f"--store {shlex.quote(storage.url)}{' --probe' * probe}",
             markup=False,
         )
 

@@ -43,7 +43,7 @@ def plan(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Stills a second; makes a film of each folder of numbered stills."),
+        typer.Option(min=0.001, max=1000, help="Stills a second; makes a film of each folder of numbered stills."),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
 ) -> None:
@@ -58,6 +58,8 @@ def plan(
             raise UserError("name a source; or, for media that are planned already, --estimate")
         _estimate(Corpus.load(storage), config, sample, price)
         return
+    if name and ("/" in name or name.startswith(".")):
+        raise UserError(f"--name {name}: expected a name without slashes, which does not begin with a dot")
     if report:
         _check_report(report)
     read = read_sources(sources, media_root, format, instruction=instruction, strict=strict, fps=fps)

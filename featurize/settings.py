@@ -151,7 +151,7 @@ FAMILIES: dict[str, type[EncoderSettings]] = {
 
 
 def _family(value: Any) -> str:
-    encoder = value.get("encoder", "") if isinstance(value, dict) else value.encoder
+    encoder = value.get("encoder", "") if isinstance(value, dict) else getattr(value, "encoder", "")
     return str(encoder).partition(":")[0]
 
 

@@ -98,7 +98,7 @@ def _say_store(
 def keys(store: Where) -> None:
     """List every item: its key, kind and file, and of a part of a file the seconds from and to."""
     for item in Corpus.load(Storage(store)).items:
-        part = f"\t{item.start or 0:g}-{'' if item.end is None else f'{item.end:g}'}" if item.is_part else ""
+        part = f"\t{item.start or 0.0}-{'' if item.end is None else item.end}" if item.is_part else ""
         console.print(f"{item.key}\t{item.kind}\t{item.uri}{part}", markup=False)
 
 

@@ -130,9 +130,12 @@ class Corpus:
         """Add the files and parts that are new in fresh shards of `shard_size` items; return how many were new.
 
         A shard that exists is never added to: columns may already hold it. Of a file that is known, only the size is
-        taken anew.
+        taken anew, and the frames a second where they were not known.
+
+        Raises:
+            UserError: a folder of stills has other frames a second than it was planned with.
         """
-        parts = {item.part for item in self.items}
+        parts = {item.part: item.fps for item in self.items}
         keys = {item.key for item in self.items}
         first = self.items[-1].shard + 1 if self.items else 0
         new = 0
@@ -140,19 +143,25 @@ class Corpus:
         for candidate in candidates:
             if candidate.part in parts:
                 seen[candidate.uri] = candidate.bytes
+                if candidate.fps and candidate.fps != (parts[candidate.part] or candidate.fps):
+                    raise UserError(f"{candidate.uri}: was planned with {parts[candidate.part]:g} frames a second")
+                parts[candidate.part] = candidate.fps or parts[candidate.part]
                 continue
             key = make_key(candidate.name)
             salt = candidate.uri
             while key in keys:
                 key = make_key(candidate.name, salt)
                 salt += "+"
-            parts.add(candidate.part)
+            parts[candidate.part] = candidate.fps
             keys.add(key)
             shard, position = divmod(new, shard_size)
             self.items.append(_item(candidate, key, first + shard, position))
             new += 1
         if seen:
-            self.items = [replace(item, bytes=seen[item.uri]) if item.uri in seen else item for item in self.items]
+            self.items = [
+                replace(item, bytes=seen[item.uri], fps=parts[item.part]) if item.uri in seen else item
+                for item in self.items
+            ]
         return new
 
     def save(self, storage: Storage) -> None:

@@ -12,7 +12,7 @@ from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.kinds import guess_kind, stem_of
 from featurize.sources.record import LeftOut, Record, Records, Row, part_of
-from store import Candidate, Kind, Modality, Turn
+from store import Candidate, Kind, Modality, Turn, UserError
 
 DESCRIBE: dict[str, str] = {
     "visual": "Describe this video in one sentence.",
@@ -60,7 +60,10 @@ def read_audiocaps(document: Document, files: MediaFiles) -> Records:
 
     yield from document.each(sort)
     for (video, start), rows in clips.items():
-        yield _sound(document, files, video, start, rows)
+        try:
+            yield _sound(document, files, video, start, rows)
+        except UserError as error:
+            yield LeftOut(rows[0].label("audiocap_id"), str(error), fault=True)
 
 
 def is_wavcaps(document: Document) -> bool:

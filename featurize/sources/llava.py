@@ -6,9 +6,10 @@ Valley: the same, where a video lies in the folder `source`, by default `webvid`
 Valley `valley/data/dataset.py`.
 ShareGPT: `messages`, a list of `{role: user | assistant, content}`, or `conversations`; `images`, `videos`, `audios`,
 lists of paths. Source: the data formats of LLaMA-Factory and ms-swift.
-Where `start` and `end` are numbers, they are the part of the file that a record is about, in seconds.
+Where `start` and `end` are seconds, they are the part of the file that a record is about, in seconds.
 """
 
+import math
 from collections.abc import Callable
 
 from featurize.sources.chat import read_turns
@@ -90,10 +91,17 @@ def _record(row: Row, id: str, find: Find) -> Record | LeftOut:
     if messages and isinstance(messages[0], dict) and messages[0].get(fields[0]) == "system":
         meta["system"], messages = messages[0].get(fields[1]), messages[1:]
     media = next((find(row, name, path) for path, name in named.items()), None)
-    if media and all(isinstance(row.value.get(name), int | float) for name in ("start", "end")):
+    if media and media.kind != "image" and all(map(_is_time, map(row.value.get, ("start", "end")))):
         media = part_of(media, *row.bounds())
     tokens = _tokens(media, set(named.values())) if media else ()
     return Record(id, media, read_turns(messages, fields, media, tokens, row.where), meta)
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
 
 
 def _tokens(media: Candidate, fields: set[str]) -> tuple[str, ...]:

@@ -60,9 +60,17 @@ def ask(
 
 
 def part_of(media: Candidate, start: float | None, end: float | None) -> Candidate:
-    """The part of a video or sound from `start` to `end` seconds, which become part of its name; a still has none."""
-    if media.kind == "image" or (start is None and end is None):
+    """The part of a video or sound from `start` to `end` seconds, which become part of its name.
+
+    Raises:
+        UserError: it is a still, or a folder of stills of which it is not known how many make a second.
+    """
+    if start is None and end is None:
         return media
+    if media.kind == "image":
+        raise UserError(f"{media.name}: a still has no part from {start or 0:g} s on")
+    if media.bytes and not guess_kind(media.uri) and media.fps is None:
+        raise UserError(f"{media.name}: a part of a folder of stills; --fps says how many make a second")
     root, _, suffix = media.name.rpartition(".") if guess_kind(media.name) else (media.name, "", "")
     bounds = f"{start or 0:g}_{'end' if end is None else f'{end:g}'}"
     return replace(media, name=f"{root}_{bounds}{suffix and f'.{suffix}'}", start=start, end=end)

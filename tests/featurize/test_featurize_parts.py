@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
@@ -17,7 +18,9 @@ from featurize.__main__ import app
 from featurize.grid import frame_indices
 from featurize.media import MediaError, read_audio, read_video
 from featurize.media.stills import in_order
-from store import ColumnReader, Corpus, Part, Storage, list_columns, load_conversations
+from store import ColumnReader, Corpus, MediaItem, Part, Storage, UserError, list_columns, load_conversations
+from store.corpus import ADDED, SCHEMA
+from store.table import save_table
 
 RATE = 48_000
 GRIDS = (1, 2, 8, 32)
@@ -249,7 +252,7 @@ def test_parts_and_folders_are_items_from_the_plan_to_the_column(python, films, 
     ]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     said = plan(tmp_path / "list.json", "--store", tmp_path / "store", "--fps", 3)
-    assert "4 media are parts of a file" in said
+    assert "4 parts of files, from `start` to `end`" in said
     assert "7 items in 1 shards" in said
     assert "0 new media files" in plan(tmp_path / "list.json", "--store", tmp_path / "store", "--fps", 3)
     config = {
@@ -331,3 +334,60 @@ def test_chats_may_be_about_parts_and_folders(stills, tmp_path):
     film = str(tmp_path / "film.mp4")
     assert [item.part for item in items] == [Part(film, 1.5, 4.0), Part(film), Part(str(tmp_path / "clips" / "one"))]
     assert [item.key for item in items] == ["film_1-5_4-mp4", "film-mp4", "clips-one"]
+
+
+@pytest.mark.parametrize(
+    "names", [("Start", "End"), ("start_time", "end_time"), ("begin", "finish"), ("from", "to_sec")]
+)
+def test_fields_that_sound_like_bounds_are_named(tmp_path, names):
+    """A caption of two seconds is not to be learnt of a film of an hour."""
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    row = {"path": "a.mp4", names[0]: 1, names[1]: 3, "caption": "A cup."}
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    chat = {"video": "a.mp4", names[0]: "0:01", names[1]: "0:03", "conversations": turns}
+    for value in (row, chat):
+        (tmp_path / "some.json").write_text(json.dumps([value]))
+        said = plan(tmp_path / "some.json", "--store", tmp_path / "store", "--dry-run")
+        assert f"fields of its records that are not read: {', '.join(names)}" in said
+
+
+def test_bounds_of_chats_may_be_texts(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    bounds = [("1", "3.5"), ("0:01", "0:03"), (1, None)]
+    chats = [{"video": "a.mp4", "start": s, "end": e, "conversations": turns} for s, e in bounds]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    said = plan(tmp_path / "chats.json", "--store", tmp_path / "store", "--format", "llava")
+    assert "fields of its records that are not read: start, end" in said
+    film = str(tmp_path / "a.mp4")
+    assert [item.part for item in Corpus.load(Storage(str(tmp_path / "store"))).items] == [
+        Part(film, 1, 3.5),
+        Part(film),
+    ]
+
+
+def test_the_rate_of_a_folder_can_be_told_later_but_not_changed(stills, tmp_path):
+    rows = [
+        {"path": str(stills), "start": 1, "end": 2},
+        {"path": str(stills)},
+        {"path": str(stills / "frame_1.png"), "end": 1},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    words = tmp_path / "list.json", "--store", tmp_path / "store"
+    said = plan(*words)
+    assert "a part of a folder of stills; --fps says how many make a second" in said
+    assert "a still has no part from 0 s on" in said
+    assert [item.fps for item in Corpus.load(Storage(str(tmp_path / "store"))).items] == [None]
+    plan(*words, "--fps", 3)
+    assert [item.fps for item in Corpus.load(Storage(str(tmp_path / "store"))).items] == [3, 3]
+    with pytest.raises(UserError, match="was planned with 3 frames a second"):
+        plan(*words, "--fps", 10)
+
+
+def test_plans_of_earlier_versions_are_read(tmp_path):
+    """They have no parts."""
+    storage = Storage(str(tmp_path))
+    old = pa.schema(list(SCHEMA)[:-ADDED])
+    columns = {name: [value] for name, value in zip(old.names, ("k", "/a.mp4", "video", 0, 0, 7), strict=True)}
+    save_table(storage, "corpus.parquet", columns, old)
+    assert Corpus.load(storage).items == [MediaItem("k", "/a.mp4", "video", 0, 0, 7)]
