@@ -89,7 +89,9 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
-            if until is not None and packet.dts is not None and packet.dts >= until:  # none is shown before its dts
+            if (
+                until is not None and packet.dts is not None and packet.dts >= until
+            ):  # no later packet is shown before this time
                 return reading.packets(complete=False)
             if packet.size or packet.dts is not None or packet.pts is not None:  # the very last one has none of these
                 reading.add(packet)

@@ -20,9 +20,12 @@ SLACK = 1e-6  # of a frame, by which a bound in seconds may miss it
 
 
 def is_folder(uri: str) -> bool:
-    """Whether this is a folder that is there."""
+    """Whether this is a folder that is there; of a remote file that costs one request, and lists nothing."""
     fs, path = fsspec.core.url_to_fs(uri)
-    return bool(fs.isdir(path))
+    try:
+        return bool(fs.info(path)["type"] == "directory")
+    except OSError:
+        return False
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -71,8 +71,8 @@ def read_video(
 ) -> Frames:
     """`count` frames on the uniform grid of a video, of its part from `start` to `end`, or of a folder of stills.
 
-    A part has the frames whose times are in [start, end), as the ffmpeg command cuts (`-ss START -to END -i FILE`), as
-    far as the film goes; where none is, the one that is shown at `start`.
+    A part has the frames whose times are in [start, end), as the ffmpeg command cuts (`-ss START -to END -i FILE`). It
+    ends with the film if that ends first. If it has no frame, it has the one that is shown at `start`.
 
     Args:
         uri: path or fsspec URL.

@@ -30,7 +30,7 @@ def is_vatex(document: Document) -> bool:
 
 
 def read_vatex(document: Document, files: MediaFiles) -> Records:
-    """One clip a record, by sight; of the video where the clip was not cut."""
+    """One clip a record, by sight: its own file, or the part of the whole video."""
     return document.each(lambda row: [_clip(row, "videoID", files, "visual", "enCap", document)])
 
 

@@ -6,7 +6,7 @@ Valley: the same, where a video lies in the folder `source`, by default `webvid`
 Valley `valley/data/dataset.py`.
 ShareGPT: `messages`, a list of `{role: user | assistant, content}`, or `conversations`; `images`, `videos`, `audios`,
 lists of paths. Source: the data formats of LLaMA-Factory and ms-swift.
-Where `start` and `end` are seconds, they are the part of the file that a record is about, in seconds.
+A record with `start` and `end` in seconds is about that part of its file.
 """
 
 import math

@@ -131,14 +131,15 @@ class Row:
             seconds = math.nan
         return seconds if math.isfinite(seconds) else self._fail(name, "seconds")
 
-    def bounds(self, start: str = "start", end: str = "end") -> tuple[float | None, float | None]:
-        """The part of a file that a record means, in seconds: from and to; None where it does not say."""
-        first, last = (self.seconds(name) if self.value.get(name) not in (None, "") else None for name in (start, end))
-        if first is not None and first < 0:
-            raise self.error(start, "seconds from the file's beginning")
-        if last is not None and last <= (first or 0.0):
-            raise self.error(end, f"seconds after {first or 0:g}, where the part starts")
-        return first, last
+    def bounds(self) -> tuple[float | None, float | None]:
+        """`start` and `end` of the part of a file, in seconds; None for one that is not given."""
+        given = [name for name in ("start", "end") if self.value.get(name) not in (None, "")]
+        start, end = (self.seconds(name) if name in given else None for name in ("start", "end"))
+        if start is not None and start < 0:
+            raise self.error("start", "seconds from the file's beginning")
+        if end is not None and end <= (start or 0.0):
+            raise self.error("end", f"seconds after {start or 0:g}, where the part starts")
+        return start, end
 
     def rest(self, *used: str) -> dict[str, object]:
         """The other fields."""

@@ -20,8 +20,8 @@ SUFFIXES = ("", "time", "sec", "secs", "second", "seconds", "s", "ts")
 def unread(document: Document, format: str, records: Sequence[Record]) -> dict[str, int]:
     """How many records hold a field that nobody takes, by its name, most first.
 
-    Of conversations, those records count that name no file; of a list, all that become no conversation; of both, the
-    fields that sound like the bounds of a part, where there is none.
+    In chats, the records that name no file count; in a list, those that become no conversation. Fields that sound like
+    the bounds of a part count in both, where a record is about a whole file.
     """
     bounds = Counter(name for record in records if _is_whole(record) for name in record.meta if _is_bound(name))
     if format == "list":

@@ -174,7 +174,7 @@ def test_a_part_of_a_cut_film_is_right_before_the_cut_and_truncated_behind_it(fi
     data = (tmp_path / f"whole-{name}").read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) * 3 // 4])
     numbers, _ = taken(films, tmp_path / name, 4, 1.0, 2.0)
-    assert numbers == pytest.approx([25, 31, 37, 43], abs=1)
+    assert numbers == pytest.approx([25, 31, 37, 43], abs=name.endswith("avi"))  # which keeps no times
     with pytest.raises(MediaError) as error:
         taken(films, tmp_path / name, 4, 7.0, 8.0)
     assert error.value.code == "truncated"
