@@ -1,4 +1,4 @@
-"""`python -m demo`: the whole way on two cores: media files, Ray jobs, both stages, answers about unseen clips."""
+"""`python -m demo`: the whole way on two cores: media files, features, both stages, answers about unseen clips."""
 
 import subprocess
 import sys

@@ -1,14 +1,17 @@
 """`python -m featurize plan | leaks | run`: media files to columns of a store."""
 
+import contextlib
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from featurize.leaks import leaks
+from featurize.pending import find_columns, missing_shards
 from featurize.plan import Store, plan
-from featurize.report import missing_shards
-from featurize.settings import FeaturizeConfig
+from featurize.pool import Pool, connect
+from featurize.settings import EncoderSettings, FeaturizeConfig
+from featurize.worker import Task
 from store import (
     Column,
     Corpus,
@@ -21,9 +24,6 @@ from store import (
     open_column,
 )
 from store.console import Meter, console, make_app, make_table, run
-
-if TYPE_CHECKING:
-    from featurize.cluster import Pool, Task
 
 app = make_app("Run frozen encoders once over media files; keep what they say as columns of a store.")
 FAILURES_SHOWN = 20
@@ -54,18 +54,15 @@ def featurize(
     if dry_run:
         _say_missing(storage, settings, list(shards), retry)
         return
-    from featurize.cluster import Pool, Task, connect
-
     with storage.lock():
-        connect()
-        console.print("loading encoders ...")
-        pool = Pool(storage.url, settings)
-        columns = [open_column(storage, name) for name in pool.columns(len(shards))]
-        tasks = [Task(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
-        skipped = len(shards) - len(tasks)
-        console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
-        if tasks:
-            _encode(pool, tasks, settings.max_failed)
+        found = find_columns(storage, settings.columns)
+        columns = [column for column in found if column]
+        known = len(columns) == len(found)
+        missing = len(list(missing_shards(columns, list(shards), retry))) if known else len(shards)
+        if missing:
+            columns = _encode(storage, settings, shards, retry, missing)
+        else:
+            console.print(f"0 shards to encode, {len(shards)} finished already")
     _summary(columns, corpus)
 
 
@@ -78,24 +75,40 @@ def _chosen(corpus: Corpus, only: list[int] | None) -> dict[int, list[MediaItem]
 
 
 def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: list[int], retry: bool) -> None:
-    from featurize.encoders import build_encoder
-
     there = {column.name: column for column in list_columns(storage)}
-    for encoder in settings.columns:
-        name = build_encoder(encoder).spec.folder
+    for encoder, found in zip(settings.columns, find_columns(storage, settings.columns), strict=True):
+        name = found.name if found else _name(encoder)
         missing = len(list(missing_shards([there[name]], shards, retry))) if name in there else len(shards)
         console.print(f"{name}: {missing} of {len(shards)} shards to encode")
 
 
-def _encode(pool: "Pool", tasks: "list[Task]", max_failed: float) -> None:
-    seen = failed = 0
-    with Meter("featurize", sum(len(task.items) for task in tasks), "items") as meter:
-        for report in pool.encode(tasks):
-            bad = {f.key for failures in report.failures.values() for f in failures if f.code != "absent"}
-            seen, failed = seen + report.items, failed + len(bad)
-            meter.advance(report.items, f"{failed} failed")
-            if failed > max_failed * seen:
-                raise UserError(f"{failed} of {seen} items failed, more than max_failed={max_failed}; see store stats")
+def _name(encoder: EncoderSettings) -> str:
+    from featurize.encoders import build_encoder
+
+    return build_encoder(encoder).spec.folder
+
+
+def _encode(
+    storage: Storage, settings: FeaturizeConfig, shards: dict[int, list[MediaItem]], retry: bool, missing: int
+) -> list[Column]:
+    """Encode what the columns miss, `missing` shards as far as is known; the columns."""
+    console.print("loading encoders ...")
+    with contextlib.closing(Pool(connect(storage.url, settings), settings)) as pool:
+        columns = [open_column(storage, name) for name in pool.columns(missing)]
+        tasks = [Task(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
+        skipped = len(shards) - len(tasks)
+        console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
+        seen = failed = 0
+        with Meter("featurize", sum(len(task.items) for task in tasks), "items") as meter:
+            for report in pool.encode(tasks):
+                bad = {f.key for failures in report.failures.values() for f in failures if f.code != "absent"}
+                seen, failed = seen + report.items, failed + len(bad)
+                meter.advance(report.items, f"{failed} failed")
+                if failed > settings.max_failed * seen:
+                    raise UserError(
+                        f"{failed} of {seen} items failed, more than max_failed={settings.max_failed}; see store stats"
+                    )
+    return columns
 
 
 def _summary(columns: list[Column], corpus: Corpus) -> None:

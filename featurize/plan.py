@@ -32,7 +32,9 @@ def plan(
     name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
     media_root: Annotated[str | None, typer.Option(help="Where media paths begin and named files are found.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default recognised.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Items in a shard, for items planned now.")] = 256,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Items in a shard, for items planned now; by default 4 to 256.")
+    ] = None,
     unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Open every file's header, and look for copies.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the join report with all names here, as JSON.")] = None,
@@ -107,7 +109,7 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
 
 
 def _plan(
-    storage: Storage, sources: list[Source], name: str | None, shard_size: int, *, probe: bool, write: bool
+    storage: Storage, sources: list[Source], name: str | None, shard_size: int | None, *, probe: bool, write: bool
 ) -> Corpus:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped

@@ -1,12 +1,14 @@
 """The configuration of `featurize run`: which columns to make, and with what of the machines."""
 
+import hashlib
 import re
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from featurize.grid import check_nested
-from store import Settings
+from store import Settings, UserError
 from store.repair import RunSettings
 
 MAX_SECONDS = 14400.0
@@ -18,12 +20,16 @@ class EncoderSettings(Settings):
     """What the settings of all encoders share.
 
     Attributes:
+        numerics: raised whenever the same settings give other numbers or captions.
         encoder: `family:architecture/weights`; weights are a published name, or the path of a file or folder.
+        weights_sha256: of the file or folder that weights name; a run adds it to what a column says of its making.
         dtype: of the encoder's arithmetic.
         batch: frames or segments in one pass; it changes rounding, so it belongs to the column's spec.
     """
 
+    numerics: ClassVar[int] = 2
     encoder: str
+    weights_sha256: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: Annotated[int, Field(gt=0)] = 32
 
@@ -35,6 +41,11 @@ class EncoderSettings(Settings):
         return value
 
     @property
+    def family(self) -> str:
+        """The part before the colon."""
+        return self._part("family")
+
+    @property
     def architecture(self) -> str:
         """The part between the colon and the first slash."""
         return self._part("architecture")
@@ -44,10 +55,37 @@ class EncoderSettings(Settings):
         """The part after the first slash."""
         return self._part("weights")
 
+    def pinned(self) -> Self:
+        """These settings with the digest of the weights that are there now, where they are a file or a folder.
+
+        Raises:
+            UserError: `weights_sha256` is set and these are others.
+        """
+        digest = _digest(Path(self.weights)) if is_path(self.weights) else None
+        if digest and self.weights_sha256 not in (None, digest):
+            raise UserError(f"{self.weights}: field 'weights_sha256': {self.weights_sha256}; the weights have {digest}")
+        return self.model_copy(update={"weights_sha256": digest or self.weights_sha256})
+
     def _part(self, name: str) -> str:
         found = ENCODER.fullmatch(self.encoder)
         assert found
         return found[name]
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights name a file or a folder rather than something published, an id on a hub apart."""
+    return "/" in weights or weights.endswith((".pt", ".pth", ".bin", ".safetensors"))
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, or of the names and digests of a folder's files; None if neither is there."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return None
+    files = sorted(each for each in path.iterdir() if each.is_file())
+    return hashlib.sha256("".join(f"{each.name} {_digest(each)}\n" for each in files).encode()).hexdigest()
 
 
 class TokenSettings(EncoderSettings):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featurize.decode import decoded
 from featurize.encoders import Encoder, Units
 from featurize.media import MediaError
-from featurize.report import ShardReport
+from featurize.pending import ShardReport
 from store import Column, Failure, MediaItem, ShardWriter
 
 

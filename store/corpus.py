@@ -16,6 +16,8 @@ from store.table import collector_paused, load_table, save_table
 Kind = Literal["video", "image", "audio"]
 NAME = "corpus.parquet"
 BYTES = "bytes:"  # begins the URI of a file whose name is not UTF-8: its bytes follow, percent-escaped
+SMALLEST_SHARD, LARGEST_SHARD = 4, 256  # items
+SHARDS = 32  # that a plan has at least, unless they would be smaller than the smallest
 KEY_LENGTH = 80  # characters; a tar member `<key>.spatial.t32.npy` then fits the 100 of a USTAR header
 SCHEMA = pa.schema(
     [
@@ -126,8 +128,12 @@ class Corpus:
         """Whether some media are named without their folder, as `store push --strip-uris` leaves them."""
         return any("://" not in item.uri and not item.uri.startswith("/") for item in self.items)
 
-    def append(self, candidates: Iterable[Candidate], shard_size: int) -> int:
-        """Add the files and parts that are new in fresh shards of `shard_size` items; return how many were new.
+    def append(self, candidates: Iterable[Candidate], shard_size: int | None = None) -> int:
+        """Add the files and parts that are new in fresh shards; return how many were new.
+
+        Args:
+            candidates: files and parts, known ones among them.
+            shard_size: items in a shard; by default as `even_shard_size` says.
 
         A shard that exists is never added to: columns may already hold it. Of a file that is known, only the size is
         taken anew, and the frames a second where they were not known.
@@ -137,8 +143,7 @@ class Corpus:
         """
         parts = {item.part: item.fps for item in self.items}
         keys = {item.key for item in self.items}
-        first = self.items[-1].shard + 1 if self.items else 0
-        new = 0
+        new: list[tuple[Candidate, str]] = []
         seen: dict[str, int | None] = {}
         for candidate in candidates:
             if candidate.part in parts:
@@ -154,15 +159,17 @@ class Corpus:
                 salt += "+"
             parts[candidate.part] = candidate.fps
             keys.add(key)
-            shard, position = divmod(new, shard_size)
-            self.items.append(_item(candidate, key, first + shard, position))
-            new += 1
+            new.append((candidate, key))
         if seen:
             self.items = [
                 replace(item, bytes=seen[item.uri], fps=parts[item.part]) if item.uri in seen else item
                 for item in self.items
             ]
-        return new
+        first = self.items[-1].shard + 1 if self.items else 0
+        size = shard_size or even_shard_size(len(new))
+        for number, (candidate, key) in enumerate(new):
+            self.items.append(_item(candidate, key, first + number // size, number % size))
+        return len(new)
 
     def save(self, storage: Storage) -> None:
         """Write the plan."""
@@ -184,6 +191,17 @@ class Corpus:
             columns = {name: table[name].to_pylist() for name in SCHEMA.names}
             columns["uri"] = list(map(_read, columns["uri"]))
             return cls(map(MediaItem, *columns.values()))
+
+
+def even_shard_size(items: int) -> int:
+    """A size of shards that gives work to many workers where items are few, and few files where they are many.
+
+    A power of two, as batches are: the last batch of a shard is filled up to its size.
+    """
+    size = LARGEST_SHARD
+    while size > SMALLEST_SHARD and items < SHARDS * size:
+        size //= 2
+    return max(1, min(size, -(-items // 2)))
 
 
 def _item(candidate: Candidate, key: str, shard: int, position: int) -> MediaItem:

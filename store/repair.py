@@ -21,7 +21,7 @@ class RunSettings(Settings):
     """What a run of `featurize` takes of the machines; none of it shapes the numbers of a column.
 
     Attributes:
-        workers: Ray actors; by default as many as the cluster's CPUs and GPUs admit.
+        workers: processes, or actors of a Ray cluster; by default as many as the CPUs and GPUs admit.
         cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
         gpus: GPUs of a worker; a fraction shares one.
         max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).

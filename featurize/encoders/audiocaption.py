@@ -20,7 +20,6 @@ from featurize.encoders.whisper import log_mel, preprocessing
 from featurize.settings import AudioCaptionSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 2  # raised whenever the same settings give other captions
 PUBLISHED = {
     f"whisper-{name}": {"mu-nlpc": f"MU-NLPC/whisper-{name}-audio-captioning"} for name in ("tiny", "small", "large-v2")
 }
@@ -44,7 +43,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
             name=f"audiocaption-{settings.architecture.lower().replace('.', '-')}",
             modality="audio",
             numerics={
-                "version": NUMERICS_VERSION,
+                "version": settings.numerics,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "vocabulary": vocabulary_digest(self.tokenizer),

@@ -135,11 +135,6 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def is_path(weights: str) -> bool:
-    """Whether weights name a file rather than something published."""
-    return "/" in weights or weights.endswith((".pt", ".pth", ".bin", ".safetensors"))
-
-
 def load_state(path: str) -> dict[str, torch.Tensor]:
     """Read a checkpoint without running code from it: safetensors, or a torch file with tensors only.
 

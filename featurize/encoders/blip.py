@@ -13,7 +13,6 @@ from featurize.encoders.pretrained import load, load_model, shaping, source_of, 
 from featurize.settings import BlipSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem
 
-NUMERICS_VERSION = 2  # raised whenever the same settings give other captions
 PUBLISHED = {name: {"salesforce": f"Salesforce/blip-image-captioning-{name}"} for name in ("base", "large")}
 
 
@@ -35,7 +34,7 @@ class BlipEncoder(Encoder[BlipSettings]):
             name=f"blip-{settings.architecture.lower().replace('.', '-')}",
             modality="visual",
             numerics={
-                "version": NUMERICS_VERSION,
+                "version": settings.numerics,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "vocabulary": vocabulary_digest(self.tokenizer),

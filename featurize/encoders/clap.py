@@ -1,32 +1,29 @@
 """CLAP: laion-clap's HTS-AT audio tower alone. One audio token for each even segment, for every K asked for.
 
-`import laion_clap` loads text tokenizers from a hub and puts its own folder on the module path, so its audio tower is
-imported here as a module of its own, from the installed package's files.
+`import laion_clap` loads text tokenizers from a hub and puts its own folder on the module path.
 """
 
-import importlib
-import importlib.util
 import itertools
 import json
-import sys
 import types
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, load_state, load_strict, weights_digest
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, load_state, load_strict, weights_digest
 from featurize.encoders.fusion import fuse_each, fusion_mels
+from featurize.encoders.modules import folder_of, module_of
 from featurize.encoders.segments import by_count, middle, segments_of
 from featurize.media import Sound
-from featurize.settings import ClapSettings
+from featurize.settings import ClapSettings, is_path
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 2  # raised whenever the same settings give other numbers
+PACKAGE = folder_of("laion_clap") / "clap_module"
+htsat = module_of(PACKAGE, "htsat")
 HUB = "lukewys/laion_clap"
 FUSED = ("630k-fusion-best", "630k-audioset-fusion-best")
 PUBLISHED = {
@@ -57,7 +54,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
             name=f"clap-{settings.architecture.lower()}{'-fusion' if self.fusion else ''}",
             modality="audio",
             numerics={
-                "version": NUMERICS_VERSION,
+                "version": settings.numerics,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "layer": "embedding",
@@ -150,17 +147,14 @@ def load_tower(settings: ClapSettings, fusion: bool) -> tuple[Any, dict[str, Any
     Raises:
         UserError: the architecture or its weights are unknown.
     """
-    folder = _package_folder()
-    configs = {path.stem: path for path in sorted((folder / "model_configs").glob("HTSAT-*.json"))}
+    configs = {path.stem: path for path in sorted((PACKAGE / "model_configs").glob("HTSAT-*.json"))}
     if settings.architecture not in configs:
         raise UserError(f"field 'encoder': no architecture {settings.architecture!r}; accepted: {', '.join(configs)}")
     config = json.loads(configs[settings.architecture].read_text())["audio_cfg"]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)
-        tower = _htsat(folder).create_htsat_model(
-            types.SimpleNamespace(**config), fusion, "aff_2d" if fusion else "None"
-        )
+        tower = htsat.create_htsat_model(types.SimpleNamespace(**config), fusion, "aff_2d" if fusion else "None")
     if settings.weights != "random":
         state = load_state(_checkpoint(settings))
         prefix = "audio_branch."
@@ -184,19 +178,3 @@ def _checkpoint(settings: ClapSettings) -> str:
     from huggingface_hub import hf_hub_download
 
     return str(hf_hub_download(HUB, f"{settings.weights}.pt"))
-
-
-def _package_folder() -> Path:
-    spec = importlib.util.find_spec("laion_clap")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("laion-clap is not installed; pip install 'avllm[featurize]'")
-    return Path(spec.submodule_search_locations[0]) / "clap_module"
-
-
-def _htsat(folder: Path) -> Any:
-    name = "featurize_laion_clap_module"
-    if name not in sys.modules:
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    return importlib.import_module(f"{name}.htsat")

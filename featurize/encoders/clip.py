@@ -3,22 +3,24 @@
 Dimensions: T frames of the grid, U distinct frames, N patches, D width.
 """
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.model import _build_vision_tower
 from pydantic import JsonValue
 
-from featurize.encoders.base import MediaCache, TokenEncoder, Units, is_path, load_state, load_strict, weights_digest
-from featurize.settings import ClipSettings
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, load_state, load_strict, weights_digest
+from featurize.encoders.modules import folder_of, module_of
+from featurize.settings import ClipSettings, is_path
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 2  # raised whenever the same settings give other numbers
+PACKAGE = folder_of("open_clip")
+pretrained = module_of(PACKAGE, "pretrained")
+model = module_of(PACKAGE, "model", without=("timm", "transformers"))
 
 
 class ClipEncoder(TokenEncoder[ClipSettings]):
@@ -46,7 +48,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
             name=f"clip-{settings.architecture.lower().replace('.', '-')}",
             modality="visual",
             numerics={
-                "version": NUMERICS_VERSION,
+                "version": settings.numerics,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "block": self.block,
@@ -113,36 +115,46 @@ def load_tower(settings: ClipSettings) -> tuple[Any, list[JsonValue], list[JsonV
     Raises:
         UserError: the architecture or its weights are unknown.
     """
-    config = open_clip.get_model_config(settings.architecture)
-    if config is None:
+    path = PACKAGE / "model_configs" / f"{settings.architecture}.json"
+    if not path.is_file():
         raise UserError(
             f"field 'encoder': open_clip has no architecture {settings.architecture!r}; see its list_models()"
         )
+    config = json.loads(path.read_text())
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
-    tags = open_clip.list_pretrained_tags_by_model(settings.architecture)
-    published = open_clip.get_pretrained_cfg(
+    tags = pretrained.list_pretrained_tags_by_model(settings.architecture)
+    published = pretrained.get_pretrained_cfg(
         settings.architecture, settings.weights if settings.weights in tags else ""
     )
-    likely = published or (open_clip.get_pretrained_cfg(settings.architecture, tags[0]) if tags else {})
+    likely = published or (pretrained.get_pretrained_cfg(settings.architecture, tags[0]) if tags else {})
     quick_gelu = published.get("quick_gelu", config.get("quick_gelu", False))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(settings.seed)
-        tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
+        tower = _model(vision)._build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
     if not hasattr(tower, "forward_intermediates") or not (hasattr(tower, "transformer") or hasattr(tower, "trunk")):
         raise UserError(f"{settings.encoder}: not a vision transformer; its tokens have no layers to choose")
     if settings.weights != "random":
         load_strict(tower, _published_state(settings, tags, published), settings.encoder)
-    mean = likely.get("mean") or open_clip.OPENAI_DATASET_MEAN
-    std = likely.get("std") or open_clip.OPENAI_DATASET_STD
+    mean = likely.get("mean") or pretrained.OPENAI_DATASET_MEAN
+    std = likely.get("std") or pretrained.OPENAI_DATASET_STD
     return tower, [float(x) for x in mean], [float(x) for x in std]
+
+
+def _model(vision: dict[str, Any]) -> Any:
+    """open_clip's module that builds towers; the whole of open_clip for those of timm."""
+    if "timm_model_name" not in vision:
+        return model
+    import open_clip.model
+
+    return open_clip.model
 
 
 def _published_state(settings: ClipSettings, tags: list[str], published: dict[str, Any]) -> dict[str, torch.Tensor]:
     if is_path(settings.weights):
         path = settings.weights
     elif settings.weights in tags:
-        path = open_clip.download_pretrained(published)
+        path = pretrained.download_pretrained(published)
     else:
         raise UserError(
             f"field 'encoder': {settings.architecture} has no weights {settings.weights!r}; "

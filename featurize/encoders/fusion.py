@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.audio_utils import mel_filter_bank
 
 from featurize.media import Sound
 
@@ -88,5 +87,7 @@ def _block(
 
 @cache
 def _bank(window: int, mels: int, low: int, high: int, rate: int) -> NDArray[np.float32]:
+    from transformers.audio_utils import mel_filter_bank  # takes a second, for fusion weights alone
+
     bank = mel_filter_bank(window // 2 + 1, mels, low, high, rate, norm=None, mel_scale="htk")
     return np.asarray(bank, np.float32)

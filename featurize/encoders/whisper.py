@@ -16,7 +16,6 @@ from featurize.encoders.segments import by_count, middle, segments_of
 from featurize.settings import WhisperSettings
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
-NUMERICS_VERSION = 2  # raised whenever the same settings give other numbers
 ARCHITECTURES = {  # of the published configurations: width, layers, heads
     "tiny": (384, 4, 6),
     "base": (512, 6, 8),
@@ -44,7 +43,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
             name=f"whisper-{settings.architecture.lower().replace('.', '-')}",
             modality="audio",
             numerics={
-                "version": NUMERICS_VERSION,
+                "version": settings.numerics,
                 "architecture": settings.architecture,
                 "weights": digest,
                 "heads": self.tower.config.encoder_attention_heads,

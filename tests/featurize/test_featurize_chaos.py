@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,29 @@ def finished(store: Path) -> int:
 class Chaos:
     """A cluster of three nodes (the head runs no worker), a driver on it, and whatever kills them."""
 
-    def __init__(self, command: list[str], seed: int) -> None:
+    def __init__(self, command: list[str], seed: int, free_port: Callable[[], int]) -> None:
         from ray.cluster_utils import Cluster
 
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.command = command
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.free_port = free_port
+        head = {"num_cpus": 0, "include_dashboard": False, **self.ports()}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add_node() for _ in range(2)]
         self.start()
+
+    def ports(self) -> dict[str, int]:
+        """A node's ports are given: it gives up if its agents take 15 s to say theirs, as on a busy machine they do."""
+        agents = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port")
+        return {agent: self.free_port() for agent in agents}
 
     def add_node(self) -> Any:
         """A new node; on a busy machine Ray can give one up that takes more than 30 s to start."""
         for _ in range(4):
             with contextlib.suppress(Exception):
-                return self.cluster.add_node(wait=False, num_cpus=1)
-        return self.cluster.add_node(wait=False, num_cpus=1)
+                return self.cluster.add_node(wait=False, num_cpus=1, **self.ports())
+        return self.cluster.add_node(wait=False, num_cpus=1, **self.ports())
 
     def start(self) -> None:
         env = {**os.environ, "PYTHONPATH": str(REPO), "RAY_ADDRESS": self.cluster.address}
@@ -120,7 +128,7 @@ def corpus(tmp_path, media, bad_media) -> list[Path]:
     return folder
 
 
-def test_random_kills_leave_the_store_of_an_undisturbed_run(python, corpus, tmp_path):
+def test_random_kills_leave_the_store_of_an_undisturbed_run(python, corpus, tmp_path, free_port):
     """What is promised: byte for byte the same, nothing lost, nothing twice, whatever dies and when."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
 
@@ -132,7 +140,7 @@ def test_random_kills_leave_the_store_of_an_undisturbed_run(python, corpus, tmp_
     done = python(*run(undisturbed), timeout=3600)
     assert done.returncode == 0, done.stderr
     store = tmp_path / "chaos"
-    chaos = Chaos([sys.executable, "-m", *run(store)], seed=KILLS)
+    chaos = Chaos([sys.executable, "-m", *run(store)], KILLS, free_port)
     try:
         while sum(chaos.done.values()) < KILLS and chaos.running():
             _wait_for_progress(chaos, store)

@@ -1,6 +1,8 @@
 """Features equal a plain reading of the same weights with the packages' own forward, within 1e-3 relative."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -17,6 +19,8 @@ from featurize.encoders.segments import middle
 from featurize.media import read_audio, read_video
 from featurize.settings import ClapSettings, ClipSettings
 from store import MediaItem, UserError
+
+REPO = Path(__file__).parents[2]
 
 
 def item(path, kind="video"):
@@ -112,8 +116,20 @@ def test_clap_tokens_equal_the_packages_own_forward(media, clap_checkpoint):
 def test_the_audio_tower_loads_without_its_packages_import():
     """`import laion_clap` asks a hub for three tokenizers, and hangs where there is none."""
     build_encoder(ClapSettings(encoder="clap:HTSAT-tiny/random"))
-    assert "featurize_laion_clap_module.htsat" in sys.modules
+    assert "featurize_clap_module.htsat" in sys.modules
     assert not any(name.split(".")[0] in ("laion_clap", "clap_module") for name in sys.modules)
+
+
+def test_the_towers_load_without_what_they_do_not_run():
+    """`import open_clip` takes longer than torch itself, most of it for texts, training and timm; each worker would."""
+    code = (
+        "import sys; from featurize.encoders import build_encoder; from featurize.settings import *;"
+        "build_encoder(ClipSettings(encoder='clip:ViT-S-32/random'));"
+        "build_encoder(ClapSettings(encoder='clap:HTSAT-tiny/random'));"
+        "print(*sorted({'open_clip', 'timm', 'transformers', 'torchvision', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch"]
 
 
 def test_a_long_segment_gives_its_middle_whatever_the_time():

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -125,7 +124,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
     assert shas(work / "killed") == shas(whole[0])
 
 
-def test_a_submitted_job_fills_the_same_store(python, whole, work, tmp_path):
+def test_a_submitted_job_fills_the_same_store(python, whole, work, tmp_path, free_port):
     """The same command under `ray job submit` on a running cluster gives the same digests and bytes."""
     run = planned(python, work, work / "submitted")
     bin_folder = str(Path(sys.executable).parent)
@@ -149,63 +148,38 @@ def test_a_submitted_job_fills_the_same_store(python, whole, work, tmp_path):
             check=False,
         )
 
+    def start(dashboard):
+        """A head node. Its ports are given: Ray's node gives up if its agents take 15 s to say theirs."""
+        words = ["--node-ip-address", "127.0.0.1", "--num-cpus", 2, "--dashboard-port", dashboard]
+        for option in ("", "dashboard-agent-listen-", "dashboard-agent-grpc-", "runtime-env-agent-", "metrics-export-"):
+            words += [f"--{option}port", free_port()]
+        return subprocess.Popen(
+            [f"{bin_folder}/ray", "start", "--head", "--block", *map(str, words)],
+            env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def submit(*words):
+        address = f"http://127.0.0.1:{dashboard}"
+        return ray("job", "submit", "--address", address, "--working-dir", REPO, "--", "python", "-m", *words)
+
     assert ray("get-auth-token", "--generate").returncode == 0
-    dashboard = _free_port()
-    words = ["--node-ip-address", "127.0.0.1", "--port", _free_port(), "--num-cpus", 2, "--dashboard-port", dashboard]
-    words += ["--dashboard-agent-listen-port", _free_port()]  # its default may still be held by a killed cluster
-    head = subprocess.Popen(
-        [f"{bin_folder}/ray", "start", "--head", "--block", *map(str, words)],
-        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    dashboard = free_port()
+    head = start(dashboard)
     try:
-        submit = [
-            "job",
-            "submit",
-            "--address",
-            f"http://127.0.0.1:{dashboard}",
-            "--working-dir",
-            REPO,
-            "--",
-            "python",
-            "-m",
-        ]
-        _wait_for(dashboard)
-        for _ in range(30):  # a moment after the dashboard, its agents can take jobs
-            done = ray(*submit, *run)
-            if "No available agent" not in done.stderr:
+        for _ in range(60):  # until the dashboard is up, and its agents can take jobs
+            done = submit(*run)
+            if not any(word in done.stderr for word in ("No available agent", "ConnectionError", "Failed to connect")):
                 break
+            assert head.poll() is None, "the cluster ended"
             time.sleep(2)
         assert done.returncode == 0, done.stdout + done.stderr
-        relative = ray(*submit, "featurize", "run", "--store", "relative", "--config", work / "config.yaml")
+        relative = submit("featurize", "run", "--store", "relative", "--config", work / "config.yaml")
         assert relative.returncode != 0
         assert "give an absolute path" in relative.stdout + relative.stderr
     finally:
         head.terminate()  # with --block it takes the whole cluster down with it
         head.wait(60)
     assert shas(work / "submitted") == shas(whole[0])
-
-
-def _free_port():
-    """A port below those that Ray gives to its workers."""
-    for port in range(6400 + os.getpid() % 1000, 9000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) and port not in _given:
-                _given.add(port)
-                return port
-    raise AssertionError("no free port")
-
-
-_given = set()
-
-
-def _wait_for(port, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                return
-        time.sleep(0.5)
-    raise AssertionError(f"nothing listens on {port}")
 
 
 def test_mended_files_are_encoded_again_when_asked(python, work, media, tmp_path):

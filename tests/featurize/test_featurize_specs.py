@@ -57,7 +57,7 @@ def test_a_fingerprint_follows_all_that_shapes_the_numbers(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_fingerprint_is_pinned(family):
-    """A column made yesterday is found today. A change here needs a new NUMERICS_VERSION; the digest of weights is
+    """A column made yesterday is found today. A change here needs a higher `numerics`; the digest of weights is
     left out, since those of the tests come from torch's generator."""
     spec = build(family).spec.model_dump(mode="json")
     assert len(spec["numerics"].pop("weights")) == 64
@@ -116,4 +116,4 @@ def test_the_ablations_cover_the_papers_tables():
     assert {column.segments for column in columns if not isinstance(column, ClipSettings)} == {(1, 2, 4, 8, 16)}
     for column in columns:
         if isinstance(column, ClipSettings):
-            assert column.weights in clip.open_clip.list_pretrained_tags_by_model(column.architecture)
+            assert column.weights in clip.pretrained.list_pretrained_tags_by_model(column.architecture)

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from store import Column, Failure
+from pydantic import ValidationError
+
+from featurize.settings import EncoderSettings
+from store import Column, Failure, Storage, list_columns
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,24 @@ class ShardReport:
     shard: int
     items: int
     failures: dict[str, list[Failure]]
+
+
+def find_columns(storage: Storage, encoders: Sequence[EncoderSettings]) -> list[Column | None]:
+    """The store's column of each encoder, found without loading it; None where that cannot be told.
+
+    A column is an encoder's if it was made with its settings, by this version of its numerics and with its weights.
+    """
+    there = list_columns(storage)
+    found = [[column for column in there if _made_with(column, settings.pinned())] for settings in encoders]
+    return [columns[0] if len(columns) == 1 else None for columns in found]
+
+
+def _made_with(column: Column, settings: EncoderSettings) -> bool:
+    try:
+        made = type(settings).model_validate(column.build)
+    except ValidationError:  # of another family, imported, or by a version with other settings
+        return False
+    return made == settings and column.spec.numerics.get("version") == settings.numerics
 
 
 def missing_shards(

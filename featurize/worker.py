@@ -1,0 +1,59 @@
+"""What a worker of a run does, in a process of its own on this machine or on a node of a Ray cluster."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurize.pending import ShardReport
+from featurize.settings import FeaturizeConfig
+from store import Column, MediaItem, Storage, create_column
+
+
+class WorkerLostError(Exception):
+    """A worker's process, or its whole node, ended before its call did."""
+
+
+@dataclass
+class Task:
+    """A shard to encode into the columns `names`; `lost` counts the workers that were lost with it."""
+
+    items: Sequence[MediaItem]
+    names: Sequence[str]
+    lost: int = 0
+
+
+class Worker:
+    """Holds every encoder of a configuration.
+
+    Encoders are loaded by the first call, not when the worker is made: what goes wrong then comes out as it is.
+    """
+
+    def __init__(self, store: str, config: FeaturizeConfig) -> None:
+        self._storage, self._config = Storage(store), config
+        self._encoders: dict[str, Any] = {}
+        self._columns: dict[str, Column] = {}
+
+    def columns(self) -> list[str]:
+        """Load the encoders and open their columns, making those that the store has not; their names."""
+        if not self._columns:
+            # torch's threads must not spin while they wait: the decoders need the cores
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            import torch
+
+            from featurize.encoders import build_encoder
+
+            torch.set_num_threads(self._config.cpus)
+            encoders = [build_encoder(settings) for settings in self._config.columns]
+            for settings, encoder in zip(self._config.columns, encoders, strict=True):
+                column = create_column(self._storage, encoder.spec, settings.pinned().model_dump(mode="json"))
+                self._encoders[column.name], self._columns[column.name] = encoder, column
+        return list(self._columns)
+
+    def encode(self, items: Sequence[MediaItem], names: Sequence[str], careful: bool) -> ShardReport:
+        """Encode a shard into the columns `names`."""
+        from featurize.shard_job import encode_shard
+
+        self.columns()
+        encoders = [self._encoders[name] for name in names]
+        return encode_shard(items, encoders, [self._columns[name] for name in names], self._config.cpus, careful)
