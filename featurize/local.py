@@ -121,7 +121,7 @@ def _serve(pipe: "Connection[Any, Any]", gpus: str | None, store: str, config: F
             return
         try:
             answer: tuple[Any, Exception | None] = getattr(worker, method)(*words), None
-        except UserError as error:
+        except (UserError, ImportError) as error:
             answer = None, error
         except Exception:
             answer = None, RuntimeError(traceback.format_exc())

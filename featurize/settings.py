@@ -131,7 +131,7 @@ class ClapSettings(TokenSettings):
     fusion: bool | None = None
     segments: Counts = (4,)
     max_seconds: float = MAX_SECONDS
-    batch: Annotated[int, Field(gt=0)] = 8
+    batch: Annotated[int, Field(gt=0)] = 2
 
 
 class WhisperSettings(TokenSettings):

@@ -188,7 +188,7 @@ def test_mended_files_are_encoded_again_when_asked(python, work, media, tmp_path
     folder.mkdir()
     shutil.copy(media / "blue.png", folder / "here.png")
     (tmp_path / "list.csv").write_text("path\nlate/here.png\nlate/late.png\n")
-    plan = ["featurize", "plan", tmp_path / "list.csv", "--store", tmp_path / "store"]
+    plan = ["featurize", "plan", tmp_path / "list.csv", "--store", tmp_path / "store", "--shard-size", 2]
     run = ["featurize", "run", "--store", tmp_path / "store", "--config", work / "config.yaml"]
     assert "late/late.png" in python(*plan).stdout
     dry = python(*run, "--dry-run")

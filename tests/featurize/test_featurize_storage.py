@@ -131,7 +131,7 @@ def test_a_repair_that_fails_says_so(python, work, whole):
 
 LIMIT = """
 import resource, sys
-if any("default_worker" in word for word in sys.orig_argv):
+if any("forkserver" in word for word in sys.orig_argv):  # whose limits the workers inherit
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 """
 
