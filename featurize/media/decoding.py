@@ -5,7 +5,7 @@ Players go on after such a packet. What is lost is counted and bounded, so that 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,15 @@ class Beside:
 
 
 def decode(
-    container: av.container.InputContainer, stream: Any, losses: Losses, beside: Beside | None = None
+    container: av.container.InputContainer,
+    stream: Any,
+    losses: Losses,
+    beside: Beside | None = None,
+    sent: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Iterator[Any]:
-    """Decode a stream from where the container stands; what cannot be decoded is counted in `losses`.
+    """Decode a stream from where the container stands, or those of its packets that `sent` chooses.
+
+    What cannot be decoded is counted in `losses`.
 
     Raises:
         MediaError: the container cannot be read on, frames are too large, or too much is lost.
@@ -99,7 +105,7 @@ def decode(
     end: Any = None  # the packet that ends a stream: empty, but what it sets free has its time base
     repeats = stream.codec_context.name in REPEATING
     with blamed("FFmpeg"):
-        for packet in _packets(container, stream, losses, beside):
+        for packet in sent(_packets(container, stream, losses, beside)):
             if packet.size:
                 for frame in _decoded(stream, packet, losses, last is not None):
                     losses.resume()

@@ -1,7 +1,7 @@
 """Where the frames of a video lie, read from its packets, and the shortest way to those that are wanted."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from featurize.media.bounds import MAX_FRAMES
 from featurize.media.decoding import REPEATING
 from featurize.media.errors import MediaError, blamed
+from featurize.media.references import spare_of
 
-WORTH = 32  # frames that need not be decoded, for which a seek is worth its while
+WORTH = 8  # frames that need not be decoded, for which a seek is worth its while
+BY_PTS = ("mov", "matroska", "nut")  # formats whose index FFmpeg takes to go by the time of presentation
 WHOLE = ("mov", "matroska", "avi", "flv", "asf")  # formats in which no part of a frame passes for one, be the file cut
 HEAD = 256  # bytes that hold what an MPEG-4 keyframe's packet says of the film
 TINY = 12  # bytes: an MPEG-4 packet with no more may say that nothing is coded, and then shows nothing
@@ -43,6 +45,7 @@ class Packets:
             empty where the packets do not tell.
         keys: places (in the order shown) of the frames where decoding can begin, int64 [k], rising.
         seeks: the time at which to seek for each of them, int64 [k].
+        spare: whether no other frame refers to the one at each place, bool [n].
     """
 
     held: int
@@ -54,21 +57,42 @@ class Packets:
     shown: NDArray[np.int64]
     keys: NDArray[np.int64]
     seeks: NDArray[np.int64]
+    spare: NDArray[np.bool_]
 
     def runs(self, places: Sequence[int]) -> list[Run]:
-        """The runs that decode the wanted `places` (rising); none where the packets do not tell where those are.
-
-        A single run is the whole way from the start.
-        """
+        """The runs that decode the wanted `places` (rising); none where the packets do not tell where those are."""
         if not self.sure or not len(self.keys) or self.keys[0] or places[-1] >= len(self.shown):
             return []
+        needed = np.cumsum(~self.spare)
         runs: list[Run] = []
         for place in places:
             at = int(np.searchsorted(self.keys, place, "right")) - 1
-            if not runs or self.keys[at] - runs[-1].places[-1] > WORTH:
+            if not runs or needed[self.keys[at]] - needed[runs[-1].places[-1]] > WORTH:
                 runs.append(Run(int(self.keys[at]), int(self.seeks[at]), []))
             runs[-1].places.append(place)
         return runs
+
+    def decoded(self, run: Run) -> NDArray[np.int64]:
+        """The places of the frames that a run decodes, up to the last that is wanted: no spare one that is not."""
+        needed = ~self.spare[run.start : run.places[-1] + 1]
+        needed[np.array(run.places) - run.start] = True
+        return run.start + np.flatnonzero(needed)
+
+    def saved(self, runs: Sequence[Run]) -> int:
+        """Frames that are decoded on the way from the start to the last wanted one, and not by `runs`."""
+        return runs[-1].places[-1] + 1 - sum(len(self.decoded(run)) for run in runs) if runs else 0
+
+    def sent(self, run: Run, packets: Iterable[Any]) -> Iterator[Any]:
+        """Of the packets from where a seek has led on, those that a run decodes; none if its keyframe is passed."""
+        first, begun, idle = int(self.shown[run.start]), False, self.spare.copy()
+        idle[run.places] = False
+        for packet in packets:
+            begun = begun or (packet.pts == first and packet.is_keyframe)
+            if not begun and packet.dts is not None and packet.dts > first:
+                return
+            at = len(idle) if packet.pts is None else int(np.searchsorted(self.shown, packet.pts))
+            if begun and not (at < len(idle) and idle[at] and self.shown[at] == packet.pts):
+                yield packet
 
 
 def read_packets(container: av.container.InputContainer, stream: av.VideoStream, until: int | None = None) -> Packets:
@@ -79,13 +103,14 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
     """
     codec = stream.codec_context.name
     reading = _Reading(
-        by_pts=container.format.name.startswith("matroska"),
+        by_pts=container.format.name.split(",")[0] in BY_PTS,
         repeats=codec in REPEATING,
         shows=SHOWS.get(codec, _always),
         smallest=TINY if codec == "mpeg4" else 0,
         sought=until is not None,
         seekable=container.format.name != "mpeg",
         whole=container.format.name.split(",")[0] in WHOLE,
+        is_spare=spare_of(container, stream),
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
@@ -111,6 +136,7 @@ class _Reading:
         seekable: whether packets have the same times after a seek. A part of a program stream may begin with the rest
             of a frame, to which FFmpeg then gives the next one's time.
         whole: whether the last packet surely is a frame like the others.
+        is_spare: whether a packet's bytes hold a frame that no other refers to.
     """
 
     by_pts: bool
@@ -120,15 +146,18 @@ class _Reading:
     sought: bool
     seekable: bool
     whole: bool
+    is_spare: Callable[[bytes], bool]
     held: int = 0
     count: int = 0
     end: int = 0
+    latest: int | None = None
     sure: bool = True
     first: int | None = None
     head: bytes = b""
     shown: "array[int]" = field(default_factory=lambda: array("q"))
     keys: "array[int]" = field(default_factory=lambda: array("q"))
     seeks: "array[int]" = field(default_factory=lambda: array("q"))
+    spare: "array[int]" = field(default_factory=lambda: array("b"))
 
     def add(self, packet: Any) -> None:
         """Take the next packet."""
@@ -154,11 +183,15 @@ class _Reading:
         if not packet.is_discard and (not packet.size or self.shows(memoryview(packet))):
             self.count += 1
             self._keep(packet)
+        if packet.pts is not None and (self.latest is None or packet.pts > self.latest):
+            self.latest = packet.pts
 
     def _keep(self, packet: Any) -> None:
+        """Note a frame that is shown. Is it spare, it comes after one that is shown later, or its time is in doubt."""
         if packet.pts is None:
             return
         self.shown.append(packet.pts)
+        self.spare.append(self.latest is not None and packet.pts < self.latest and self.is_spare(bytes(packet)))
         if packet.is_keyframe and packet.size and self.seekable:
             self.keys.append(packet.pts)
             self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)
@@ -166,14 +199,15 @@ class _Reading:
     def packets(self, complete: bool) -> Packets:
         """All of them. Frames shown before the first keyframe lack what they are made from: some decoders drop them."""
         pts, keys, seeks = (np.array(times, np.int64) for times in (self.shown, self.keys, self.seeks))
-        shown = np.unique(pts)
+        shown, order = np.unique(pts, return_index=True)
+        spare = np.array(self.spare, np.bool_)[order]
         sure = self.sure and len(shown) == len(pts) > 0 and not (np.diff(keys) <= 0).any()
         sure = sure and self.first is not None and bool(shown[0] >= self.first)
         if not sure:
-            shown, keys, seeks = shown[:0], keys[:0], seeks[:0]
+            shown, keys, seeks, spare = shown[:0], keys[:0], seeks[:0], spare[:0]
         places = np.searchsorted(shown, keys).astype(np.int64)
         doubtful = [] if self.whole or not self.count else [self.count - 1]
-        return Packets(self.held, complete, self.count, doubtful, sure, self.end, shown, places, seeks)
+        return Packets(self.held, complete, self.count, doubtful, sure, self.end, shown, places, seeks, spare)
 
 
 def _always(data: memoryview) -> bool:

@@ -7,8 +7,9 @@ the packets from the keyframe before it to its end are read.
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -26,7 +27,7 @@ from featurize.media.file import bounded, open_container, picture_of
 from featurize.media.frames import Frames
 from featurize.media.image import scale
 from featurize.media.orientation import upright
-from featurize.media.packets import Packets, Run, read_packets
+from featurize.media.packets import WORTH, Packets, Run, read_packets
 from featurize.media.promises import check_frames, check_video, frames_promised
 from featurize.media.stills import is_folder, read_folder
 
@@ -96,7 +97,7 @@ def read_video(
         wanted = sorted({*places.tolist(), *packets.doubtful})
         found = Found(sizes)
         runs = packets.runs(wanted)
-        if len(runs) > 1 and all(_decode_run(container, stream, packets, run, found) for run in runs):
+        if packets.saved(runs) > WORTH and all(_decode_run(container, stream, packets, run, found) for run in runs):
             return found.frames(places)
     return _read_through(uri, sizes, count, packets)
 
@@ -294,29 +295,37 @@ def _decode_run(
     container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, run: Run, found: Found
 ) -> bool:
     """Decode a run; whether it gave the very frames that the packets promise."""
-    promised = packets.shown[run.start : run.places[-1] + 1].tolist()
-    number, losses = 0, Losses()
+    due = packets.decoded(run).tolist()
+    number, losses, wanted = 0, Losses(), set(run.places)
+    fields = not packets.spare.any()  # may be frames: only where none is left out, both of a frame are surely decoded
     try:
         with blamed("FFmpeg"):
             container.seek(run.seek, stream=stream)
-        for frame in _frames(container, stream, losses):
-            if not number and (frame.pts is None or frame.pts < promised[0]):
+        for frame in _frames(container, stream, losses, functools.partial(packets.sent, run)):
+            if not number and (frame.pts is None or frame.pts < packets.shown[run.start]):
                 continue  # before the keyframe, or leading it: shown earlier, and made from what was not decoded
-            if losses.skipped or frame.pts != promised[number] or frame.is_corrupt or not (number or frame.key_frame):
+            if losses.skipped or frame.pts != packets.shown[due[number]] or not (number or frame.key_frame):
                 return False
-            if run.start + number in run.places:
-                found.add(run.start + number, frame)
+            if frame.is_corrupt or (frame.interlaced_frame and not fields):
+                return False
+            if due[number] in wanted:
+                found.add(due[number], frame)
             number += 1
-            if number == len(promised):
+            if number == len(due):
                 return True
     except MediaError:
         return False
     return False
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream, losses: Losses) -> Iterator[av.VideoFrame]:
-    """All frames from where the container stands."""
-    return decode(container, stream, losses)
+def _frames(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    losses: Losses,
+    sent: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Iterator[av.VideoFrame]:
+    """All frames from where the container stands, or of the packets that `sent` chooses."""
+    return decode(container, stream, losses, sent=sent)
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:

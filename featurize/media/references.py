@@ -1,0 +1,56 @@
+"""Which frames no other frame refers to, read from the bytes of packets: only the wanted ones of them need decoding.
+
+H.264 and HEVC say so in the head of each unit of a packet. Both decode to the same pixels without such frames.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import av
+
+TIMED = ("mov", "matroska", "flv", "mpegts")  # formats that store when each frame is shown; of others FFmpeg guesses
+PROGRESSIVE = 1  # FFmpeg's word for frames that are not made of fields: two packets may hold a field each
+START = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # begins a unit where their sizes are not stored
+H264_SPARE = 1  # a slice that is not referred to
+H264_BESIDE = (6, 9, 12)  # supplements, delimiters, filling
+HEVC_SPARE = range(0, 16, 2)  # slices that no picture of the same temporal layer refers to
+HEVC_BESIDE = (35, 38, 39, 40)
+
+
+def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> Callable[[bytes], bool]:
+    """What tells of a packet whether it holds nothing but a frame that no other refers to; False where unsure."""
+    codec, head = stream.codec_context, stream.codec_context.extradata or b""
+    stored = head[:1] == b"\1"  # whether the sizes of units are
+    if container.format.name.split(",")[0] not in TIMED or codec.field_order != PROGRESSIVE:
+        return _never
+    if codec.name == "h264" and (not stored or len(head) > 4):
+        return lambda data: _h264(data, head[4] % 4 + 1 if stored else 0)
+    if codec.name == "hevc" and stored and len(head) > 21:
+        return lambda data: _hevc(data, head[21] % 4 + 1, head[21] >> 3 & 7)
+    return _never
+
+
+def _never(data: bytes) -> bool:
+    return False
+
+
+def _h264(data: bytes, width: int) -> bool:
+    kinds = {head[0] & 0x7F for head in _heads(data, width)}
+    return H264_SPARE in kinds and kinds <= {H264_SPARE, *H264_BESIDE}
+
+
+def _hevc(data: bytes, width: int, layers: int) -> bool:
+    """Pictures of a higher temporal layer may refer to what its own does not; the highest is the last of `layers`."""
+    heads = [head for head in _heads(data, width) if head[0] >> 1 not in HEVC_BESIDE]
+    return bool(heads) and all(head[0] >> 1 in HEVC_SPARE and head[1] == layers for head in heads)
+
+
+def _heads(data: bytes, width: int) -> Iterator[bytes]:
+    """How each unit begins; `width` bytes before it store its size, if any do."""
+    if not width:
+        yield from START.findall(data)
+        return
+    at = 0
+    while at < len(data):
+        yield data[at + width : at + width + 2].ljust(2, b"\xff")
+        at += width + int.from_bytes(data[at : at + width], "big")
