@@ -73,10 +73,16 @@ class Packets:
         return runs
 
     def decoded(self, run: Run) -> NDArray[np.int64]:
-        """The places of the frames that a run decodes, up to the last that is wanted: no spare one that is not."""
-        needed = ~self.spare[run.start : run.places[-1] + 1]
-        needed[np.array(run.places) - run.start] = True
-        return run.start + np.flatnonzero(needed)
+        """The places of the frames that a run decodes, up to the last that is wanted."""
+        return run.start + np.flatnonzero(self._needed(run)[run.start : run.places[-1] + 1])
+
+    def _needed(self, run: Run) -> NDArray[np.bool_]:
+        """Whether a frame is decoded: others refer to it, or it is shown in a gap between such that a wanted one is in
+        or next to. Where those frames come in the order of their times, the wanted one has its place.
+        """
+        gaps = np.cumsum(~self.spare)
+        near = gaps[run.places]
+        return ~self.spare | np.isin(gaps, [near, near - ~self.spare[run.places]])
 
     def saved(self, runs: Sequence[Run]) -> int:
         """Frames that are decoded on the way from the start to the last wanted one, and not by `runs`."""
@@ -84,8 +90,7 @@ class Packets:
 
     def sent(self, run: Run, packets: Iterable[Any]) -> Iterator[Any]:
         """Of the packets from where a seek has led on, those that a run decodes; none if its keyframe is passed."""
-        first, begun, idle = int(self.shown[run.start]), False, self.spare.copy()
-        idle[run.places] = False
+        first, begun, idle = int(self.shown[run.start]), False, ~self._needed(run)
         for packet in packets:
             begun = begun or (packet.pts == first and packet.is_keyframe)
             if not begun and packet.dts is not None and packet.dts > first:
@@ -146,7 +151,7 @@ class _Reading:
     sought: bool
     seekable: bool
     whole: bool
-    is_spare: Callable[[bytes], bool]
+    is_spare: Callable[[memoryview], bool]
     held: int = 0
     count: int = 0
     end: int = 0
@@ -191,7 +196,7 @@ class _Reading:
         if packet.pts is None:
             return
         self.shown.append(packet.pts)
-        self.spare.append(self.latest is not None and packet.pts < self.latest and self.is_spare(bytes(packet)))
+        self.spare.append(self.latest is not None and packet.pts < self.latest and self.is_spare(memoryview(packet)))
         if packet.is_keyframe and packet.size and self.seekable:
             self.keys.append(packet.pts)
             self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)

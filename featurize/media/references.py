@@ -17,7 +17,7 @@ HEVC_SPARE = range(0, 16, 2)  # slices that no picture of the same temporal laye
 HEVC_BESIDE = (35, 38, 39, 40)
 
 
-def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> Callable[[bytes], bool]:
+def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> Callable[[memoryview], bool]:
     """What tells of a packet whether it holds nothing but a frame that no other refers to; False where unsure."""
     codec, head = stream.codec_context, stream.codec_context.extradata or b""
     stored = head[:1] == b"\1"  # whether the sizes of units are
@@ -30,27 +30,27 @@ def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> 
     return _never
 
 
-def _never(data: bytes) -> bool:
+def _never(data: memoryview) -> bool:
     return False
 
 
-def _h264(data: bytes, width: int) -> bool:
+def _h264(data: memoryview, width: int) -> bool:
     kinds = {head[0] & 0x7F for head in _heads(data, width)}
     return H264_SPARE in kinds and kinds <= {H264_SPARE, *H264_BESIDE}
 
 
-def _hevc(data: bytes, width: int, layers: int) -> bool:
+def _hevc(data: memoryview, width: int, layers: int) -> bool:
     """Pictures of a higher temporal layer may refer to what its own does not; the highest is the last of `layers`."""
     heads = [head for head in _heads(data, width) if head[0] >> 1 not in HEVC_BESIDE]
     return bool(heads) and all(head[0] >> 1 in HEVC_SPARE and head[1] == layers for head in heads)
 
 
-def _heads(data: bytes, width: int) -> Iterator[bytes]:
+def _heads(data: memoryview, width: int) -> Iterator[bytes]:
     """How each unit begins; `width` bytes before it store its size, if any do."""
     if not width:
         yield from START.findall(data)
         return
     at = 0
     while at < len(data):
-        yield data[at + width : at + width + 2].ljust(2, b"\xff")
+        yield bytes(data[at + width : at + width + 2]).ljust(2, b"\xff")
         at += width + int.from_bytes(data[at : at + width], "big")
