@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import av
 
 TIMED = ("mov", "matroska", "flv", "mpegts")  # formats that store when each frame is shown; of others FFmpeg guesses
-PROGRESSIVE = 1  # FFmpeg's word for frames that are not made of fields: two packets may hold a field each
+PROGRESSIVE = 1  # FFmpeg's number for films not made of fields, which may come in two packets; 0 if it is not told
 START = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # begins a unit where their sizes are not stored
 H264_SPARE = 1  # a slice that is not referred to
 H264_BESIDE = (6, 9, 12)  # supplements, delimiters, filling
@@ -21,7 +21,7 @@ def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """What tells of a packet whether it holds nothing but a frame that no other refers to; False where unsure."""
     codec, head = stream.codec_context, stream.codec_context.extradata or b""
     stored = head[:1] == b"\1"  # whether the sizes of units are
-    if container.format.name.split(",")[0] not in TIMED or codec.field_order != PROGRESSIVE:
+    if container.format.name.split(",")[0] not in TIMED or codec.field_order > PROGRESSIVE:
         return _never
     if codec.name == "h264" and (not stored or len(head) > 4):
         return lambda data: _h264(data, head[4] % 4 + 1 if stored else 0)

@@ -1,15 +1,15 @@
 """Frames of a video on a uniform grid, scaled to the sizes that encoders take.
 
 A frame's place is its number among all frames that decoding from the start gives. Where packets tell the place of each
-frame, and the grid is sparse, decoding begins at the keyframes before the wanted frames; it must then give exactly the
-frames that the packets promise there, or the whole file is decoded from the start after all. Of a part of a file, only
-the packets from the keyframe before it to its end are read.
+frame, decoding begins at the keyframes before the wanted frames, and leaves out frames that no other refers to and that
+are not wanted. It must then give exactly the other frames that the packets promise there, or the whole file is decoded
+from the start after all. Of a part of a file, only the packets from the keyframe before it to its end are read.
 """
 
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -224,7 +224,7 @@ def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: in
     with open_video(uri) as (container, stream):
         if seek is not None and not _sought(container, stream, seek):
             return None
-        for at, frame in enumerate(_frames(container, stream, found.losses)):
+        for at, frame in enumerate(decode(container, stream, found.losses)):
             if seek is not None and not at and (frame.pts is None or frame.pts > part.low or not frame.key_frame):
                 return None
             time = _time(frame, at, stream)
@@ -278,7 +278,7 @@ def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, 
     """
     number, last, sure = 0, max(wanted), packets.sure
     with open_video(uri) as (container, stream):
-        for number, frame in enumerate(_frames(container, stream, found.losses), 1):
+        for number, frame in enumerate(decode(container, stream, found.losses), 1):
             sure = sure and number <= packets.count and frame.pts == packets.shown[number - 1]
             if number - 1 in wanted:
                 found.add(number - 1, frame)
@@ -297,16 +297,16 @@ def _decode_run(
     """Decode a run; whether it gave the very frames that the packets promise."""
     due = packets.decoded(run).tolist()
     number, losses, wanted = 0, Losses(), set(run.places)
-    fields = not packets.spare.any()  # may be frames: only where none is left out, both of a frame are surely decoded
+    whole = packets.spare.any()  # frames must be in single packets: of two fields, one might be left out
     try:
         with blamed("FFmpeg"):
             container.seek(run.seek, stream=stream)
-        for frame in _frames(container, stream, losses, functools.partial(packets.sent, run)):
+        for frame in decode(container, stream, losses, sent=functools.partial(packets.sent, run)):
             if not number and (frame.pts is None or frame.pts < packets.shown[run.start]):
                 continue  # before the keyframe, or leading it: shown earlier, and made from what was not decoded
             if losses.skipped or frame.pts != packets.shown[due[number]] or not (number or frame.key_frame):
                 return False
-            if frame.is_corrupt or (frame.interlaced_frame and not fields):
+            if frame.is_corrupt or (frame.interlaced_frame and whole):
                 return False
             if due[number] in wanted:
                 found.add(due[number], frame)
@@ -316,16 +316,6 @@ def _decode_run(
     except MediaError:
         return False
     return False
-
-
-def _frames(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    losses: Losses,
-    sent: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Iterator[av.VideoFrame]:
-    """All frames from where the container stands, or of the packets that `sent` chooses."""
-    return decode(container, stream, losses, sent=sent)
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:
