@@ -14,7 +14,7 @@ from featurize.media.decoding import REPEATING
 from featurize.media.errors import MediaError, blamed
 from featurize.media.references import spare_of
 
-WORTH = 8  # frames that need not be decoded, for which a seek is worth its while
+WORTH = 8  # frames that need not be decoded, for which another way than reading on is worth its while
 BY_PTS = ("mov", "matroska", "nut")  # formats whose index FFmpeg takes to go by the time of presentation
 WHOLE = ("mov", "matroska", "avi", "flv", "asf")  # formats in which no part of a frame passes for one, be the file cut
 HEAD = 256  # bytes that hold what an MPEG-4 keyframe's packet says of the film
@@ -45,7 +45,7 @@ class Packets:
             empty where the packets do not tell.
         keys: places (in the order shown) of the frames where decoding can begin, int64 [k], rising.
         seeks: the time at which to seek for each of them, int64 [k].
-        spare: whether no other frame refers to the one at each place, bool [n].
+        spare: whether the frame at each place is one that no other refers to, bool [n]; False where that is not sure.
     """
 
     held: int
@@ -77,19 +77,20 @@ class Packets:
         return run.start + np.flatnonzero(self._needed(run)[run.start : run.places[-1] + 1])
 
     def _needed(self, run: Run) -> NDArray[np.bool_]:
-        """Whether a frame is decoded: others refer to it, or it is shown in a gap between such that a wanted one is in
-        or next to. Where those frames come in the order of their times, the wanted one has its place.
+        """Whether the frame at each place is decoded: others refer to it, or it is shown beside a wanted one.
+
+        A wanted frame's neighbours, up to the nearest that others refer to, show by their order that it has its place.
         """
         gaps = np.cumsum(~self.spare)
         near = gaps[run.places]
         return ~self.spare | np.isin(gaps, [near, near - ~self.spare[run.places]])
 
     def saved(self, runs: Sequence[Run]) -> int:
-        """Frames that are decoded on the way from the start to the last wanted one, and not by `runs`."""
+        """How many frames fewer `runs` decode than reading from the start to the last wanted one."""
         return runs[-1].places[-1] + 1 - sum(len(self.decoded(run)) for run in runs) if runs else 0
 
     def sent(self, run: Run, packets: Iterable[Any]) -> Iterator[Any]:
-        """Of the packets from where a seek has led on, those that a run decodes; none if its keyframe is passed."""
+        """Those of the packets behind a seek that a run decodes; none if the seek led beyond its keyframe."""
         first, begun, idle = int(self.shown[run.start]), False, ~self._needed(run)
         for packet in packets:
             begun = begun or (packet.pts == first and packet.is_keyframe)
@@ -192,7 +193,10 @@ class _Reading:
             self.latest = packet.pts
 
     def _keep(self, packet: Any) -> None:
-        """Note a frame that is shown. Is it spare, it comes after one that is shown later, or its time is in doubt."""
+        """Note a frame that is shown.
+
+        A spare one is read after one that is shown later. If it is not, the container's times are those of decoding.
+        """
         if packet.pts is None:
             return
         self.shown.append(packet.pts)

@@ -18,7 +18,7 @@ HEVC_BESIDE = (35, 38, 39, 40)
 
 
 def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> Callable[[memoryview], bool]:
-    """What tells of a packet whether it holds nothing but a frame that no other refers to; False where unsure."""
+    """A function that says whether a packet's bytes hold only a frame that no other refers to; False if unsure."""
     codec, head = stream.codec_context, stream.codec_context.extradata or b""
     stored = head[:1] == b"\1"  # whether the sizes of units are
     if container.format.name.split(",")[0] not in TIMED or codec.field_order > PROGRESSIVE:
@@ -40,7 +40,7 @@ def _h264(data: memoryview, width: int) -> bool:
 
 
 def _hevc(data: memoryview, width: int, layers: int) -> bool:
-    """Pictures of a higher temporal layer may refer to what its own does not; the highest is the last of `layers`."""
+    """A picture may be referred to by higher temporal layers than its own, so only the highest of `layers` counts."""
     heads = [head for head in _heads(data, width) if head[0] >> 1 not in HEVC_BESIDE]
     return bool(heads) and all(head[0] >> 1 in HEVC_SPARE and head[1] == layers for head in heads)
 

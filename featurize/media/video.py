@@ -294,7 +294,7 @@ def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, 
 def _decode_run(
     container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, run: Run, found: Found
 ) -> bool:
-    """Decode a run; whether it gave the very frames that the packets promise."""
+    """Decode a run; whether it gave the very frames that the packets promise of it."""
     due = packets.decoded(run).tolist()
     number, losses, wanted = 0, Losses(), set(run.places)
     whole = packets.spare.any()  # frames must be in single packets: of two fields, one might be left out
