@@ -78,8 +78,10 @@ class Local:
         try:
             result, error = reference.pipe.recv()
         except (EOFError, OSError):
+            reference.process.join()
+            code = reference.process.exitcode
             self.end(reference)
-            raise WorkerLostError(f"a worker ended with exit code {reference.process.exitcode}") from None
+            raise WorkerLostError(f"a worker ended with exit code {code}") from None
         if error is not None:
             raise error
         return result

@@ -64,6 +64,7 @@ class Pool:
 
     def __init__(self, machines: Machines, config: FeaturizeConfig) -> None:
         self._machines, self._config = machines, config
+        self._workers: set[Any] = set()
         self._loading: dict[Any, Any] = {}
         self._running: dict[Any, tuple[Any, Task]] = {}
         self._idle: list[Any] = []
@@ -80,7 +81,7 @@ class Pool:
     @property
     def size(self) -> int:
         """How many workers there are, loading or loaded."""
-        return len(self._loading) + len(self._idle) + len(self._running)
+        return len(self._workers)
 
     def columns(self, useful: int) -> list[str]:
         """The names of the columns, made if they were not there; waits for the first of at most `useful` workers.
@@ -114,8 +115,9 @@ class Pool:
 
     def close(self) -> None:
         """End all workers."""
-        for worker in [*self._loading.values(), *self._idle, *(worker for worker, _ in self._running.values())]:
+        for worker in self._workers:
             self._machines.end(worker)
+        self._workers.clear()
 
     def _fitting(self) -> int:
         cpus, gpus = self._machines.resources()
@@ -134,10 +136,12 @@ class Pool:
         self._looked = now
         for _ in range(min(useful, self._config.workers or self._fitting()) - self.size):
             worker = self._machines.start()
+            self._workers.add(worker)
             self._loading[self._machines.call(worker, "columns")] = worker
 
     def _release_idle(self) -> None:
         for worker in self._idle:
+            self._workers.remove(worker)
             self._machines.end(worker)
         self._idle.clear()
 
@@ -158,7 +162,7 @@ class Pool:
             report: ShardReport = self._machines.result(reference)
         except WorkerLostError as error:
             task.lost += 1
-            self._count_loss(error)
+            self._count_loss(worker, error)
             return task
         self._lost_in_a_row = 0
         self._idle.append(worker)
@@ -168,14 +172,15 @@ class Pool:
         try:
             names = self._machines.result(reference)
         except WorkerLostError as error:
-            self._count_loss(error)
+            self._count_loss(worker, error)
             return
         if self._names and names != self._names:
             raise UserError(f"the cluster's nodes have other weights or packages: {self._names} and {names}")
         self._names = names
         self._idle.append(worker)
 
-    def _count_loss(self, error: Exception) -> None:
+    def _count_loss(self, worker: Any, error: Exception) -> None:
+        self._workers.remove(worker)
         self._lost_in_a_row += 1
         self._looked = 0.0  # replace it at once
         if self._lost_in_a_row > LOST_IN_A_ROW:
