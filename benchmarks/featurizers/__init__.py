@@ -1,0 +1,1 @@
+"""`featurize run` beside its peers: speed, bad files, and what a kill costs."""
