@@ -41,7 +41,7 @@ def _outcome(work: Job, spent: Spent) -> str:
     if record:
         what = f"recorded as {record}"
     elif spent.code:
-        what = f"the run ends: {spent.said[-1][-100:]}"
+        what = f"the run ends: {spent.said[-1].replace(f'{work.clips}/', '')[:120]}"
     else:
         what = "passes as a whole film" if BAD in kept else "left out in silence"
     return f"{what}; {len(kept - {BAD})} of {GOOD} kept"
