@@ -6,8 +6,8 @@
 The clips are made here: 22 of 28 are H.264 and AAC in mp4, 6 VP9 and Opus in webm, about 10 s each, 320 x 240 to
 640 x 360; more clips are the same under other names. Each contender is a process as a user starts it, `featurize run`
 or a script of the peer's own documents (`scripts`); CPU seconds are its own and all its descendants'. Each runs on few
-clips and on many. What the second takes more is free of the start, and the rest is the start. Files lie in the file
-cache. Decoders and torch take the threads they take by default; nothing here sets how torch's threads wait.
+clips and on many. What the second takes more is free of the start, and the rest is the start; so the few have to make a
+shard for each worker of ours, or the many pay another one's start. Files lie in the file cache. Decoders and torch take the threads they take by default; nothing here sets how torch's threads wait.
 """
 
 import sys
@@ -36,9 +36,7 @@ def race(
     only: Only = None,
     few: Annotated[int | None, typer.Option(help="Clips of the short run, instead of the case's own.")] = None,
     many: Annotated[int | None, typer.Option(help="Clips of the long run.")] = None,
-    shard_size: Annotated[
-        int, typer.Option(help="Clips in a shard of ours; each of two workers has to have one.")
-    ] = 16,
+    shard_size: Annotated[int, typer.Option(help="Clips in a shard of ours.")] = 16,
     rounds: Annotated[int, typer.Option(help="Times each is run, in turns.")] = 3,
     words: Words = None,
 ) -> None:
