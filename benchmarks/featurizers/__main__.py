@@ -37,14 +37,13 @@ def race(
     only: Only = None,
     few: Annotated[int | None, typer.Option(help="Clips of the short run, instead of the case's own.")] = None,
     many: Annotated[int | None, typer.Option(help="Clips of the long run.")] = None,
-    shard_size: Annotated[int, typer.Option(help="Clips in a shard of ours.")] = 16,
     rounds: Annotated[int, typer.Option(help="Times each is run, in turns.")] = 3,
     words: Words = None,
 ) -> None:
     """Print CPU and wall seconds of each, with and without its start, and ours against the best of the others."""
     for case in _cases(only or CASES):
         chosen = replace(case, few=few or case.few, many=many or case.many)
-        run_race(chosen, folder, Settings(python, shard_size, tuple(words or ())), rounds)
+        run_race(chosen, folder, Settings(python, None, tuple(words or ())), rounds)
 
 
 @app.command()

@@ -60,12 +60,12 @@ class Settings:
 
     Attributes:
         python: the peers' interpreter.
-        shard_size: clips in a shard of ours.
+        shard_size: clips in a shard of ours; None for what the plan chooses.
         words: further settings of `featurize run`, such as cpus=2.
     """
 
     python: str
-    shard_size: int
+    shard_size: int | None
     words: tuple[str, ...] = ()
 
 
@@ -115,7 +115,8 @@ class Ours(Job):
 
     @override
     def plan(self) -> Spent:
-        return self._featurize("plan", str(self.clips), "--shard-size", str(self.settings.shard_size))
+        size = self.settings.shard_size
+        return self._featurize("plan", str(self.clips), *(["--shard-size", str(size)] if size else []))
 
     @override
     def run(self, until: Until = never) -> Spent:

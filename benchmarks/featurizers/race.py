@@ -53,8 +53,8 @@ def _machine(case: Case, settings: Settings) -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     console.print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {versions(settings.python)}")
-    words = ", ".join((f"shards of {settings.shard_size}", *settings.words))
-    console.print(f"{case.what}, float32; threads as each takes them by default; avllm: {words}")
+    words = f"; avllm: {', '.join(settings.words)}" if settings.words else ""
+    console.print(f"{case.what}, float32; threads as each takes them by default{words}")
 
 
 def _table(case: Case, names: Sequence[str], taken: NDArray[np.float64]) -> None:

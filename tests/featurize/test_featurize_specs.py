@@ -36,8 +36,8 @@ CLASSES = {"clip": ClipSettings, "clap": ClapSettings, "clap-fusion": ClapSettin
 OTHER = ("clip", "whisper")  # built in another process
 PINNED = {
     "clip": "da2a03b4effb3310",
-    "clap": "0d841b5b9cf3cc2a",
-    "clap-fusion": "4ccdb99bf3f5feee",
+    "clap": "4b145c769f8daabe",
+    "clap-fusion": "9a9273759097cd3d",
     "whisper": "fd6139d9e56a5354",
 }
 
