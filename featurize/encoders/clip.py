@@ -70,9 +70,10 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
-        pixels = self.transfers.upload(rows).permute(0, 3, 1, 2).to(torch.float32).div(255)
+        pixels = self.transfers.upload(rows).permute(0, 3, 1, 2).to(torch.float32)
+        pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: new memory costs as much as the arithmetic
         found = self.tower.forward_intermediates(
-            ((pixels - self._mean) / self._std).to(self.dtype),
+            pixels.to(self.dtype),
             indices=[self.block],
             stop_early=True,
             intermediates_only=True,
