@@ -153,6 +153,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
             config=config,
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
         llm, found = loaded
     except ModuleNotFoundError:
@@ -164,7 +165,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
         ) from None
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"field 'model': {model}: its weights cannot be read: {_line(error)}") from None
-    lacking = sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])])
+    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if lacking:
         raise UserError(f"field 'model': {model}: lacks {len(lacking)} of its weights, such as {lacking[0]}")
     llm.generation_config = generation_of(llm, tokenizer)
@@ -231,6 +232,10 @@ def check_packing(config: Any, longest: int, model: str) -> None:
     Raises:
         UserError: says what it asks for that packed rows do not give.
     """
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            f"field 'model': {model}: a {config.model_type} is no causal language model; docs/llms.md lists those"
+        )
     limit = getattr(config, "max_position_embeddings", None)
     if limit and longest > limit:
         raise UserError(f"field 'max_tokens': {longest}; {model} was made for {limit} positions")

@@ -103,7 +103,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         """
         tower = self.tower
         if self.fusion:
-            mel = self.transfers.upload(rows["mel"])
+            mel = self.transfers.upload(rows["mel"].copy())  # torch takes no strides of odd bytes, as of one row
             longer = self.transfers.upload(np.flatnonzero(rows["longer"]))
         else:
             mel = tower.logmel_extractor(tower.spectrogram_extractor(self.transfers.upload(rows)))

@@ -68,8 +68,10 @@ def load_model(kind: Any, source: str) -> Any:
     """
     import torch
 
-    model, found = load(kind, source, dtype=torch.float32, output_loading_info=True)
-    wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    model, found = load(
+        kind, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )  # what is mismatched is refused here, by name
+    wrong = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if wrong:
         raise UserError(f"{source}: not the weights of {kind.__name__}: {len(wrong)} tensors differ, first {wrong[0]}")
     return model

@@ -77,7 +77,7 @@ def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, 
     assert "s in each worker, then decoding" in done.stdout
     assert "clip-vit-s-32." in done.stdout
     assert "with 2 workers, cost 0.0" in done.stdout
-    assert "a shard of 9 items" in done.stdout
+    assert "a shard of 4 items" in done.stdout
     assert "bounds this node" in done.stdout
     wrong = python(*words, "--price", 2.5)
     assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -210,7 +210,7 @@ def test_a_damaged_file_is_frames_or_a_media_error_and_nothing_else(sound_files,
 
 
 def test_a_run_over_300_damaged_files_accounts_for_each(python, sound_files, tmp_path):
-    """The whole of it: real Ray, real encoders; the counts add up, memory is bounded, and the run ends well."""
+    """The whole of it: real workers, real encoders; the counts add up, memory is bounded, and the run ends well."""
     folder = tmp_path / "files"
     folder.mkdir()
     codes = absurd(folder, sound_files)

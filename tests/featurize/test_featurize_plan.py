@@ -82,7 +82,7 @@ def test_the_report_is_printed_and_written(python, tmp_path, media):
     assert row == ["chat.json", "llava", "2", "2", "1", "1", "0", "0", "0"]
     assert f"1 not found now: {media}/gone[1].mp4" in done.stdout
     assert f"{tmp_path / 'chat.json'}: 2 new media files would be added" in done.stdout
-    assert f"{tmp_path / 'store'}: would have 2 items in 1 shards" in done.stdout
+    assert f"{tmp_path / 'store'}: would have 2 items in 2 shards" in done.stdout
     assert "conversations chat: 2 would be written" in done.stdout
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["missing"] == [f"{media}/gone[1].mp4"]

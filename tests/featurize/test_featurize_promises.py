@@ -221,6 +221,13 @@ def test_a_cut_picture_is_truncated(tmp_path, name, share):
     refused(lambda path: read_image(path, [32]), tmp_path / name, "truncated")
 
 
+def test_a_jpeg_that_lacks_its_last_two_bytes_is_truncated(tmp_path):
+    """They hold no pixel, but nothing says that it was only them."""
+    Image.new("RGB", (80, 60)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-2])
+    refused(lambda path: read_image(path, [32]), tmp_path / "cut.jpg", "truncated")
+
+
 def test_the_first_bytes_of_a_picture_are_truncated_too(tmp_path):
     Image.new("RGB", (800, 600)).save(tmp_path / "cut.jpg", quality=95)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:300])

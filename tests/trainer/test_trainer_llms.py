@@ -67,6 +67,8 @@ REFUSED = {
     ),
     "soft-caps": ("Gemma2", WIDE, "softcap"),
     "sinks": ("GptOss", WIDE, "s_aux"),
+    "an encoder": ("T5", {}, "a t5 is no causal language model"),
+    "dropout of an old family": ("GPT2", {}, "dropout|pdrop"),
     "dropout": ("Llama", {"attention_dropout": 0.1}, "attention_dropout 0.1; accepted: 0"),
     "chunks": ("Llama4Text", {"attention_chunk_size": 16}, "its attention sees 16 positions"),
     "own attention": ("Bloom", {}, "only 0 of its 2 layers are attention"),
@@ -191,6 +193,10 @@ def test_missing_weights_are_refused(tiny_llm, tmp_path):
     renamed = {f"other.{k}": v for k, v in weights.items()}
     save_file(renamed, tmp_path / "llm" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks \d+ of its weights"):
+        load_llm(str(tmp_path / "llm"), torch.float32)
+    wide = weights | {lost: weights[lost].repeat(2, 1)}
+    save_file(wide, tmp_path / "llm" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks 1 of its weights, such as {lost}"):
         load_llm(str(tmp_path / "llm"), torch.float32)
 
 
