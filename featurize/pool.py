@@ -121,8 +121,11 @@ class Pool:
 
     def _fitting(self) -> int:
         cpus, gpus = self._machines.resources()
-        workers = cpus // self._config.cpus
-        return min(workers, int(gpus / self._config.gpus)) if self._config.gpus else workers
+        workers, share = cpus // self._config.cpus, self._config.gpus
+        if not share:
+            return workers
+        # two workers of 0.7 do not fit a GPU, so three do not fit two
+        return min(workers, int(gpus) * int(1 / share) if share < 1 else int(gpus / share))
 
     def _start(self, worker: Any, task: Task) -> None:
         reference = self._machines.call(worker, "encode", task.items, task.names, task.lost >= CAREFUL)

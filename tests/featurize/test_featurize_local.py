@@ -14,6 +14,7 @@ import yaml
 
 from featurize.encoders import build_encoder
 from featurize.local import Local
+from featurize.pool import Pool
 from featurize.settings import ClipSettings, FeaturizeConfig
 from store import Corpus, Storage, list_columns
 
@@ -51,7 +52,7 @@ def tars(store):
     return {path.name: path.read_bytes() for path in sorted(store.glob("columns/*/*.tar"))}
 
 
-def test_twenty_items_are_work_for_all_cores(filled):
+def test_twenty_items_make_several_shards(filled):
     shards = Corpus.load(Storage(filled[0])).shards
     assert [len(items) for items in shards.values()] == [4] * 5
 
@@ -138,11 +139,19 @@ def test_workers_do_not_outlive_the_run(python, planned, filled):
 
 @pytest.mark.parametrize(
     ("gpus", "shares"),
-    [(1, ["4", "5", "6", "7"]), (2, ["4,5", "6,7"]), (0.5, ["4", "4", "5", "5", "6", "6", "7", "7"])],
+    [
+        (1, ["4", "5", "6", "7"]),
+        (2, ["4,5", "6,7"]),
+        (0.5, ["4", "4", "5", "5", "6", "6", "7", "7"]),
+        (0.7, ["4", "5", "6", "7"]),
+    ],
 )
 def test_each_worker_has_gpus_of_its_own(monkeypatch, gpus, shares):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    local = Local("/nowhere", FeaturizeConfig(columns=[CLIP], gpus=gpus))
-    assert local.resources() == (len(os.sched_getaffinity(0)), 4.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16))
+    config = FeaturizeConfig(columns=[CLIP], gpus=gpus)
+    local = Local("/nowhere", config)
+    assert local.resources() == (16, 4.0)
+    assert Pool(local, config)._fitting() == len(shares)
     assert [local._share(place) for place in range(len(shares))] == shares
