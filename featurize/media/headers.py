@@ -1,11 +1,14 @@
 """Bytes of headers that say how much a file holds, where FFmpeg does not pass on what they say."""
 
+from typing import Any
+
 import fsspec
 
 from featurize.media.errors import blamed
 
-ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins the object that holds the file's size
-ASF_SIZE = 40  # bytes from there to that size
+ASF_OBJECT = 24  # bytes that begin an object: what it is, and its size
+WAV_MARKS = 0x7FFF_0000  # bytes: longer ones stand for a length that was not known
+WAV_SLACK = 64  # bytes by which writers count too many
 MP3_RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG-1
 MP3_SLOWER = {0x18: 1, 0x10: 2, 0x00: 4}  # by the version's bits: MPEG-1, 2 and 2.5
 
@@ -23,14 +26,40 @@ def riff_is_cut(uri: str) -> bool:
     return at > size
 
 
-def asf_is_cut(uri: str, share: float) -> bool:
-    """Whether an ASF file has less than a share of the bytes that its header counts."""
+def asf_is_cut(uri: str) -> bool:
+    """Whether the packets of an ASF file reach beyond its end. (An index behind them may be missing.)"""
     with blamed("ASF"), fsspec.open(uri, "rb") as file:
-        size = int(file.seek(0, 2))
-        file.seek(0)
-        head = bytes(file.read(1 << 16))
-    at = head.find(ASF_PROPERTIES)
-    return at >= 0 and size < share * int.from_bytes(head[at + ASF_SIZE : at + ASF_SIZE + 8], "little")
+        size, at = int(file.seek(0, 2)), 0
+        for _ in range(2):  # the header, then the data
+            file.seek(at)
+            at += int.from_bytes(file.read(ASF_OBJECT)[16:], "little")
+    return at > size
+
+
+def wav_is_cut(uri: str) -> bool:
+    """Whether the samples of a WAV file reach beyond its end.
+
+    FFmpeg cuts a duration down to what the bytes allow. Writers that cannot go back leave a mark for the length.
+    """
+    with blamed("WAV"), fsspec.open(uri, "rb") as file:
+        size, at, long = int(file.seek(0, 2)), 12, 0
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(24)
+            length = int.from_bytes(head[4:8], "little")
+            if head.startswith(b"ds64"):  # of a file beyond 4 GiB, the true length
+                long = int.from_bytes(head[16:], "little")
+            if head.startswith(b"data"):
+                length = long or (length if length < WAV_MARKS else 0)
+                return at + 8 + length > size + WAV_SLACK
+            at += 8 + length + length % 2
+    return True
+
+
+def mp3_is_cut(uri: str) -> bool:
+    """Whether an MP3 has fewer bytes than its first frame counts, if that is a header of Xing's."""
+    with blamed("MP3"), fsspec.open(uri, "rb") as file:
+        return int(file.seek(0, 2)) < _xing(_first_frame(file))[1]
 
 
 def mp3_seconds(uri: str) -> float:
@@ -39,20 +68,25 @@ def mp3_seconds(uri: str) -> float:
     FFmpeg does not tell such a duration from one that it guessed.
     """
     with blamed("MP3"), fsspec.open(uri, "rb") as file:
-        head = file.read(10)
-        tag = 10 + sum((byte & 0x7F) << 7 * (3 - at) for at, byte in enumerate(head[6:]))
-        file.seek(tag if head.startswith(b"ID3") else 0)
-        frame = file.read(256)
-    return _xing_seconds(frame)
+        return _xing(_first_frame(file))[0]
 
 
-def _xing_seconds(frame: bytes) -> float:
+def _first_frame(file: Any) -> bytes:
+    file.seek(0)
+    head = file.read(10)
+    tag = 10 + sum((byte & 0x7F) << 7 * (3 - at) for at, byte in enumerate(head[6:]))
+    file.seek(tag if head.startswith(b"ID3") else 0)
+    return bytes(file.read(256))
+
+
+def _xing(frame: bytes) -> tuple[float, int]:
+    """Seconds and bytes that it counts, or 0."""
     if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0 or frame[2] & 0x0C == 0x0C:
-        return 0.0
+        return 0.0, 0
     first = frame[1] & 0x18 == 0x18  # of MPEG-1; others have half its rate and half its samples in a frame
     mono = frame[3] & 0xC0 == 0xC0
     at = 4 + (17 if first == mono else 32 if first else 9)
-    if frame[at : at + 4] not in (b"Xing", b"Info") or not frame[at + 7] & 1:
-        return 0.0
+    flags = frame[at + 7] if frame[at : at + 4] in (b"Xing", b"Info") else 0
+    counts = [int.from_bytes(frame[at + place : at + place + 4], "big") for place in (8, 8 + 4 * (flags & 1))]
     rate = MP3_RATES[frame[2] >> 2 & 3] / MP3_SLOWER.get(frame[1] & 0x18, 1)
-    return int.from_bytes(frame[at + 8 : at + 12], "big") * (1152 if first else 576) / rate
+    return (flags & 1) * counts[0] * (1152 if first else 576) / rate, (flags >> 1 & 1) * counts[1]

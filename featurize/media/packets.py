@@ -36,6 +36,7 @@ class Packets:
 
     Attributes:
         held: packets, empty ones too.
+        partial: whether the last one lacks bytes, as FFmpeg says.
         complete: whether they are all, to the end of the stream.
         count: frames that decoding them should show: not those outside an edit list, nor hidden references.
         doubtful: the last place, if the packet there may be cut: only decoding it can tell.
@@ -49,6 +50,7 @@ class Packets:
     """
 
     held: int
+    partial: bool
     complete: bool
     count: int
     doubtful: list[int]
@@ -154,6 +156,7 @@ class _Reading:
     whole: bool
     is_spare: Callable[[memoryview], bool]
     held: int = 0
+    partial: bool = False
     count: int = 0
     end: int = 0
     latest: int | None = None
@@ -172,6 +175,7 @@ class _Reading:
         self.held += 1
         if self.held > MAX_FRAMES:
             raise MediaError("too_large", f"more than {MAX_FRAMES} frames")
+        self.partial = packet.is_corrupt
         if not packet.size and not self.repeats:
             return
         self.sure = self.sure and packet.pts is not None and packet.size > self.smallest and not packet.is_corrupt
@@ -216,7 +220,8 @@ class _Reading:
             shown, keys, seeks, spare = shown[:0], keys[:0], seeks[:0], spare[:0]
         places = np.searchsorted(shown, keys).astype(np.int64)
         doubtful = [] if self.whole or not self.count else [self.count - 1]
-        return Packets(self.held, complete, self.count, doubtful, sure, self.end, shown, places, seeks, spare)
+        counts = self.held, self.partial, complete, self.count
+        return Packets(*counts, doubtful, sure, self.end, shown, places, seeks, spare)
 
 
 def _always(data: memoryview) -> bool:

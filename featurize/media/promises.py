@@ -8,17 +8,20 @@ import av
 
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import open_container
-from featurize.media.headers import asf_is_cut, mp3_seconds, riff_is_cut
+from featurize.media.headers import asf_is_cut, mp3_is_cut, mp3_seconds, riff_is_cut, wav_is_cut
 from featurize.media.packets import Packets
 from featurize.media.structure import is_cut
 
-SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated
+SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated, bytes missing or not
 SLACK_FRAMES = 1  # ... unless it is only this much short
 SLACK_SECONDS = 0.25  # ... or this much, where the header counts seconds
-SOUND_SHARE, SOUND_SLACK = 0.95, 0.5  # the same for a stream of sound: codecs pad and headers round
+EXACT = 1e-3  # ... or, of a sound whose file lacks bytes, this much
 UNKNOWN = 0xFFFFFFFF  # frames that the header of an IVF film counts while it is written
 LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of the longest stream
-SIZED = ("matroska", "gif", "apng", "ivf", "obu", "rm", "mxf")  # formats whose parts tell best where they end
+# Formats whose parts tell best where they end.
+SIZED = ("matroska", "flv", "ogg", "gif", "apng", "ivf", "obu", "rm", "mxf", "w64", "caf")
+# The same, where an index or a tag may end beyond the file: what matters is told apart.
+PACKED = {"asf": asf_is_cut, "wav": wav_is_cut, "mp3": mp3_is_cut}
 # Formats whose headers count the samples of each stream.
 COUNTED = ("mov", "wav", "w64", "flac", "aiff", "au", "caf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf")
 
@@ -31,7 +34,7 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
     """
     if _format(container) == "avi":
         slots = stream.frames  # each may be left empty: packets are fewer, and the last ones may be empty too
-        if packets.end < SHARE * slots - SLACK_FRAMES and riff_is_cut(uri):
+        if packets.end - packets.partial < slots and riff_is_cut(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
     ticks = stream.frames if _format(container) == "ivf" else 0  # some writers count frames, others their time
     if ticks < UNKNOWN and max(packets.held, packets.end) < SHARE * ticks - SLACK_FRAMES:
@@ -52,13 +55,13 @@ def frames_promised(container: av.container.InputContainer, stream: av.VideoStre
     return 0
 
 
-def check_frames(packets: Packets, promised: int) -> None:
+def check_frames(uri: str, packets: Packets, promised: int) -> None:
     """See that so many packets are there.
 
     Raises:
         MediaError: they are fewer (`truncated`), or none (`unreadable`).
     """
-    if promised and packets.held < SHARE * promised - SLACK_FRAMES:
+    if packets.held < SHARE * promised - SLACK_FRAMES or (packets.held - packets.partial < promised and is_cut(uri)):
         raise MediaError("truncated", f"{packets.held} of the {promised} frames that the header promises")
     if not packets.count:
         raise MediaError("unreadable", "the video stream holds no frames")
@@ -81,7 +84,7 @@ def check_sound(
     Raises:
         MediaError: it is shorter (`truncated`), or holds nothing (`unreadable`).
     """
-    if seconds < SOUND_SHARE * promised - SOUND_SLACK:
+    if seconds < SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and is_cut(uri)):
         raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
     check_end(uri, container, stream, seconds)
     if not seconds:
@@ -94,10 +97,9 @@ def check_end(uri: str, container: av.container.InputContainer, stream: av.strea
     Raises:
         MediaError: none is (`truncated`).
     """
-    if _format(container) == "asf" and asf_is_cut(uri, SHARE):
-        raise MediaError("truncated", "it has fewer bytes than its header promises")
     fragments = _format(container) == "mov" and stream.type == "video" and not stream.frames
-    if (fragments or _format(container) in SIZED) and is_cut(uri):
+    parted = is_cut if fragments or _format(container) in SIZED else PACKED.get(_format(container))
+    if parted and parted(uri):
         raise MediaError("truncated", "the file ends before its last part does")
     guessed = stream.duration is not None  # these headers give the whole file's alone; a stream's is from its bit rate
     promised = 0.0 if guessed or _format(container) not in LONGEST else (container.duration or 0) / 1e6

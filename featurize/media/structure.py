@@ -10,6 +10,9 @@ from featurize.media.errors import blamed
 SHORTEST = 8  # bytes of a part's head
 HEAD = 282  # bytes that tell a part's length: an Ogg page may need so many
 MAX_GIF_BYTES = 1 << 28  # that are looked through
+MXF = bytes.fromhex("060e2b34")  # begins each of its keys
+MXF_HEADER = MXF + bytes.fromhex("020501010d0102010102")
+W64 = b"riff" + bytes.fromhex("2e91cf11a5d628db04c10000")
 REAL = (b".RMF", b"PROP", b"CONT", b"MDPR", b"DATA")  # chunks of RealMedia
 GIF_PARTS = {0x21: 2, 0x2C: 11}  # bytes before the blocks of an extension, of a picture (a table may come between)
 
@@ -63,6 +66,10 @@ def _riff(head: bytes) -> int:
     return 8 + _little(head, 4, 4) if head.startswith(b"RIFF") else 0
 
 
+def _w64_file(head: bytes) -> int:
+    return _little(head, 16, 8) if head.startswith(W64) else 0
+
+
 def _form(head: bytes) -> int:
     return 8 + _big(head, 4, 4) if head.startswith(b"FORM") else 0
 
@@ -110,10 +117,13 @@ def _obu(head: bytes) -> int:
     return at + 1 + (size | head[at] << shift)
 
 
-def _mxf_header(head: bytes) -> int:
-    """Up to the file's footer, if the header says where that is."""
-    footer = 17 + (head[16] & 0x7F if head[16] & 0x80 else 0) + 24
-    return _big(head, footer, 8) + 16 if head[13] == 2 and _big(head, footer, 8) else 0
+def _mxf_value(head: bytes) -> int:
+    """A value behind its key and its length; from the header on to the file's footer, if it says where that is."""
+    if not head.startswith(MXF):
+        return 0
+    width = head[16] & 0x7F if head[16] & 0x80 else 0
+    footer = _big(head, 17 + width + 24, 8) if head.startswith(MXF_HEADER) else 0
+    return footer or 17 + width + (_big(head, 17, width) if width else head[16])
 
 
 def _big(head: bytes, at: int, size: int) -> int:
@@ -140,7 +150,8 @@ FORMS: tuple[tuple[bytes | tuple[bytes, ...], int, int, Callable[[bytes], int]],
     (b"DKIF", 0, 32, _ivf_frame),
     (b".RMF", 0, 0, _real_chunk),
     (b"\x12\x00\x0a", 0, 0, _obu),
-    (bytes.fromhex("060e2b34"), 0, 0, _mxf_header),
+    (MXF, 0, 0, _mxf_value),
+    (W64, 0, 0, _w64_file),
 )
 
 

@@ -122,7 +122,7 @@ def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.Video
 def _whole(uri: str, container: av.container.InputContainer, stream: av.VideoStream) -> Packets:
     promised = frames_promised(container, stream)
     packets = read_packets(container, stream)
-    check_frames(packets, promised)
+    check_frames(uri, packets, promised)
     check_video(uri, container, stream, packets)
     return packets
 

@@ -87,7 +87,8 @@ def hears(path):
         ("film.mp4", "libx264", {}), ("film.mov", "mpeg4", {}), ("parts.mov", "png", FRAGMENTS),
         ("film.avi", "mjpeg", {}), ("film.mkv", "libx264", {}), ("film.webm", "libvpx", {}), ("film.wmv", "wmv2", {}),
         ("film.mxf", "mpeg2video", {}), ("film.rm", "rv20", {}), ("film.gif", "gif", {}), ("film.apng", "apng", {}),
-        ("film.ivf", "libvpx", {}), ("film.obu", "libsvtav1", {}),
+        ("film.ivf", "libvpx", {}), ("film.obu", "libsvtav1", {}), ("film.flv", "flv", {}), ("film.asf", "msmpeg4", {}),
+        ("index_first.mp4", "libx264", {"movflags": "faststart"}),
     ],
 )  # fmt: skip
 def test_a_film_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, options):
@@ -96,7 +97,7 @@ def test_a_film_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, 
     assert not is_cut(str(tmp_path / name))
     assert len(sees(str(tmp_path / name)).times) == 4
     data = (tmp_path / name).read_bytes()
-    for size in (200, len(data) // 3, len(data) * 2 // 3, len(data) * 9 // 10):
+    for size in (200, *(int(len(data) * share) for share in (0.33, 0.67, 0.9, 0.95))):
         (tmp_path / name).write_bytes(data[:size])
         assert (size, refused(sees, tmp_path / name)) == (size, "truncated")
 
@@ -119,6 +120,49 @@ def test_the_first_bytes_of_a_sound_are_truncated_too(films, tmp_path, name, enc
         assert (size, refused(hears, tmp_path / name)) == (size, "truncated")
     (tmp_path / name).write_bytes(data[:20])
     assert refused(lambda path: probe(path, "audio"), tmp_path / name) == "truncated"
+
+
+@pytest.mark.parametrize("encoder", ["ffv1", "mjpeg"])
+def test_a_film_that_lacks_its_last_frame_is_truncated_and_one_that_lacks_its_index_is_whole(films, tmp_path, encoder):
+    film(films, tmp_path / "film.avi", encoder, count=117)
+    data = (tmp_path / "film.avi").read_bytes()
+    index = data.rindex(b"idx1")
+    for size, expected in ((index - 40, "truncated"), (index - 1000, "truncated"), (index, None), (index + 300, None)):
+        (tmp_path / "film.avi").write_bytes(data[:size])
+        if expected:
+            assert (size, refused(sees, tmp_path / "film.avi")) == (size, expected)
+        else:
+            shows(films, tmp_path / "film.avi", range(117))
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "last"),
+    [
+        ("sound.wav", "pcm_s16le", 0.999), ("sound.w64", "pcm_s16le", 0.999), ("sound.caf", "pcm_s16be", 0.999),
+        ("sound.aiff", "pcm_s16be", 0.999), ("sound.mp3", "libmp3lame", 0.999), ("sound.ogg", "libopus", 0.999),
+        ("sound.m4a", "aac", 0.95), ("sound.mka", "flac", 0.98),
+        ("sound.flac", "flac", 0.95), ("sound.au", "pcm_s16be", 0.95), ("sound.tta", "tta", 0.95),
+    ],
+)  # fmt: skip
+def test_a_sound_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, last):
+    with av.open(str(tmp_path / name), "w", options={"movflags": "faststart"}) as container:
+        films.write_tone(container, container.add_stream(encoder, rate=48_000, layout="mono"), 20)
+    assert len(hears(str(tmp_path / name))[16_000]) == pytest.approx(20 * 16_000, abs=1600)
+    data = (tmp_path / name).read_bytes()
+    for share in (0.3, 0.5, 0.9, last):
+        (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+        assert (share, refused(hears, tmp_path / name)) == (share, "truncated")
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_that_was_streamed_promises_nothing(films, tmp_path, length):
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        films.write_tone(container, container.add_stream("pcm_s16le", rate=48_000, layout="mono"), 2)
+    data = bytearray((tmp_path / "sound.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = data[4:8] = length.to_bytes(4, "little")
+    (tmp_path / "sound.wav").write_bytes(data)
+    assert len(hears(str(tmp_path / "sound.wav"))[16_000]) == pytest.approx(2 * 16_000, abs=160)
 
 
 def test_a_whole_file_without_its_index_is_unreadable(films, tmp_path):
