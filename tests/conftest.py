@@ -6,10 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our commands set it: several processes share the cores
 
+import contextlib
+import json
 import logging
+import select
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -30,6 +37,89 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reasons[mark]))
 
 
+class Fork:
+    """A process that `Forks` started; it looks like a `Popen`."""
+
+    def __init__(self, reply: int) -> None:
+        self._reply = open(reply)  # noqa: SIM115
+        self.pid = int(self._reply.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status, None while the process runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the process to end."""
+        if self.returncode is None:
+            if not select.select([self._reply], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = int(self._reply.readline())
+            self._reply.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Forks:
+    """Starts `python -m ...` without importing what is heavy; see forks.py."""
+
+    def __init__(self) -> None:
+        self._control, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = [sys.executable, Path(__file__).with_name("forks.py")]
+        with server, open(os.devnull, "wb") as nowhere:
+            self._server = subprocess.Popen(words, cwd=REPO, stdin=server, stdout=nowhere, env=_environment())
+
+    def start(self, *words: object, out: IO, err: IO, cwd: Path = REPO, env: dict[str, str] | None = None) -> Fork:
+        """Start a module with its arguments."""
+        request = {"words": [*map(str, words)], "cwd": str(cwd), "env": _environment(env)}
+        replies, reply = os.pipe()
+        socket.send_fds(self._control, [json.dumps(request).encode()], [reply, out.fileno(), err.fileno()])
+        os.close(reply)
+        return Fork(replies)
+
+    def run(self, *words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
+        """Run a module to its end, as `subprocess.run` does."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            fork = self.start(*words, out=out, err=err, cwd=cwd, env=env)
+            try:
+                status = fork.wait(timeout)
+            finally:
+                fork.kill()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+    def close(self) -> None:
+        """End the server, not its forks."""
+        self._control.close()
+        self._server.wait()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Start commands in processes of their own that need not import torch."""
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def forked(forks):
+    """As `python`, for commands that import much."""
+    return forks.run
+
+
+def _environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **(more or {})}
+
+
 @pytest.fixture(scope="session")
 def python():
     """Run `python -m ...` as a user would, in a process of its own; the checkout is on the module path."""
@@ -37,11 +127,10 @@ def python():
 
 
 def _python(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
-    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-m", *map(str, words)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        env=_environment(env),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -4,12 +4,11 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
+import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -22,7 +21,6 @@ from trainer.settings import TrainConfig
 from trainer.stage import train
 from trainer.states import States
 
-REPO = Path(__file__).parents[2]
 KILLS = int(os.environ.get("AVLLM_KILLS", "2"))  # 20 in the long form
 STEPS = 10 * KILLS + 4
 
@@ -32,42 +30,63 @@ def base(tiny_run):
     return tiny_run | {"stage": 2, "steps": STEPS, "batch_tokens": 256, "max_tokens": 256, "save_every": 3}
 
 
-def start(config: Path, processes: int) -> subprocess.Popen:
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
-    words = [sys.executable, "-m", *launcher, "trainer", "train", str(config)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    with open(config.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True, cwd=REPO)
+@pytest.fixture
+def start(forks):
+    """Start the processes of a run, without a launcher's."""
+
+    def start(config: Path, processes: int) -> list:
+        with closing(socket.create_server(("127.0.0.1", 0))) as held:
+            port = held.getsockname()[1]
+        many = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with open(config.with_suffix(".log"), "ab") as log:
+            return [
+                forks.start("trainer", "train", config, out=log, err=log, env={"OMP_NUM_THREADS": "1"} | ranks)
+                for rank in range(processes)
+                for ranks in [many | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}]
+            ]
+
+    return start
 
 
-def finish(config: Path, processes: int) -> None:
-    done = start(config, processes)
-    assert done.wait(timeout=900) == 0, config.with_suffix(".log").read_text()[-5000:]
+@pytest.fixture
+def finish(start):
+    """Train to the end."""
+
+    def finish(config: Path, processes: int) -> None:
+        ended = [process.wait(timeout=900) for process in start(config, processes)]
+        assert not any(ended), config.with_suffix(".log").read_text()[-5000:]
+
+    return finish
+
+
+@pytest.fixture
+def kill_at(start):
+    """Start the run and `kill -9` all its processes once it has logged a step; False if it ended before."""
+
+    def kill_at(config: Path, processes: int, output: Path, step: int) -> bool:
+        running = start(config, processes)
+        deadline = time.monotonic() + 900
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            try:
+                reached = max((line["step"] for line in logged(output)), default=-1)
+            except ValueError:  # a line that is being written
+                continue
+            if reached >= step:
+                for process in running:
+                    process.kill()
+                for process in running:
+                    process.wait()
+                return True
+            time.sleep(0.01)
+        assert not any(process.returncode for process in running), config.with_suffix(".log").read_text()[-5000:]
+        return False
+
+    return kill_at
 
 
 def logged(output: Path) -> list[dict]:
     lines = (output / "log.jsonl").read_text().splitlines() if (output / "log.jsonl").exists() else []
     return [json.loads(line) for line in lines]
-
-
-def kill_at(config: Path, processes: int, output: Path, step: int) -> bool:
-    """Start the run and `kill -9` all its processes once it has logged a step; False if it ended before."""
-    running = start(config, processes)
-    deadline = time.monotonic() + 900
-    while running.poll() is None and time.monotonic() < deadline:
-        try:
-            reached = max((line["step"] for line in logged(output)), default=-1)
-        except ValueError:  # a line that is being written
-            continue
-        if reached >= step:
-            launcher = psutil.Process(running.pid)
-            for process in [*launcher.children(recursive=True), launcher]:
-                process.kill()
-            running.wait()
-            return True
-        time.sleep(0.01)
-    assert running.returncode == 0, config.with_suffix(".log").read_text()[-5000:]
-    return False
 
 
 def write(folder: Path, name: str, settings: dict) -> Path:
@@ -82,7 +101,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("processes", "zero"), [(1, None), (2, 2), (2, 3)])
-def test_kill_9_at_any_step_leaves_no_trace_in_the_weights(base, processes, zero, tmp_path):
+def test_kill_9_at_any_step_leaves_no_trace_in_the_weights(base, finish, kill_at, processes, zero, tmp_path):
     """The loss curve and the final weights are those of a run that nobody killed, bit for bit."""
     settings = base | ({"zero": {"stage": zero}} if zero else {})
     undisturbed, killed = (write(tmp_path, name, settings) for name in ("undisturbed", "killed"))
@@ -106,7 +125,7 @@ def run(settings, output):
     train(parse_settings(TrainConfig, {**settings, "output": str(output)}, "test"))
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(base, tmp_path):
+def test_a_run_goes_on_with_another_number_of_ranks(base, finish, kill_at, tmp_path):
     """Saved by one process, gone on with by two (ZeRO-3), then by one again: the same run up to rounding."""
     settings = base | {"steps": 60}
     run(settings, tmp_path / "whole")

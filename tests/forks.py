@@ -1,0 +1,77 @@
+"""Start commands as forks of one process that has imported the heavy libraries: importing them takes most of a start.
+
+A fork is a process of its own: it can be killed, and leaves nothing behind. `conftest.Forks` asks for them through a
+socket, standard input: a JSON object with a module's words, a folder and an environment, and the files that are the
+fork's output and where its id and its exit status are written.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+
+HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
+         "serve.engine", "trainer.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray")  # fmt: skip
+MAX_REQUEST = 1 << 18  # bytes
+
+
+def serve(control: socket.socket) -> None:
+    """Answer until the tests' process ends."""
+    for name in HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
+    while True:
+        request, files, _, _ = socket.recv_fds(control, MAX_REQUEST, 3)
+        if not request:
+            return
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            control.close()
+            if watch(json.loads(request), *files):
+                return
+            os._exit(0)
+        for file in files:
+            os.close(file)
+
+
+def watch(request: dict, reply: int, out: int, err: int) -> bool:
+    """Fork, and tell the fork's id and how it ended; True in the fork, whose end is the interpreter's."""
+    child = os.fork()
+    if not child:
+        os.close(reply)
+        become(request, out, err)
+        return True
+    os.close(out)
+    os.close(err)
+    os.write(reply, f"{child}\n".encode())
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(reply, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    return False
+
+
+def become(request: dict, out: int, err: int) -> None:
+    """Run `python -m WORDS` here."""
+    os.setsid()
+    for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
+        os.dup2(source, target)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    if threads := request["env"].get("OMP_NUM_THREADS"):  # read when torch was imported
+        import torch
+
+        torch.set_num_threads(int(threads))
+    sys.path[:0] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = request["words"]
+    runpy.run_module(request["words"][0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)
+    serve(socket.socket(fileno=os.dup(0)))
