@@ -29,7 +29,7 @@ lint: $(SETUP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports --config setup.cfg
+	$(VENV)/bin/lint-imports setup.cfg
 
 define environment
 	$(PYTHON) -m venv $(@D)

@@ -1,6 +1,6 @@
 """avllm: train and ask an audio-visual LLM from features that were computed once.
 
-`avllm featurize ...` is `python -m featurize ...`, and so for store, trainer and serve.
+`avllm featurize ...` is `python -m featurize ...`, and so for store, trainer, serve and ablate.
 """
 
 import importlib
@@ -9,10 +9,11 @@ import sys
 __version__ = "0.1.0"
 
 COMMANDS = {
-    "featurize": "media files -> frozen encoders -> columns of a store, as Ray jobs",
+    "featurize": "media files -> frozen encoders -> columns of a store, on one machine or as Ray jobs",
     "store": "list, verify, export, import, merge and send what a store holds",
     "trainer": "columns and conversations -> projectors and LLM",
-    "serve": "ask a trained checkpoint about a clip",
+    "serve": "ask a trained checkpoint about a clip, or held-out conversations",
+    "ablate": "vary one thing at a time, over features that are there",
 }
 
 

@@ -27,9 +27,9 @@ import torch
 import typer
 from rich.table import Table
 
-import featurize.decode
-from featurize.decode import decoded
+import featurize.prepare
 from featurize.encoders import Encoder, build_encoder
+from featurize.prepare import decoded
 from featurize.settings import ClapSettings, ClipSettings
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column
@@ -153,14 +153,14 @@ def _decodes(work: Callable[[], Any]) -> int:
 
         return call
 
-    readers = {name: getattr(featurize.decode, name) for name in ("read_video", "read_audio")}
+    readers = {name: getattr(featurize.prepare, name) for name in ("read_video", "read_audio")}
     try:
         for name, read in readers.items():
-            setattr(featurize.decode, name, counted(read))
+            setattr(featurize.prepare, name, counted(read))
         work()
     finally:
         for name, read in readers.items():
-            setattr(featurize.decode, name, read)
+            setattr(featurize.prepare, name, read)
     return count
 
 

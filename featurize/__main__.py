@@ -133,6 +133,19 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
         console.print(f"  ... and {len(reasons) - FAILURES_SHOWN} more: python -m store stats")
 
 
+@app.command()
+def repair(
+    store: Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the run, such as gpus=1.")] = None,
+    column: Annotated[str | None, typer.Option(help="One column only, by name or name.digest.")] = None,
+) -> None:
+    """Encode damaged shards again, and nothing else; exit 1 if some are not sound in the end."""
+    from featurize.repair import repair as repair_store
+
+    if not repair_store(store, column, overrides or ()):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point."""
     run(app, "stopped; finished shards are kept, and the same command goes on from there", extra="featurize")

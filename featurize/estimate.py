@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from featurize.decode import decoded
 from featurize.encoders import Encoder, Units, build_encoder
 from featurize.media import MediaError
+from featurize.prepare import decoded
 from featurize.settings import FeaturizeConfig
 from featurize.shard_job import Batcher
 from store import MediaItem, Storage, create_column

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from featurize.copies import find_copies
+from featurize.sources.copies import find_copies
 from featurize.sources.kinds import stem_of
 from featurize.sources.youtube import youtube_ids
 from store import Corpus, MediaItem, Outline, Storage, UserError, list_conversations, load_outline

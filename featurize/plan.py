@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from featurize.join import JoinReport, join, show
 from featurize.leaks import warn
 from featurize.settings import FeaturizeConfig
 from featurize.sources import Record, Source, read_sources
+from featurize.sources.report import JoinReport, join, show
 from store import Conversation, Corpus, Outline, Part, Storage, UserError, load_settings, save_conversations
 from store.console import console
 

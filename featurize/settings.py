@@ -9,7 +9,6 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from featurize.grid import check_nested
 from store import Settings, UserError
-from store.repair import RunSettings
 
 MAX_SECONDS = 14400.0
 ENCODER = re.compile(r"(?P<family>[a-z]+):(?P<architecture>[^/]+)/(?P<weights>.+)")
@@ -205,6 +204,22 @@ AnyEncoder = Annotated[
         custom_error_message=f"field 'encoder' must begin with one of: {', '.join(f'{name}:' for name in FAMILIES)}",
     ),
 ]
+
+
+class RunSettings(Settings):
+    """What a run of `featurize` takes of the machines; none of it shapes the numbers of a column.
+
+    Attributes:
+        workers: processes, or actors of a Ray cluster; by default as many as the CPUs and GPUs admit.
+        cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
+        gpus: GPUs of a worker; a fraction shares one.
+        max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
+    """
+
+    workers: Annotated[int, Field(gt=0)] | None = None
+    cpus: Annotated[int, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class FeaturizeConfig(RunSettings):

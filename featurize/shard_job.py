@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.decode import decoded
 from featurize.encoders import Encoder, Units
 from featurize.media import MediaError
 from featurize.pending import ShardReport
+from featurize.prepare import decoded
 from store import Column, Failure, MediaItem, ShardWriter
 
 

@@ -1,5 +1,6 @@
-"""`python -m serve chat`: ask a trained checkpoint about a clip."""
+"""`python -m serve`: ask a trained checkpoint about a clip, or held-out conversations of a store."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,12 +11,12 @@ from store.console import console, make_app, run
 if TYPE_CHECKING:
     from serve.engine import Assistant, Sense
 
-app = make_app("Ask a trained checkpoint about a clip.")
+app = make_app("Ask a trained checkpoint.")
 
 
 @app.callback()
 def serve() -> None:
-    """Ask a trained checkpoint about a clip."""
+    """Ask a trained checkpoint."""
 
 
 @app.command()
@@ -91,6 +92,21 @@ def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: 
         answer += fresh
     console.print()
     history.append(Turn(text, modality, answer.rstrip()))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    store: Annotated[str, typer.Argument(help="The store of the conversations' media.")],
+    conversations: Annotated[str, typer.Argument(help="Their name in the store.")],
+    ask: Annotated[str | None, typer.Option(help="Ask audio-visual ones by one sense: visual or audio.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all that was judged, as JSON.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Conversations asked; all without it.")] = None,
+) -> None:
+    """Ask held-out conversations: loss, and answers that would be given word for word."""
+    from serve.evals.held_out import evaluate as evaluate_checkpoint
+
+    evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ import torch
 from pydantic import TypeAdapter
 from transformers import TextIteratorStreamer
 
-from featurize.decode import ItemMedia
 from featurize.encoders import Encoder, build_encoder
 from featurize.media import MediaError
+from featurize.prepare import ItemMedia
 from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
 from store import Arrays, ColumnReader, MediaItem, Modality, Storage, Turn, UserError, open_column
 from trainer.batch import Sample, pack
-from trainer.checkpoint import CheckpointInfo, load_checkpoint
+from trainer.checkpoint.folder import CheckpointInfo, load_checkpoint
 from trainer.features import PERCEIVES, rows_of
 from trainer.model import AudioVisualLM
 from trainer.prompt import tokenize

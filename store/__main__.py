@@ -1,23 +1,28 @@
 """`python -m store ...`: look at what a store holds, check it, and take care of it."""
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from store.care.commands import app as care
-from store.column import FOLDER as COLUMNS
-from store.column import Column, open_column
-from store.console import Meter, console, line_of, make_app, make_table, run, say_json
+from store.column import Column
+from store.console import console, line_of, make_app, make_table, run, say_json
 from store.conversation import list_conversations, load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
-from store.errors import DamagedError, UserError
-from store.repair import check_overrides, repair_shards
+from store.errors import DamagedError
+from store.exchange.commands import app as care
 from store.shard import Failure
 from store.storage import Storage
-from store.verify import Checked, ColumnStats, column_stats, unknown_files, verify_column, verify_tables
+from store.verify import (
+    ColumnStats,
+    column_folders,
+    column_stats,
+    find_damaged,
+    open_folder,
+    unknown_files,
+    verify_tables,
+)
 
 app = make_app("List, count and verify what a store holds, and take care of it.")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
@@ -31,9 +36,9 @@ def _counted(
     storage: Storage, name: str | None, corpus: Corpus, damaged: list[DamagedError]
 ) -> Iterator[tuple[Column, ColumnStats]]:
     """The columns with their counts; what is damaged goes to `damaged` and the rest is counted."""
-    for each in _names(storage, name):
+    for each in column_folders(storage, name):
         try:
-            column = _opened(storage, each)
+            column = open_folder(storage, each)
         except DamagedError as error:
             damaged.append(error)
         else:
@@ -139,15 +144,13 @@ def _say_stats(column: Column, found: ColumnStats, defects: list[Failure]) -> No
 @app.command()
 def verify(
     store: Where,
-    overrides: Annotated[list[str] | None, typer.Argument(help="With --repair: settings, such as gpus=1.")] = None,
     column: Name = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Encode damaged shards again, and nothing else.")] = False,
 ) -> None:
-    """Compare every byte with its checksum, and every shard with the corpus plan; exit 1 if anything is damaged."""
+    """Compare every byte with its checksum, and every shard with the corpus plan; exit 1 if anything is damaged.
+
+    `python -m featurize repair STORE` encodes damaged shards again.
+    """
     storage = Storage(store)
-    if overrides and not repair:
-        raise UserError(f"{' '.join(overrides)}: settings are for --repair; to check one column name it by --column")
-    check_overrides(overrides or ())
     tables = dict(verify_tables(storage))
     for fault in tables.values():
         console.print(f"damaged: {fault}", markup=False)
@@ -156,62 +159,25 @@ def verify(
     if CORPUS in tables:
         raise typer.Exit(1)
     corpus = Corpus.load(storage)
-    names = _names(storage, column)
+    names = column_folders(storage, column)
     if not names:
         console.print(NO_COLUMNS.format(storage.url))
-    sound = [_verify(storage, name, corpus, overrides or [], repair=repair) for name in names]
+    sound = [_verify(storage, name, corpus) for name in names]
     raise typer.Exit(0 if all(sound) and not tables else 1)
 
 
-def _names(storage: Storage, name: str | None) -> list[str]:
-    """The folders of the columns, also of those whose `column.json` cannot be read."""
-    return [name] if name else [n for n in storage.names(COLUMNS) if storage.names(f"{COLUMNS}/{n}")]
-
-
-def _verify(storage: Storage, name: str, corpus: Corpus, overrides: list[str], *, repair: bool) -> bool:
-    """Check one column; whether it is sound in the end."""
+def _verify(storage: Storage, name: str, corpus: Corpus) -> bool:
+    """Check one column; whether it is sound."""
     try:
-        column = _opened(storage, name)
+        column = open_folder(storage, name)
     except DamagedError as error:
         console.print(f"damaged: {error}", markup=False)
         return False
     shards = column.shards()
-    with Meter(f"verify {column.name}", len(shards), "shards") as meter:
-        damaged = _say_damaged(column, verify_column(column, corpus), meter)
+    damaged = find_damaged(column, corpus)
     missing = len(corpus.shards) - len(shards)
     console.print(f"{column.name}: {len(shards)} shards checked, {len(damaged)} damaged, {missing} not featurized yet")
-    if damaged and repair:
-        damaged = _say_damaged(column, repair_shards(column, corpus, damaged, overrides))
-        console.print(f"{column.name}: {'not all' if damaged else 'all'} shards are sound now")
     return not damaged
-
-
-def _opened(storage: Storage, name: str) -> Column:
-    """A column.
-
-    Raises:
-        DamagedError: its `column.json` is damaged or lost; says what mends it.
-    """
-    file = f"{COLUMNS}/{name}/column.json"
-    try:
-        if storage.names(f"{COLUMNS}/{name}") and not storage.exists(file):
-            raise DamagedError(f"{storage.where(file)}: no such file")
-        return open_column(storage, name)
-    except DamagedError as error:
-        remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
-        raise DamagedError(f"{error}; remove it, if it is there: {remedy}") from None
-
-
-def _say_damaged(column: Column, checked: Iterable[Checked], meter: Meter | None = None) -> list[int]:
-    damaged, read, began = [], 0, time.monotonic()
-    for shard in checked:
-        read += shard.bytes
-        if meter:
-            meter.advance(1, f"{read / 1e6 / (time.monotonic() - began):.0f} MB/s")
-        if shard.fault:
-            damaged.append(shard.shard)
-            console.print(f"damaged: {column.name} shard {shard.shard}: {shard.fault}", markup=False)
-    return damaged
 
 
 app.add_typer(care)

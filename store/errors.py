@@ -17,4 +17,4 @@ class DamagedError(UserError):
     def remedy(self) -> str:
         """The command that mends it, if the message is about a file of a shard; else nothing."""
         found = SHARD.match(str(self))
-        return f"python -m store verify {shlex.quote(found[1])} --repair" if found else ""
+        return f"python -m featurize repair {shlex.quote(found[1])}" if found else ""

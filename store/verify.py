@@ -1,6 +1,7 @@
 """Look after a store: count what it holds, and compare its bytes with the checksums taken when they were written."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,8 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from store.column import FOLDER, Column
+from store.column import FOLDER, Column, open_column
+from store.console import Meter, console
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import load_conversations
 from store.corpus import NAME as CORPUS
@@ -149,3 +151,37 @@ def _check_tar(column: Column, sidecar: Sidecar) -> None:
         digest.update(column.storage.read(tar, start, min(start + BLOCK_BYTES, size)))
     if digest.hexdigest() != sidecar.tar_xxh3:
         raise DamagedError("the tar differs from its checksum")
+
+
+def column_folders(storage: Storage, name: str | None) -> list[str]:
+    """The folders of the columns, also of those whose `column.json` cannot be read."""
+    return [name] if name else [n for n in storage.names(FOLDER) if storage.names(f"{FOLDER}/{n}")]
+
+
+def open_folder(storage: Storage, name: str) -> Column:
+    """A column by its folder.
+
+    Raises:
+        DamagedError: its `column.json` is damaged or lost; says what mends it.
+    """
+    file = f"{FOLDER}/{name}/column.json"
+    try:
+        if storage.names(f"{FOLDER}/{name}") and not storage.exists(file):
+            raise DamagedError(f"{storage.where(file)}: no such file")
+        return open_column(storage, name)
+    except DamagedError as error:
+        remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
+        raise DamagedError(f"{error}; remove it, if it is there: {remedy}") from None
+
+
+def find_damaged(column: Column, corpus: Corpus, shards: Sequence[int] | None = None) -> list[int]:
+    """Verify shards of a column (all of them without `shards`), and say on the console what is wrong with each."""
+    damaged, read, began = [], 0, time.monotonic()
+    with Meter(f"verify {column.name}", len(column.shards() if shards is None else shards), "shards") as meter:
+        for checked in verify_column(column, corpus, shards):
+            read += checked.bytes
+            meter.advance(1, f"{read / 1e6 / (time.monotonic() - began):.0f} MB/s")
+            if checked.fault:
+                damaged.append(checked.shard)
+                console.print(f"damaged: {column.name} shard {checked.shard}: {checked.fault}", markup=False)
+    return damaged

@@ -15,7 +15,7 @@ import socket
 import sys
 
 HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
-         "serve.engine", "trainer.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray")  # fmt: skip
+         "serve.engine", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray")  # fmt: skip
 MAX_REQUEST = 1 << 18  # bytes
 
 

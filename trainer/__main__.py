@@ -1,5 +1,7 @@
 """`python -m trainer train CONFIG`, or the same under torchrun for several processes; what is done with its runs."""
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,7 @@ def train(
 
     settings = load_settings(TrainConfig, config, overrides or ())
     if dry_run:
-        from trainer import estimate
+        from trainer.planning import estimate
 
         estimate.dry_run(settings, ranks, device, mfu, conversations)
     else:
@@ -53,39 +55,16 @@ def export(
 
     A finished run has its last step's in OUTPUT/checkpoint already; its newest saved state lies before that.
     """
-    from trainer.export import export as export_state
+    from trainer.checkpoint.export import export as export_state
 
     export_state(output, folder, step)
 
 
-@app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of this trainer.")],
-    store: Annotated[str, typer.Argument(help="The store of the conversations' media.")],
-    conversations: Annotated[str, typer.Argument(help="Their name in the store.")],
-    ask: Annotated[str | None, typer.Option(help="Ask audio-visual ones by one sense: visual or audio.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write all that was judged, as JSON.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Conversations asked; all without it.")] = None,
-) -> None:
-    """Ask held-out conversations: loss, and answers that would be given word for word."""
-    from trainer.export import evaluate as evaluate_checkpoint
-
-    evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
-
-
-@app.command()
-def ablate(
-    config: Annotated[str, typer.Argument(help="YAML of AblateConfig.")],
-    overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is and what it takes, and stop.")] = False,
-) -> None:
-    """Vary one thing at a time: featurize what is missing, train, ask; tables and plots. Goes on after any stop."""
-    from trainer.variants import AblateConfig
-
-    settings = load_settings(AblateConfig, config, overrides or ())
-    from trainer.ablate import ablate as run_ablation
-
-    run_ablation(settings, dry_run)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def ablate(context: typer.Context) -> None:
+    """The old name of `python -m ablate`."""
+    sys.argv = ["ablate", *context.args]
+    runpy.run_module("ablate", run_name="__main__")
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from store import Conversation, Order, UserError
 from store.console import Meter
 from trainer.batch import Sample, pack, share_out
 from trainer.data import Joined, Pool, asked_by
-from trainer.distributed import Engine
+from trainer.engine import Engine
 from trainer.features import PERCEIVES, Grid
 from trainer.prompt import PromptFormat
-from trainer.settings import Sense, Source
+from trainer.settings import Sense, Source, TrainConfig
 
 READ_AT_ONCE = 64  # conversations of a rank
 
@@ -174,3 +174,11 @@ def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
     if not values:
         raise UserError(f"none of {int(totals[0])} held-out conversations has a response within max_tokens")
     return values
+
+
+def held_out_of(config: TrainConfig) -> HeldOut | None:
+    """The held-out conversations of a run, if it has any."""
+    if config.evaluation is None:
+        return None
+    grid = Grid(config.frames, config.segments)
+    return HeldOut(config.evaluation.sources, config.visual, config.audio, grid, config.evaluation.limit)

@@ -30,7 +30,7 @@ from store import UserError
 from store.console import console
 from trainer.attention import NAME as PACKED
 from trainer.attention import Packing, packed_attention
-from trainer.distributed import is_first
+from trainer.launch import is_first
 
 PROBED = "packed_probed"  # attention that counts its calls
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that look at the longest position of a pass

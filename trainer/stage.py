@@ -1,195 +1,41 @@
 """One stage of training, from a configuration to a checkpoint."""
 
 import contextlib
-import fnmatch
-import json
 import math
 import resource
 import shutil
 import time
-import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from store import UserError, canonical_json
 from store.console import Meter, console
-from trainer.checkpoint import (
-    ADAPTER,
+from trainer.checkpoint.folder import (
     CheckpointInfo,
-    check_llm,
-    describe,
-    gather_weights,
     is_checkpoint,
-    load_projectors,
     read_info,
     save_checkpoint,
 )
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
+from trainer.checkpoint.weights import gather_weights
 from trainer.data import TrainingData
-from trainer.distributed import Engine, build_engine, check_world, is_first, uses_deepspeed
-from trainer.evaluation import HeldOut, summary
-from trainer.features import Grid
+from trainer.engine import Engine
+from trainer.evaluation import HeldOut, held_out_of, summary
 from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.launch import check_world, is_first
 from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
-from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.optim import build_optimizer, lr_factor, set_lr
+from trainer.report import report_data
 from trainer.settings import TrainConfig
-from trainer.states import Saver, State, States, check_same_llm, check_same_run
-
-NAMED = 5  # conversations that were left out, for each reason
-STATISTICS_ITEMS = 512  # of a column, that its projectors' start is computed from
-
-
-def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | None, write: bool = True) -> None:
-    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter.
-
-    Args:
-        data: of the run.
-        config: of the run.
-        held_out: conversations that are asked, which should not be trained on.
-        write: that file.
-    """
-    counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
-    console.print(f"{data.size} usable conversations ({counts})")
-    if data.left_out:
-        path = Path(config.output) / "left_out.jsonl"
-        if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
-        console.print(f"{len(data.left_out)} conversations left out{f': {path}' if write else ''}")
-        for reason, count in sorted(Counter(each.reason for each in data.left_out).items()):
-            ids = [each.id for each in data.left_out if each.reason == reason]
-            console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
-    same, media = held_out.overlap(data.conversations()) if held_out else (0, 0)
-    if same or media:
-        console.print(
-            f"warning: of {len(held_out or ())} held-out conversations {same} are also trained on, of {media} others "
-            "the media are: their loss says little about what is new"
-        )
-    columns = ", ".join(spec.folder for spec in data.specs.values())
-    console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
-
-
-def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisualLM:
-    """The model of a stage: projectors from a checkpoint, those that it lacks started from the columns' statistics."""
-    model = AudioVisualLM(llm, data.widths)
-    trained: dict[str, torch.Tensor] = {}
-    if is_checkpoint(config.model):
-        check_checkpoint(config, data)
-        check_llm(config.model, read_info(config.model), llm)
-        trained = load_projectors(config.model)
-    known = {name.split(".")[0] for name in trained}
-    if started := data.widths.keys() - known:
-        statistics = ColumnStatistics()
-        for arrays in data.items(STATISTICS_ITEMS):
-            statistics.add(arrays)
-        initialize_projectors(model, statistics, config.seed, started)
-    model.projectors.load_state_dict(
-        {name: w for name, w in trained.items() if name.split(".")[0] in data.widths}, strict=False
-    )
-    choose_trained(config, model)
-    return model
-
-
-def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
-    """Say what of a model is trained: projectors, and in stage 2 the LLM or adapters in it; keep that in float32.
-
-    Raises:
-        UserError: a pattern of `freeze` names no parameter that would be trained, or all of them are frozen.
-    """
-    llm = model.llm
-    llm.requires_grad_(config.stage == 2)
-    if config.lora:
-        _add_adapters(config, llm)
-    for pattern in config.freeze:
-        named = [p for name, p in model.named_parameters() if p.requires_grad and fnmatch.fnmatch(name, pattern)]
-        if not named:
-            some = [name for name, p in model.named_parameters() if p.requires_grad][:3]
-            raise UserError(f"field 'freeze': {pattern} matches no trained parameter; there are {', '.join(some)} ...")
-        for parameter in named:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("field 'freeze': nothing is left to train")
-    by_deepspeed = uses_deepspeed(config)  # it keeps float32 originals of its own
-    for name, parameter in model.named_parameters():
-        if name.startswith("projectors.") or (parameter.requires_grad and not by_deepspeed):
-            parameter.data = parameter.data.float()
-    if config.gradient_checkpointing:
-        enable = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # the name until transformers 5.2x
-        llm.enable_input_require_grads()
-    if config.compile:
-        for layer in llm.base_model.layers:
-            layer.compile(dynamic=True)
-    model.train()
-
-
-def _add_adapters(config: TrainConfig, llm: Any) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora.layer import ParamWrapper
-
-    assert config.lora is not None
-    targets = config.lora.targets
-    settings = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=config.model,
-    )
-    linear = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
-    torch.manual_seed(config.seed % 2**63)  # of the adapters' start
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
-            warnings.filterwarnings("ignore", "The following .*_pattern keys")  # of a mixture's experts: refused too
-            inject_adapter_in_model(settings, llm, ADAPTER)
-    except ValueError as error:
-        raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
-    weights = dict(llm.named_parameters())  # what is tied has one name
-    for name, module in llm.named_modules():
-        if isinstance(module, ParamWrapper):
-            raise UserError(
-                f"field 'lora.targets': {name} is a mixture's router or experts, which are no linear layers; "
-                f"accepted: {', '.join(sorted(linear - {'lm_head'}))}"
-            )
-        if hasattr(module, "lora_A") and (module.lora_embedding_A or f"{name}.base_layer.weight" not in weights):
-            raise UserError(f"field 'lora.targets': {name} is an embedding or tied to one; accepted: linear layers")
-
-
-def check_checkpoint(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse to go on from a checkpoint with other columns; say what else differs from how it was trained.
-
-    Raises:
-        UserError: a column is another one than it was trained on.
-    """
-    info = read_info(config.model)
-    then, now = (
-        {"frames": info.frames, "segments": info.segments},
-        {"frames": config.frames, "segments": config.segments},
-    )
-    other = [f"{field} {then[field]} (now {now[field]})" for field in then if then[field] != now[field]]
-    if other and is_first():
-        console.print(f"warning: {config.model} was trained with {', '.join(other)}; its projectors know that grid")
-    for modality, spec in data.specs.items():
-        trained = info.columns.get(modality)
-        if trained is None:
-            if is_first():
-                console.print(f"{config.model} was trained without {modality}: this run starts to read {spec.folder}")
-        elif trained != spec:
-            raise UserError(
-                f"field {modality!r}: {config.model} was trained on {trained.folder}, this run reads {spec.folder}"
-            )
-    for modality in sorted(info.columns.keys() - data.specs.keys()):
-        if is_first():
-            console.print(f"{config.model} also reads {info.columns[modality].folder}; this run leaves that out")
+from trainer.start import build_model
+from trainer.trainable import precision
+from trainer.zero import build_engine
 
 
 def train(config: TrainConfig) -> None:
@@ -244,19 +90,6 @@ def train(config: TrainConfig) -> None:
         if log:
             log.close()
     engine.close()  # not after an error of one rank: that would wait for the others, and they for it
-
-
-def precision(config: TrainConfig) -> torch.dtype:
-    """Of the arithmetic and of a checkpoint's LLM."""
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-
-
-def held_out_of(config: TrainConfig) -> HeldOut | None:
-    """The held-out conversations of a run, if it has any."""
-    if config.evaluation is None:
-        return None
-    grid = Grid(config.frames, config.segments)
-    return HeldOut(config.evaluation.sources, config.visual, config.audio, grid, config.evaluation.limit)
 
 
 @dataclass
@@ -400,3 +233,22 @@ class Run:
                     f"lowest held-out loss: {self.best[0]:.4f} at step {self.best[1]}; for that model: "
                     f"python -m trainer export {self.config.output} FOLDER --step {self.best[1]}"
                 )
+
+
+def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str) -> CheckpointInfo:
+    """What the checkpoint of a run says."""
+    if is_checkpoint(config.model):
+        base = read_info(config.model).base
+    else:
+        base = None if Path(config.model).is_dir() else config.model
+    return CheckpointInfo(
+        frames=config.frames,
+        segments=config.segments,
+        columns=data.specs,
+        builds=data.builds,
+        prompt=config.prompt,
+        stage=config.stage,
+        steps=steps,
+        base=base,
+        attention=attention,
+    )

@@ -8,7 +8,7 @@ from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import Report, wait_for
 from serve.engine import Assistant, Question
 from store import Turn
-from trainer.checkpoint import CheckpointInfo
+from trainer.checkpoint.folder import CheckpointInfo
 from trainer.model import AudioVisualLM
 from trainer.prompt import PromptFormat
 

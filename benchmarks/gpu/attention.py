@@ -10,8 +10,8 @@ from benchmarks.gpu.llms import shape_of, word_tokenizer
 from benchmarks.gpu.report import Report, median_ratio, race, relative
 from trainer.attention import KERNELS, Packing, flash_attn_varlen_func, kernel_of
 from trainer.batch import share_out
-from trainer.distributed import compute_repeatably
-from trainer.memory import build_shape, pass_without_data
+from trainer.engine import compute_repeatably
+from trainer.planning.memory import build_shape, pass_without_data
 from trainer.settings import TrainConfig
 
 LOOP = "by conversation"

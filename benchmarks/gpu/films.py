@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.report import Report, median_ratio, race
-from featurize.decode import decoded
 from featurize.encoders import Encoder, build_encoder
 from featurize.estimate import estimate
+from featurize.prepare import decoded
 from featurize.settings import ClipSettings, FeaturizeConfig
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column

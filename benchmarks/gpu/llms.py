@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from benchmarks.conversations import WORDS
 from trainer.attention import NAME as PACKED
-from trainer.shapes import LLMS, llama
+from trainer.planning.shapes import LLMS, llama
 
-TINY = (64, 128, 2, 4, 2, 512, False)  # a row as of `trainer.shapes.LLMS`
+TINY = (64, 128, 2, 4, 2, 512, False)  # a row as of `trainer.planning.shapes.LLMS`
 PUBLISHED = {
     "7B": "lmsys/vicuna-7b-v1.5",
     "1B": "meta-llama/Llama-3.2-1B",

@@ -18,17 +18,20 @@ from benchmarks.conversations import MAX_TOKENS
 from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import LeftOutError, Report, forget
 from benchmarks.training import configuration, write_store
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.states import States
 from trainer.data import TrainingData
-from trainer.distributed import build_engine, uses_deepspeed
-from trainer.estimate import Load, estimate, load_of
 from trainer.flops import Device, peak_flops
+from trainer.launch import uses_deepspeed
 from trainer.log import RunLog
-from trainer.memory import Memory, Parameters, build_shape, pass_without_data
 from trainer.optim import build_optimizer
+from trainer.planning.estimate import Load, estimate, load_of
+from trainer.planning.memory import Memory, Parameters, build_shape, pass_without_data
+from trainer.planning.shapes import column_widths, paper_conversations
 from trainer.settings import TrainConfig
-from trainer.shapes import column_widths, paper_conversations
-from trainer.stage import Run, build_model
-from trainer.states import Saver, States
+from trainer.stage import Run
+from trainer.start import build_model
+from trainer.zero import build_engine
 
 ITEMS = 256  # of the store; conversations are drawn again and again
 WARM_UP = 2  # steps that are not counted

@@ -16,9 +16,9 @@ from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.training import become_one_rank, configuration_of
 from benchmarks.training import write_store
+from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
-from trainer.states import States
 
 SAVED, KILLED = 3, 5  # steps between saved states; steps that are logged when it is killed
 ROUNDING = {"float32": 1e-4, "bfloat16": 1e-2}  # by which losses may differ, relative

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from featurize.decode import ItemMedia
 from featurize.media import MediaError, read_video
+from featurize.prepare import ItemMedia
 from store import MediaItem
 
 GRIDS = (1, 2, 4, 8, 32)

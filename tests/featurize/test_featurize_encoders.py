@@ -11,12 +11,12 @@ import soundfile
 import torch
 from transformers import ClapFeatureExtractor
 
-from featurize.decode import ItemMedia
 from featurize.encoders import build_encoder
 from featurize.encoders.clap import fit, fuses, load_tower
 from featurize.encoders.fusion import fusion_mels
 from featurize.encoders.segments import middle
 from featurize.media import read_audio, read_video
+from featurize.prepare import ItemMedia
 from featurize.settings import ClapSettings, ClipSettings
 from store import MediaItem, UserError
 

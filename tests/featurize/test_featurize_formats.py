@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from featurize.join import join
 from featurize.sources import read_sources
 from featurize.sources.document import parse
 from featurize.sources.formats import FORMATS, choose_format
+from featurize.sources.report import join
 from store import Turn, UserError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from featurize.decode import decoded
 from featurize.encoders import build_encoder
+from featurize.prepare import decoded
 from featurize.settings import ClapSettings, ClipSettings
 from featurize.shard_job import encode_shard
 from store import ColumnReader, MediaItem, Storage, create_column

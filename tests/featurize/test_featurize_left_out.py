@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from featurize.join import join, show
 from featurize.sources import read_sources
+from featurize.sources.report import join, show
 from store import Storage, Turn, UserError, load_conversations
 
 HUMAN, GPT = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}

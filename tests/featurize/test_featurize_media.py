@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurize.decode import ItemMedia, decoded
 from featurize.media import MediaError, image, read_audio, read_image, read_video, video
+from featurize.prepare import ItemMedia, decoded
 from store import MediaItem
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from featurize.join import JoinReport, join
 from featurize.leaks import find_leaks
 from featurize.sources import LeftOut, read_sources
 from featurize.sources.files import MediaFiles
+from featurize.sources.report import JoinReport, join
 from store import Corpus, MediaItem, Storage, load_conversations
-from store.care.transfer import strip
+from store.exchange.transfer import strip
 
 
 def chat(id, video, answer="yes"):

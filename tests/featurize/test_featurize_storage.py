@@ -7,10 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from store import ColumnReader, Storage, list_columns
+from featurize.repair import repair
+from store import (
+    Candidate,
+    ColumnReader,
+    ColumnSpec,
+    Corpus,
+    Feature,
+    Storage,
+    UserError,
+    create_column,
+    list_columns,
+)
 
 REPO = Path(__file__).parents[2]
 CONFIG = {"columns": [{"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2], "batch": 5}], "workers": 1}
@@ -101,7 +113,7 @@ def test_repair_encodes_only_what_is_damaged(python, work, whole):
     found = python("store", "verify", whole)
     assert found.returncode == 1
     assert found.stdout.count("damaged: clip") == 3
-    done = python("store", "verify", whole, "--repair", "workers=1", "cpus=1")
+    done = python("featurize", "repair", whole, "workers=1", "cpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all shards are sound now" in done.stdout
     assert list_columns(Storage(whole))[0].shards() == [0, 1, 2, 3, 4]
@@ -119,7 +131,7 @@ def test_a_repair_that_fails_says_so(python, work, whole):
     (column,) = list_columns(storage)
     good = {name: storage.read(column.path(name)) for name in ("000002.tar", "000002.json")}
     storage.write(column.path("000002.tar"), b"")
-    done = python("store", "verify", whole, "--repair", "cpus=1000")
+    done = python("featurize", "repair", whole, "cpus=1000")
     assert done.returncode == 1
     assert "a worker takes 1000 and 0" in done.stderr
     assert "shard 2: was not encoded again" in done.stdout
@@ -148,3 +160,28 @@ def test_a_disk_that_fills_under_the_workers_is_one_line(python, work, tmp_path)
     assert done.stderr.count("Traceback") == 0
     assert not [path for path in store.rglob("*") if path.name.startswith(".tmp-") or path.suffix == ".tar"]
     assert python("store", "verify", store).returncode == 0
+
+
+@pytest.mark.parametrize("word", ["bogus=1", "gpus=many", "columns.0.batch=4", "gpus"])
+def test_settings_of_a_repair_are_checked_before_anything_is_read(feature_store, word):
+    """Else a typing error shows on the day of the damage; a column's own settings would make another column."""
+    assert repair(str(feature_store), None, ["gpus=1"])
+    with pytest.raises(UserError, match=word.partition("=")[0].partition(".")[0]):
+        repair(str(feature_store / "no-such-store"), None, [word])
+
+
+def test_an_imported_column_is_not_repaired_but_imported_again(tmp_path):
+    """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
+    storage, corpus = Storage(tmp_path / "store"), Corpus()
+    corpus.append([Candidate("clip.mp4", "/nowhere/clip.mp4", "video")], shard_size=4)
+    corpus.save(storage)
+    spec = ColumnSpec(
+        name="theirs", modality="visual", numerics={}, features={"temporal": Feature(shape=(None, 6), dtype="float32")}
+    )
+    column = create_column(storage, spec, {"imported": "webdataset"})
+    with column.write_shard(0) as writer:
+        writer.add("clip-mp4", {"temporal": np.zeros((2, 6), np.float32)}, {})
+    storage.write(column.path("000000.tar"), b"")
+    with pytest.raises(UserError, match=r"was imported; .* import it again"):
+        repair(str(tmp_path / "store"), None, [])
+    assert column.shards() == [0]

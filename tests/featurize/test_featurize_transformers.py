@@ -22,9 +22,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from featurize.decode import ItemMedia
 from featurize.encoders import build_encoder
 from featurize.media import read_audio, read_video
+from featurize.prepare import ItemMedia
 from featurize.settings import AudioCaptionSettings, BlipSettings, WhisperSettings
 from featurize.shard_job import encode_shard
 from store import ColumnReader, MediaItem, Storage, UserError, create_column

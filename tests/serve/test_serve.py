@@ -14,7 +14,7 @@ from store import Turn, UserError
 
 
 @pytest.fixture(scope="module")
-def trained(python, tmp_path_factory, media, tiny_llm):
+def trained(forked, tmp_path_factory, media, tiny_llm):
     """The whole way on a handful of files: featurize, one stage of training."""
     folder = tmp_path_factory.mktemp("trained")
     columns = [
@@ -47,7 +47,7 @@ def trained(python, tmp_path_factory, media, tiny_llm):
         ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
         ("trainer", "train", folder / "train.yaml"),
     ):
-        done = python(*words)
+        done = forked(*words)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -129,10 +129,10 @@ def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
     assert assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"]).keys() == {"temporal", "spatial"}
 
 
-def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media):
+def test_the_command_answers_from_a_file_and_from_a_store(python, forked, trained, media):
     checkpoint = ["serve", "chat", "--checkpoint", trained / "run" / "checkpoint", "--max-new-tokens", 4]
     raw = python(*checkpoint, "--media", media / "red-loud.mp4", "--watch", "--listen", "What?")
-    cached = python(*checkpoint, "--store", trained / "store", "--key", "red-loud-mp4", "What?")
+    cached = forked(*checkpoint, "--store", trained / "store", "--key", "red-loud-mp4", "What?")
     assert raw.returncode == cached.returncode == 0, raw.stderr + cached.stderr
     assert raw.stdout == cached.stdout
 
@@ -145,8 +145,8 @@ def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media
         (["--store", "S"], "give either --media FILE, or --store STORE with --key KEY"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line(python, trained, media, words, message):
-    done = python("serve", "chat", "--checkpoint", trained / "run" / "checkpoint", *words, "What?", cwd=media)
+def test_what_cannot_be_answered_is_one_line(forked, trained, media, words, message):
+    done = forked("serve", "chat", "--checkpoint", trained / "run" / "checkpoint", *words, "What?", cwd=media)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")

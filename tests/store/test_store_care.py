@@ -9,8 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import store.care.clearing as clearing
-import store.care.copying as copying
+import store.exchange.copying as copying
 from store import (
     Candidate,
     ColumnReader,
@@ -22,13 +21,14 @@ from store import (
     Turn,
     UserError,
     create_column,
+    gc,
     list_columns,
     open_column,
     save_conversations,
 )
 from store.__main__ import app
-from store.care.card import make_card
-from store.care.merge import plan_merge, run_merge
+from store.exchange.card import make_card
+from store.exchange.merge import plan_merge, run_merge
 
 
 @pytest.fixture
@@ -138,11 +138,11 @@ def test_gc_killed_anywhere_leaves_a_sound_store(toy, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Storage, "remove", failing)
         with pytest.raises(Killed):
-            clearing.clear(storage, clearing.find_rubbish(storage, [], ["old"]))
+            gc.clear(storage, gc.find_rubbish(storage, [], ["old"]))
         monkeypatch.setattr(Storage, "remove", remove)
         assert sound(storage)
         assert open_column(storage, "old").shards() == [0, 1][limit:]
-        clearing.clear(storage, clearing.find_rubbish(storage, [], ["old"]))
+        gc.clear(storage, gc.find_rubbish(storage, [], ["old"]))
         assert [path.name for path in (tmp_path / str(limit) / "columns").iterdir()] == [toy.column.name]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-import store.care.export as exporting
+import store.exchange.export as exporting
 from store import Candidate, ColumnReader, ColumnSpec, Corpus, DamagedError, Feature, Storage, UserError, create_column
 
 

@@ -23,8 +23,8 @@ from store import (
     open_column,
 )
 from store.__main__ import app
-from store.care.foreign import UnusableError
-from store.care.pickles import load_array
+from store.exchange.importing import UnusableError
+from store.exchange.pickles import load_array
 
 rng = np.random.default_rng(0)
 

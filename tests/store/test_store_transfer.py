@@ -22,7 +22,7 @@ from store import (
     save_conversations,
 )
 from store.__main__ import app
-from store.care.transfer import load_cargo, send, strip
+from store.exchange.transfer import load_cargo, send, strip
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
@@ -99,7 +99,7 @@ def test_a_dry_run_sends_nothing(talking, tmp_path, command):
 
 def test_a_copy_killed_anywhere_goes_on(talking, tmp_path, monkeypatch):
     """After each file that is published the target is sound, and the same command gives the same bytes in the end."""
-    monkeypatch.setattr("store.care.transfer.THREADS", 1)
+    monkeypatch.setattr("store.exchange.transfer.THREADS", 1)
     cargo = load_cargo(talking.storage, strip_uris=False)
     writing = Storage.writing
     for limit in range(8):
@@ -242,7 +242,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(talking, tmp_path):
 
 def test_only_a_local_store_goes_to_a_hub(build_store, tmp_path):
     """A hub's client takes files: a remote store is named as such instead of failing later."""
-    from store.care.hub import is_repository, send_to_hub
+    from store.exchange.hub import is_repository, send_to_hub
 
     remote = build_store(f"memory://{uuid.uuid4().hex}/store")
     with pytest.raises(UserError, match="from a local disk"):

@@ -25,9 +25,8 @@ from store import (
     save_conversations,
     verify_column,
 )
-from store.care.merge import plan_merge, run_merge
-from store.care.transfer import load_cargo, send
-from store.repair import repair_shards
+from store.exchange.merge import plan_merge, run_merge
+from store.exchange.transfer import load_cargo, send
 from store.sealed import seal_json, seal_table, unseal_table
 from store.verify import unknown_files, verify_tables
 
@@ -238,17 +237,6 @@ def test_the_command_says_what_to_do(small):
     assert "corpus.parquet: differs" in out
     assert "restore a copy" in out
     shutil.rmtree(storage.path("columns"))
-    assert "settings are for --repair" in verify(storage.url, "gpus=1")[2]
-
-
-@pytest.mark.parametrize("word", ["bogus=1", "gpus=many", "columns.0.batch=4", "gpus"])
-def test_settings_of_a_repair_are_checked_before_anything_is_read(disk, command, word):
-    """Else a typing error shows on the day of the damage; a column's own settings would make another column."""
-    assert command("verify", disk.storage.url, "--repair", "gpus=1")[0] == 0
-    code, out, err = command("verify", disk.storage.url, "--repair", word)
-    assert (code, out) == (2, "")
-    assert word.partition("=")[0].partition(".")[0] in err
-    assert "\n" not in err
 
 
 def test_an_error_about_a_shard_names_the_command_that_mends_it(tmp_path, build_store, python):
@@ -257,7 +245,7 @@ def test_an_error_about_a_shard_names_the_command_that_mends_it(tmp_path, build_
     sidecar = store.column.path("000001.json")
     store.storage.write(sidecar, b"{}")
     done = python("store", "card", store.storage.url)
-    remedy = f"mend it: python -m store verify '{tmp_path}/my store' --repair"
+    remedy = f"mend it: python -m featurize repair '{tmp_path}/my store'"
     assert done.stderr == f"error: {store.storage.where(sidecar)}: differs from its checksum; {remedy}\n"
     store.storage.write("corpus.parquet", b"PAR1")
     assert "mend it" not in python("store", "card", store.storage.url).stderr
@@ -276,7 +264,7 @@ def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name
     ):
         with pytest.raises(DamagedError) as caught:
             use()
-        assert caught.value.remedy == f"python -m store verify {disk.storage.url} --repair"
+        assert caught.value.remedy == f"python -m featurize repair {disk.storage.url}"
 
 
 def test_counting_goes_on_past_what_is_damaged(disk, python):
@@ -300,13 +288,4 @@ def test_counting_goes_on_past_what_is_damaged(disk, python):
             f"damaged: {disk.storage.where(lost.path('column.json'))}: differs from its checksum; remove"
         )
         assert second.startswith(f"damaged: {disk.storage.where(disk.column.path('000000.json'))}: differs")
-        assert second.endswith(f"python -m store verify {disk.storage.url} --repair")
-
-
-def test_an_imported_column_is_not_repaired_but_imported_again(disk):
-    """Its encoder is not here; the damaged shard must not be withdrawn for nothing."""
-    column = create_column(disk.storage, disk.spec.model_copy(update={"name": "theirs"}), {"imported": "webdataset"})
-    disk.fill(column, 0, ["clip-0"])
-    with pytest.raises(UserError, match=r"was imported; .* import it again"):
-        repair_shards(column, disk.corpus, [0], [])
-    assert column.shards() == [0]
+        assert second.endswith(f"python -m featurize repair {disk.storage.url}")

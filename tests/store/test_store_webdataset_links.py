@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from store import UserError
-from store.care.webdataset import index_tars, read_webdataset
+from store.exchange.webdataset import index_tars, read_webdataset
 
 
 def make_tar(folder, links, suffix="npy"):

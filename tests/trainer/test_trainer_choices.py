@@ -14,19 +14,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 
+import serve.__main__
+import trainer.__main__
 from serve.engine import Assistant, Question
 from store import Storage, UserError, load_conversations, parse_settings, save_conversations
-from trainer.__main__ import main
 from trainer.batch import pack
-from trainer.checkpoint import describe, load_checkpoint, load_projectors, model_card, read_info
+from trainer.checkpoint.export import export
+from trainer.checkpoint.folder import load_checkpoint, load_projectors, model_card, read_info
+from trainer.checkpoint.states import States
 from trainer.data import TrainingData
-from trainer.distributed import PlainEngine
-from trainer.estimate import dry_run
+from trainer.engine import PlainEngine
 from trainer.evaluation import _judge
-from trainer.export import export
+from trainer.planning.estimate import dry_run
 from trainer.settings import TrainConfig
-from trainer.stage import train
-from trainer.states import States
+from trainer.stage import describe, train
 
 LORA = {"rank": 4, "alpha": 8}
 
@@ -46,10 +47,11 @@ def llm_of(folder):
 
 
 def cli(monkeypatch, capsys, *words):
-    """What `python -m trainer ...` prints, and its exit status, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", ["trainer", *map(str, words)])
+    """What `python -m trainer ...` prints, and its exit status, without a process of its own; so for `serve`."""
+    package = serve.__main__ if words[0] == "evaluate" else trainer.__main__
+    monkeypatch.setattr(sys, "argv", [package.__package__, *map(str, words)])
     try:
-        main()
+        package.main()
         status = 0
     except SystemExit as ended:
         status = ended.code or 0

@@ -17,8 +17,8 @@ from store import (
     parse_settings,
     save_conversations,
 )
-from store.care.foreign import import_column, place, plan_foreign
-from store.care.video_chatgpt import find_pickles, read_video_chatgpt
+from store.exchange.importing import import_column, place, plan_foreign
+from store.exchange.video_chatgpt import find_pickles, read_video_chatgpt
 from trainer.data import TrainingData
 from trainer.settings import TrainConfig
 

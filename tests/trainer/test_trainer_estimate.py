@@ -11,14 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from store import UserError, load_settings, parse_settings
-from trainer.estimate import device_of, dry_run, estimate, load_of
 from trainer.flops import forward_flops
 from trainer.llm import load_llm
-from trainer.memory import BUCKET, Parameters, build_shape, pass_bytes, pass_without_data, plain_memory, zero_memory
 from trainer.model import AudioVisualLM
+from trainer.planning.estimate import device_of, dry_run, estimate, load_of
+from trainer.planning.memory import (
+    BUCKET,
+    Parameters,
+    build_shape,
+    pass_bytes,
+    pass_without_data,
+    plain_memory,
+    zero_memory,
+)
+from trainer.planning.shapes import column_widths, llm_shape, paper_conversations
 from trainer.settings import TrainConfig
-from trainer.shapes import column_widths, llm_shape, paper_conversations
-from trainer.stage import choose_trained
+from trainer.trainable import choose_trained
 
 REPO = Path(__file__).parents[2]
 CONFIGS = REPO / "trainer" / "configs"

@@ -10,14 +10,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from store import parse_settings
 from trainer import attention
 from trainer.attention import KERNELS, Packing, kernel_of, planned_attention, torch_attention
-from trainer.checkpoint import model_card, read_info
+from trainer.checkpoint.folder import model_card, read_info
 from trainer.data import TrainingData
-from trainer.distributed import PlainEngine
+from trainer.engine import PlainEngine
 from trainer.llm import load_llm
 from trainer.loader import Loader, PinnedMemory, rank_batch
 from trainer.optim import build_optimizer
 from trainer.settings import TrainConfig
-from trainer.stage import build_model, train
+from trainer.stage import train
+from trainer.start import build_model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LENGTHS = [5, 170, 1, 64]

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn, UserError
 from trainer.batch import Sample, pack
-from trainer.checkpoint import CheckpointInfo, gather_weights, save_checkpoint
+from trainer.checkpoint.folder import CheckpointInfo, save_checkpoint
+from trainer.checkpoint.weights import gather_weights
 from trainer.features import rows_of
 from trainer.llm import check_packing, load_llm
 from trainer.model import AudioVisualLM

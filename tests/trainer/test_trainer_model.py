@@ -15,7 +15,7 @@ from trainer.llm import load_llm
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.prompt import PromptFormat, tokenize
 from trainer.settings import TrainConfig
-from trainer.stage import choose_trained
+from trainer.trainable import choose_trained
 
 BASE = {
     "stage": 2,

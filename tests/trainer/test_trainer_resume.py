@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from store import UserError, parse_settings
-from trainer.checkpoint import load_checkpoint
-from trainer.export import export
+from trainer.checkpoint.export import export
+from trainer.checkpoint.folder import load_checkpoint
+from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
-from trainer.states import States
 
 KILLS = int(os.environ.get("AVLLM_KILLS", "2"))  # 20 in the long form
 STEPS = 10 * KILLS + 4

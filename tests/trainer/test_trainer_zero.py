@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from store import parse_settings
-from trainer.checkpoint import load_checkpoint, load_projectors
-from trainer.export import export
+from trainer.checkpoint.export import export
+from trainer.checkpoint.folder import load_checkpoint, load_projectors
+from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
-from trainer.states import States
 
 REPO = Path(__file__).parents[2]
 LORA = {"rank": 4, "alpha": 8}

@@ -13,12 +13,12 @@ import yaml
 from pydantic import JsonValue
 
 from avllm import __version__
-from store.care.transfer import CARD
 from store.column import Column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import MODALITIES, load_conversations
 from store.corpus import NAME, Corpus
 from store.errors import UserError
+from store.exchange.transfer import CARD
 from store.shard import shard_name
 from store.spec import canonical_json
 from store.storage import Storage

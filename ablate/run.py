@@ -1,7 +1,7 @@
-"""`python -m trainer ablate`: say what an ablation takes, run what is not there, write what was found.
+"""`python -m ablate`: say what an ablation takes, run what is not there, write what was found.
 
 All work is done by commands in processes of their own, as one would type them: `featurize run`, `trainer train`,
-`trainer evaluate`. What is on disk is the only state, so the same command goes on after any stop.
+`serve evaluate`. What is on disk is the only state, so the same command goes on after any stop.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
+from ablate.plan import Ablation, Asking, Need, Point, Run
+from ablate.settings import AXES, AblateConfig
 from store import UserError
 from store.console import console
-from trainer.variants import AXES, AblateConfig, Ablation, Asking, Need, Point, Run
 
 PYTHON = (sys.executable, "-m")
 SECONDS_BETWEEN_LINES = 30.0  # of what a command says
@@ -170,7 +171,7 @@ class _Work:
             return
         asking.file.parent.mkdir(exist_ok=True)
         benchmark = self._ablation.config.benchmarks[asking.benchmark]
-        words = [*PYTHON, "trainer", "evaluate", str(asking.run.checkpoint), self._ablation.config.store]
+        words = [*PYTHON, "serve", "evaluate", str(asking.run.checkpoint), self._ablation.config.store]
         words += [benchmark.conversations, "--out", str(asking.file)]
         words += ["--ask", asking.sense] if asking.sense else []
         words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
@@ -201,7 +202,7 @@ class _Work:
             self.failed.append(failure)
 
     def _write(self) -> None:
-        from trainer.results import Results
+        from ablate.tables import Results
 
         Results(self._ablation, self.failed).write(Path(self._ablation.config.output))
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.care.foreign import UnusableError
 from store.errors import UserError
+from store.exchange.importing import UnusableError
 
 ARRAY = object()  # stands for numpy.ndarray, which a pickle could call
 FLOATS = ("f2", "<f2", "f4", "<f4", "float16", "float32")

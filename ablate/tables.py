@@ -10,9 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ablate.plan import Ablation, Asking, Point
+from ablate.settings import AXES, Value
+from serve.evals.statistics import DRAWS, Answers, Estimate, averaged, read_answers
 from store import Storage
-from trainer.answers import DRAWS, Answers, Estimate, averaged, read_answers
-from trainer.variants import AXES, Ablation, Asking, Point, Value
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -7,12 +7,12 @@ appended under new numbers; their tars stay byte for byte, since a tar does not 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from store.care.copying import check_plan, copy_shard
-from store.care.foreign import some
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.corpus import NAME, Corpus, MediaItem, Part
 from store.errors import DamagedError, UserError
+from store.exchange.copying import check_plan, copy_shard
+from store.exchange.importing import some
 from store.shard import shard_name
 from store.spec import canonical_json
 from store.storage import Storage

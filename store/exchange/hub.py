@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from store.care.transfer import CARD, Cargo, check_extends
 from store.column import Column
 from store.errors import UserError
+from store.exchange.transfer import CARD, Cargo, check_extends
 from store.shard import Sidecar, shard_name
 from store.storage import Storage
 

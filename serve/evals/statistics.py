@@ -80,7 +80,7 @@ class Answers:
 
 
 def read_answers(report: Mapping[str, Any]) -> Answers:
-    """Of the file that `trainer evaluate --out` wrote."""
+    """Of the file that `serve evaluate --out` wrote."""
     judged = report["judged"]
     return Answers(
         [j["id"] for j in judged],

@@ -7,39 +7,22 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from store import ColumnSpec, Settings, UserError, parse_settings
 from trainer.attention import NAME as PACKED
-from trainer.data import TrainingData
+from trainer.checkpoint.weights import Weights
 from trainer.features import Grid
 from trainer.llm import are_weights, digest_of, load_llm
 from trainer.model import AudioVisualLM
 from trainer.prompt import PromptFormat
-from trainer.settings import TrainConfig
+from trainer.trainable import ADAPTER
 
 FOLDER = "avllm"
-ADAPTER = "default"  # peft's name of the adapters that a run trains
-
-
-class Weights(NamedTuple):
-    """The weights of a model on the CPU, named as in the files of a checkpoint.
-
-    Attributes:
-        llm: with adapters merged into what they adapt.
-        projectors: float32.
-        adapter: low-rank adapters alone, float32, named as peft does; empty without them.
-    """
-
-    llm: dict[str, torch.Tensor]
-    projectors: dict[str, torch.Tensor]
-    adapter: dict[str, torch.Tensor]
 
 
 class CheckpointInfo(Settings):
@@ -74,69 +57,6 @@ class CheckpointInfo(Settings):
     def grid(self) -> Grid:
         """The time grid that its model reads."""
         return Grid(self.frames, self.segments)
-
-
-def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str) -> CheckpointInfo:
-    """What the checkpoint of a run says."""
-    if is_checkpoint(config.model):
-        base = read_info(config.model).base
-    else:
-        base = None if Path(config.model).is_dir() else config.model
-    return CheckpointInfo(
-        frames=config.frames,
-        segments=config.segments,
-        columns=data.specs,
-        builds=data.builds,
-        prompt=config.prompt,
-        stage=config.stage,
-        steps=steps,
-        base=base,
-        attention=attention,
-    )
-
-
-def gather_weights(
-    model: AudioVisualLM,
-    dtype: torch.dtype,
-    gathered: Callable[[list[torch.Tensor]], AbstractContextManager[None]] = lambda _: nullcontext(),
-    keep: bool = True,
-) -> Weights:
-    """Copy a model's weights to the CPU, one tensor at a time.
-
-    Args:
-        model: whose weights they are.
-        dtype: of the LLM's weights; those of the projectors are float32.
-        gathered: makes tensors whole inside (`Engine.gathered`).
-        keep: whether this rank is the one that gets them; the others take part and get nothing.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.projectors.named_buffers("projectors"))}
-    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-    scalings = {name: module.scaling[ADAPTER] for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    weights = Weights({}, {}, {})
-    for name, tensor in tensors.items():
-        if name in lora:
-            continue
-        layer = name.removesuffix(".base_layer.weight")
-        pair = {x: lora[f"{layer}.lora_{x}.{ADAPTER}.weight"] for x in "BA"} if layer in scalings else {}
-        with gathered([tensor, *pair.values()]):
-            if not keep:
-                continue
-            whole = tensor.detach().float()
-            if pair:
-                own = {x: _copy(factor, torch.float32) for x, factor in pair.items()}
-                whole = whole + scalings[layer] * (own["B"].to(whole.device) @ own["A"].to(whole.device))
-                at = layer.replace("llm", "base_model.model", 1)
-                weights.adapter.update({f"{at}.lora_{x}.weight": factor for x, factor in own.items()})
-            part, _, rest = name.replace(".base_layer.", ".").partition(".")
-            if part == "projectors":
-                weights.projectors[rest] = _copy(whole, torch.float32)
-            else:
-                weights.llm[rest] = _copy(whole, dtype)
-    return weights
-
-
-def _copy(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: Any, info: CheckpointInfo) -> None:

@@ -1,4 +1,4 @@
-"""What is done with a trained model in one process: a saved state made into a checkpoint, and held-out questions."""
+"""A checkpoint is asked held-out conversations of a store: loss, and answers that would be given word for word."""
 
 import json
 from dataclasses import asdict
@@ -10,49 +10,13 @@ from rich.table import Table
 
 from store import Storage, UserError
 from store.console import Meter, console
-from trainer.checkpoint import gather_weights, load_checkpoint, save_checkpoint
-from trainer.distributed import PlainEngine
+from trainer.checkpoint.folder import load_checkpoint
+from trainer.engine import PlainEngine
 from trainer.evaluation import HeldOut, summary
-from trainer.llm import check_packing, load_llm
-from trainer.model import AudioVisualLM
+from trainer.llm import check_packing
 from trainer.settings import Sense, Source
-from trainer.stage import choose_trained, precision
-from trainer.states import States, check_same_llm
 
 MAX_TOKENS = 4096  # rows of a held-out conversation and of a pass
-
-
-def export(output: Path, folder: Path, step: str) -> None:
-    """Make a saved state of a run into a checkpoint.
-
-    Args:
-        output: of the run.
-        folder: where the checkpoint is written; must not exist.
-        step: a number, `last` or `best`.
-
-    Raises:
-        UserError: there is no such state, or something stands at `folder`.
-    """
-    states = States(output)
-    there = states.steps()
-    chosen = {"last": there[-1] if there else None, "best": states.best()}.get(
-        step, int(step) if step.isdigit() else None
-    )
-    if not there:
-        raise UserError(f"{output} has no saved states: save_every=N saves some; a finished run is {output}/checkpoint")
-    if chosen is None or chosen not in there:
-        has = ", ".join(map(str, there))
-        raise UserError(f"--step {step}: {output} has no such state; saved steps: {has}; accepted: a step, last, best")
-    if folder.exists():
-        raise UserError(f"{folder}: exists; name a folder that does not")
-    state = states.state(chosen)
-    llm, tokenizer = load_llm(state.config.model, precision(state.config))
-    check_same_llm(state, llm, output)
-    model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
-    choose_trained(state.config, model)
-    states.load(chosen).load_weights(model)
-    save_checkpoint(folder, llm, gather_weights(model, precision(state.config)), tokenizer, state.checkpoint)
-    console.print(f"saved {folder}: step {chosen} of {output}")
 
 
 def evaluate(

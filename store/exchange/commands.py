@@ -7,15 +7,16 @@ from typing import Annotated, Literal
 import typer
 import yaml
 
-from store.care import clearing, export, hub, merge, transfer, video_chatgpt, webdataset
-from store.care.card import make_card
-from store.care.foreign import Foreign, check_sources, import_column, place, plan_foreign, some
-from store.column import Column, list_columns, open_column
+from store import gc as collector
+from store.column import list_columns, open_column
 from store.console import Meter, console, make_app
 from store.corpus import NAME, Corpus, Kind
 from store.errors import UserError
+from store.exchange import export, hub, merge, transfer, video_chatgpt, webdataset
+from store.exchange.card import make_card
+from store.exchange.importing import Foreign, check_sources, import_column, place, plan_foreign, some
 from store.storage import Storage
-from store.verify import column_stats, verify_column
+from store.verify import column_stats, find_damaged
 
 app = make_app("Take care of a store.")
 imports = make_app("Import features that were made elsewhere.")
@@ -122,13 +123,13 @@ def gc(
     storage = Storage(store)
     Corpus.load(storage)
     with storage.lock() if yes else contextlib.nullcontext():
-        rubbish = clearing.find_rubbish(storage, keep or [], remove or [])
+        rubbish = collector.find_rubbish(storage, keep or [], remove or [])
         for heap in rubbish:
             console.print(f"{heap.name}: {heap.why}, {len(heap.files)} files, {heap.bytes / 1e9:.3f} GB", markup=False)
-        for line in clearing.orphaned(storage, rubbish):
+        for line in collector.orphaned(storage, rubbish):
             console.print(f"mind: {line}", markup=False)
         if yes:
-            clearing.clear(storage, rubbish)
+            collector.clear(storage, rubbish)
     size = sum(heap.bytes for heap in rubbish) / 1e9
     console.print(f"{size:.3f} GB {'removed' if yes else 'would go; --yes removes it' if rubbish else 'to remove'}")
 
@@ -215,7 +216,8 @@ def pull(
     with storage.lock():
         with Meter("pull", cargo.shards, "shards") as meter:
             fetched = transfer.send(storage, cargo, meter.advance)
-        damaged = _damaged(storage, list_columns(storage))
+        corpus = Corpus.load(storage)
+        damaged = sum(len(find_damaged(column, corpus)) for column in list_columns(storage))
     console.print(f"{storage.url}: {fetched} shards fetched, {cargo.shards - fetched} were there, {damaged} damaged")
     raise typer.Exit(1 if damaged else 0)
 
@@ -226,19 +228,6 @@ def _say_cargo(cargo: transfer.Cargo) -> None:
     for name, (column, shards) in cargo.columns.items():
         size = column_stats(column, cargo.corpus).bytes
         console.print(f"{name}: {len(shards)} shards, {size / 1e9:.3f} GB", markup=False)
-
-
-def _damaged(storage: Storage, columns: list[Column]) -> int:
-    corpus = Corpus.load(storage)
-    damaged = 0
-    for column in columns:
-        with Meter(f"verify {column.name}", len(column.shards()), "shards") as meter:
-            for checked in verify_column(column, corpus):
-                meter.advance(1)
-                if checked.fault:
-                    damaged += 1
-                    console.print(f"damaged: {column.name} shard {checked.shard}: {checked.fault}", markup=False)
-    return damaged
 
 
 def _pairs(words: list[str], option: str) -> dict[str, str]:

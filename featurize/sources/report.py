@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from featurize.copies import find_copies, in_threads
 from featurize.sources import LeftOut, Record, Source
+from featurize.sources.copies import find_copies, in_threads
 from store import Candidate, Part
 from store.console import console
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
-from trainer.checkpoint import is_checkpoint
+from trainer.checkpoint.folder import is_checkpoint
 from trainer.data import TrainingData
-from trainer.distributed import check_world, is_first, uses_deepspeed, world_size
+from trainer.evaluation import held_out_of
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
+from trainer.launch import check_world, is_first, uses_deepspeed, world_size
 from trainer.llm import check_packing, load_shape, say_rounding
-from trainer.memory import (
+from trainer.planning.memory import (
     MASTER,
     MOMENTS,
     Memory,
@@ -27,9 +28,11 @@ from trainer.memory import (
     plain_memory,
     zero_memory,
 )
+from trainer.planning.shapes import column_widths, llm_shape, paper_conversations
+from trainer.report import report_data
 from trainer.settings import TrainConfig
-from trainer.shapes import column_widths, llm_shape, paper_conversations
-from trainer.stage import check_checkpoint, held_out_of, precision, report_data
+from trainer.start import check_checkpoint
+from trainer.trainable import precision
 
 PROCESSOR = "this processor"
 SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation

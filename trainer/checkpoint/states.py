@@ -10,22 +10,19 @@ Each rank copies its part to memory and goes on; a thread writes it. The folder 
 """
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from store import Settings, UserError, parse_settings
 from store.console import console
-from trainer.checkpoint import CheckpointInfo
-from trainer.distributed import MOMENTS, Engine, is_first
+from trainer.checkpoint.folder import CheckpointInfo
+from trainer.engine import Engine
+from trainer.launch import is_first
 from trainer.llm import are_weights
 from trainer.model import AudioVisualLM
 from trainer.settings import FREE_ON_RESUME, TrainConfig
@@ -202,75 +199,3 @@ def _untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
     """Of the projectors what no optimizer sees: their statistics, and what is frozen."""
     yield from model.projectors.named_buffers("projectors")
     yield from ((name, p) for name, p in model.projectors.named_parameters("projectors") if not p.requires_grad)
-
-
-class Saver:
-    """Saves states while training goes on; one at a time."""
-
-    def __init__(self, states: States, engine: Engine, keep: int) -> None:
-        self._states, self._engine, self._keep = states, engine, keep
-        self._pool = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-
-    def save(self, state: State) -> None:
-        """Copy this rank's part now and write it in a thread, once the state before it is written."""
-        self.finish()
-        tensors: dict[str, torch.Tensor] = {}
-        for fragment in self._engine.fragments():
-            at = f"{fragment.name}@{fragment.start}"
-            tensors[f"weight/{at}"] = _copy(fragment.weight)
-            tensors |= {f"{kind}/{at}": _copy(fragment.moments[kind]) for kind in MOMENTS}
-        untrained = dict(_untrained(self._engine.model))
-        with self._engine.gathered(list(untrained.values())):
-            if self._engine.rank == 0:
-                tensors |= {f"weight/{name}@0": _copy(tensor.view(-1)) for name, tensor in untrained.items()}
-        self._writing = self._pool.submit(self._write, state, tensors)
-
-    def finish(self) -> None:
-        """Wait until the last state is written."""
-        if self._writing:
-            self._writing.result()
-
-    def close(self) -> None:
-        """Finish and end the thread."""
-        self._pool.shutdown()
-
-    def _write(self, state: State, tensors: dict[str, torch.Tensor]) -> None:
-        try:
-            self._write_parts(state, tensors)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{self._states.path(state.step)}: cannot be written: {error}; make room, then give the "
-                "same command again: it goes on from the state before"
-            ) from None
-
-    def _write_parts(self, state: State, tensors: dict[str, torch.Tensor]) -> None:
-        folder = self._states.folder / f"{TEMPORARY}{state.step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        rank, ranks = self._engine.rank, self._engine.ranks
-        part = folder / f"part-{rank:05d}-of-{ranks:05d}.safetensors"
-        save_file(tensors, part.with_suffix(".part"))
-        _sync(part.with_suffix(".part"))
-        os.replace(part.with_suffix(".part"), part)
-        if rank:
-            return
-        while len(list(folder.glob("part-*.safetensors"))) < ranks:
-            time.sleep(0.05)
-        (folder / "state.json").write_text(state.model_dump_json(indent=2))
-        _sync(folder / "state.json")
-        shutil.rmtree(self._states.path(state.step), ignore_errors=True)
-        os.replace(folder, self._states.path(state.step))
-        _sync(self._states.folder)
-        kept = {*self._states.steps()[-self._keep :], self._states.best()}
-        for step in set(self._states.steps()) - kept:
-            shutil.rmtree(self._states.path(step))
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -21,7 +21,7 @@ from trainer.attention import PLANNED
 from trainer.batch import Batch
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
-from trainer.stage import choose_trained, precision
+from trainer.trainable import choose_trained, precision
 
 # DeepSpeed's defaults, in elements (runtime/zero/config.py)
 BUCKET = 500_000_000  # gradients that are reduced at once

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from store.care.copying import copy_shard
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.corpus import NAME, Corpus
 from store.errors import UserError
+from store.exchange.copying import copy_shard
 from store.shard import Sidecar, shard_name
 from store.storage import Storage
 

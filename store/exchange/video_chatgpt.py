@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from store.care.foreign import Foreign, UnusableError, digest_files, little_endian, make_spec
-from store.care.pickles import load_array
 from store.errors import UserError
+from store.exchange.importing import Foreign, UnusableError, digest_files, little_endian, make_spec
+from store.exchange.pickles import load_array
 from store.reader import Arrays
 
 FRAMES = 100

@@ -17,16 +17,17 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from ablate.plan import Ablation, Point
+from ablate.run import ablate
+from ablate.settings import AblateConfig, base_stages
+from ablate.tables import paper_accuracy
+from serve.evals.statistics import Answers, averaged, bootstrap
 from store import Storage, UserError, load_conversations, load_settings, parse_settings, save_conversations
-from trainer.ablate import ablate
-from trainer.answers import Answers, averaged, bootstrap
-from trainer.results import paper_accuracy
 from trainer.settings import TrainConfig
 from trainer.stage import train
-from trainer.variants import AblateConfig, Ablation, Point, base_stages
 
 REPO = Path(__file__).parents[2]
-CONFIGS = sorted((REPO / "trainer" / "configs").glob("ablate-*.yaml"))
+CONFIGS = sorted((REPO / "ablate" / "configs").glob("*.yaml"))
 STEPS = 60
 # Each Python process notes what it imports of these, so that calls of encoders can be counted.
 WATCH = """
@@ -67,7 +68,7 @@ def of(settings, output, **changes):
 
 
 class Command:
-    """`python -m trainer ablate`, as a user starts it, with a count of what its processes import."""
+    """`python -m ablate`, as a user starts it, with a count of what its processes import."""
 
     def __init__(self, folder: Path, settings: dict) -> None:
         self.folder, self.config = folder, folder / "config.yaml"
@@ -79,7 +80,7 @@ class Command:
     def start(self, *overrides: str) -> subprocess.Popen:
         path = os.pathsep.join([str(self.folder), str(REPO)])
         env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "IMPORTS": str(self.imports)}
-        words = [sys.executable, "-m", "trainer", "ablate", str(self.config), *overrides]
+        words = [sys.executable, "-m", "ablate", str(self.config), *overrides]
         with open(self.log, "wb") as log:
             return subprocess.Popen(words, cwd=REPO, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -260,7 +261,7 @@ def test_the_same_command_starts_nothing_that_is_done(killed):
 
 def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsys, monkeypatch):
     """A launcher that says one thing, works on, says another and fails: both are shown, with where its log is."""
-    monkeypatch.setattr("trainer.ablate.SECONDS_BETWEEN_LINES", 0.05)
+    monkeypatch.setattr("ablate.run.SECONDS_BETWEEN_LINES", 0.05)
     work = "import sys, time; print('half way', flush=True); time.sleep(1); sys.exit('out of memory')"
     only = {"axes": {"frames": [2]}, "launcher": [sys.executable, "-c", work]}
     with pytest.raises(SystemExit):
@@ -421,7 +422,7 @@ def test_every_shipped_ablation_loads(path, monkeypatch):
 
 
 def test_the_papers_axes():
-    axes = load_settings(AblateConfig, REPO / "trainer" / "configs" / "ablate-paper.yaml").axes
+    axes = load_settings(AblateConfig, REPO / "ablate" / "configs" / "paper.yaml").axes
     assert axes.frames == (4, 8, 16, 32, 64)
     assert axes.segments == (1, 2, 4, 8, 16)
     assert axes.strategy == ("mat", "pt1", "pt2")

@@ -1,0 +1,91 @@
+"""Encode damaged shards again, and nothing else."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from featurize.settings import RunSettings
+from store import Column, Corpus, DamagedError, Storage, UserError, parse_settings
+from store.console import console
+from store.settings import override
+from store.verify import column_folders, find_damaged, open_folder
+
+
+def repair(store: str, name: str | None, overrides: Sequence[str]) -> bool:
+    """Find the damaged shards of a store and encode them again; whether all columns are sound in the end.
+
+    Args:
+        store: path or fsspec URL.
+        name: of one column; None repairs all.
+        overrides: words for `featurize run`, such as `gpus=1`.
+
+    Raises:
+        UserError: a word names no field of `RunSettings`, or a damaged column cannot be encoded again here.
+    """
+    check_overrides(overrides)
+    storage = Storage(store)
+    corpus = Corpus.load(storage)
+    sound = True
+    for folder in column_folders(storage, name):
+        try:
+            column = open_folder(storage, folder)
+        except DamagedError as error:
+            console.print(f"damaged: {error}", markup=False)
+            sound = False
+            continue
+        damaged = find_damaged(column, corpus)
+        console.print(f"{column.name}: {len(damaged)} damaged shards")
+        if damaged:
+            left = repair_shards(column, corpus, damaged, overrides)
+            console.print(f"{column.name}: {'not all' if left else 'all'} shards are sound now")
+            sound = sound and not left
+    return sound
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse words that a repair cannot take.
+
+    Raises:
+        UserError: one names no field of `RunSettings`, or a value that is not accepted.
+    """
+    data: dict[str, Any] = {}
+    for word in overrides:
+        override(data, word)
+    parse_settings(RunSettings, data, "repair")
+
+
+def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[int]:
+    """Withdraw shards, encode those of the plan again with the column's own encoder settings, and check them.
+
+    Those that are not sound now are returned.
+
+    The encoding is `python -m featurize run` in a process of its own; `overrides` are words for it, such as `gpus=1`.
+
+    Raises:
+        UserError: the column was imported or does not say how it was built, or another process writes to the store.
+    """
+    if "imported" in column.build:
+        raise UserError(
+            f"{column.name}: was imported; its damaged shards cannot be encoded again here: import it again"
+        )
+    if not column.build:
+        raise UserError(f"{column.name}: its column.json does not say how it was built; encode it again by hand")
+    with column.storage.lock():
+        for shard in shards:
+            column.withdraw(shard)
+    planned = [shard for shard in shards if shard in corpus.shards]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "column.yaml"
+        config.write_text(yaml.safe_dump({"columns": [column.build]}))
+        command = [sys.executable, "-m", "featurize", "run", "--store", column.storage.url, "--config", str(config)]
+        subprocess.run([*command, *(f"--shard={shard}" for shard in planned), *overrides], check=False)
+    there = set(column.shards())
+    missing = [shard for shard in planned if shard not in there]
+    for shard in missing:
+        console.print(f"damaged: {column.name} shard {shard}: was not encoded again", markup=False)
+    return missing + find_damaged(column, corpus, [shard for shard in planned if shard in there])

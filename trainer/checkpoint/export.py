@@ -1,0 +1,45 @@
+"""A saved state of a run is made into a checkpoint."""
+
+from pathlib import Path
+
+from store import UserError
+from store.console import console
+from trainer.checkpoint.folder import save_checkpoint
+from trainer.checkpoint.states import States, check_same_llm
+from trainer.checkpoint.weights import gather_weights
+from trainer.llm import load_llm
+from trainer.model import AudioVisualLM
+from trainer.trainable import choose_trained, precision
+
+
+def export(output: Path, folder: Path, step: str) -> None:
+    """Make a saved state of a run into a checkpoint.
+
+    Args:
+        output: of the run.
+        folder: where the checkpoint is written; must not exist.
+        step: a number, `last` or `best`.
+
+    Raises:
+        UserError: there is no such state, or something stands at `folder`.
+    """
+    states = States(output)
+    there = states.steps()
+    chosen = {"last": there[-1] if there else None, "best": states.best()}.get(
+        step, int(step) if step.isdigit() else None
+    )
+    if not there:
+        raise UserError(f"{output} has no saved states: save_every=N saves some; a finished run is {output}/checkpoint")
+    if chosen is None or chosen not in there:
+        has = ", ".join(map(str, there))
+        raise UserError(f"--step {step}: {output} has no such state; saved steps: {has}; accepted: a step, last, best")
+    if folder.exists():
+        raise UserError(f"{folder}: exists; name a folder that does not")
+    state = states.state(chosen)
+    llm, tokenizer = load_llm(state.config.model, precision(state.config))
+    check_same_llm(state, llm, output)
+    model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
+    choose_trained(state.config, model)
+    states.load(chosen).load_weights(model)
+    save_checkpoint(folder, llm, gather_weights(model, precision(state.config)), tokenizer, state.checkpoint)
+    console.print(f"saved {folder}: step {chosen} of {output}")

@@ -1,0 +1,34 @@
+"""The processes of a run, as torchrun or the deepspeed launcher started them."""
+
+import os
+
+from store import UserError
+from trainer.settings import TrainConfig
+
+
+def world_size() -> int:
+    """The number of ranks that torchrun or the deepspeed launcher started; 1 without them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the first rank, before an engine is built."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def uses_deepspeed(config: TrainConfig) -> bool:
+    """Whether `zero` is set and a launcher started this process."""
+    return config.zero is not None and "RANK" in os.environ
+
+
+def check_world(config: TrainConfig, ranks: int | None = None) -> None:
+    """Refuse what cannot be shared out evenly over `ranks`, or those that were started.
+
+    Raises:
+        UserError: several ranks without ZeRO, or a global batch that the ranks do not divide.
+    """
+    ranks = ranks or world_size()
+    if ranks > 1 and config.zero is None:
+        raise UserError(f"field 'zero': {ranks} processes share the steps; set zero.stage to 1, 2 or 3")
+    if config.global_batch % ranks:
+        raise UserError(f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks")

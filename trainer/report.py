@@ -1,0 +1,42 @@
+"""What a run says of its data before it begins."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from store.console import console
+from trainer.data import TrainingData
+from trainer.evaluation import HeldOut
+from trainer.settings import TrainConfig
+
+NAMED = 5  # conversations that were left out, for each reason
+
+
+def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | None, write: bool = True) -> None:
+    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter.
+
+    Args:
+        data: of the run.
+        config: of the run.
+        held_out: conversations that are asked, which should not be trained on.
+        write: that file.
+    """
+    counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
+    console.print(f"{data.size} usable conversations ({counts})")
+    if data.left_out:
+        path = Path(config.output) / "left_out.jsonl"
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
+        console.print(f"{len(data.left_out)} conversations left out{f': {path}' if write else ''}")
+        for reason, count in sorted(Counter(each.reason for each in data.left_out).items()):
+            ids = [each.id for each in data.left_out if each.reason == reason]
+            console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
+    same, media = held_out.overlap(data.conversations()) if held_out else (0, 0)
+    if same or media:
+        console.print(
+            f"warning: of {len(held_out or ())} held-out conversations {same} are also trained on, of {media} others "
+            "the media are: their loss says little about what is new"
+        )
+    columns = ", ".join(spec.folder for spec in data.specs.values())
+    console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
