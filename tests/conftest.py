@@ -18,8 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+import hypothesis
 import numpy as np
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 REPO = Path(__file__).parent.parent
 RATE = 48_000
