@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-OURS = {"avllm", "store", "featurize", "trainer", "serve"}
+OURS = {"avllm", "store", "featurize", "trainer", "serve", "ablate"}
 
 
 def test_no_other_distribution_owns_our_top_level_names():
@@ -22,7 +22,7 @@ def test_every_command_of_the_console_script_answers(python):
     import avllm
 
     assert set(avllm.COMMANDS) == OURS - {"avllm"}
-    for name in ("--help", "--version", "store", "featurize", "trainer", "serve"):
+    for name in ("--help", "--version", *avllm.COMMANDS):
         done = python("avllm", name, *([] if name.startswith("--") else ["--help"]))
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()

@@ -248,5 +248,5 @@ def test_only_a_local_store_goes_to_a_hub(build_store, tmp_path):
     with pytest.raises(UserError, match="from a local disk"):
         send_to_hub(remote.storage, "me/x", load_cargo(remote.storage, strip_uris=False), public=False, advance=nothing)
     assert is_repository("me/features")
-    for target in ("./me/features", "/me/features", "s3://me/features", "../features", str(tmp_path), "store/care"):
+    for target in ("./me/features", "/me/features", "s3://me/features", "../features", str(tmp_path), "store/exchange"):
         assert not is_repository(target)
