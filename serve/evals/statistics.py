@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trainer.features import PERCEIVES
 
 DRAWS = 2000
+AT_ONCE = 1 << 22  # counts of groups that are in memory together
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Se
     _, owner = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(owner, above), np.bincount(owner, below)])
     rng = np.random.default_rng(0)
-    drawn = [sums[:, rng.integers(0, sums.shape[1], sums.shape[1])].sum(1) for _ in range(DRAWS)]
-    low, high = np.percentile([a / b for a, b in drawn], [2.5, 97.5])
+    count = sums.shape[1]
+    parts = [min(DRAWS - done, max(1, AT_ONCE // count)) for done in range(0, DRAWS, max(1, AT_ONCE // count))]
+    drawn = np.concatenate([rng.multinomial(count, np.full(count, 1 / count), part) @ sums.T for part in parts])
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     return Estimate(float(above.sum() / below.sum()), float(low), float(high))
 
 

@@ -23,7 +23,7 @@ import yaml
 from store import Corpus, Storage, column_stats, list_columns, verify_column
 
 REPO = Path(__file__).parents[2]
-KILLS = int(os.environ.get("AVLLM_KILLS", "6"))
+KILLS = int(os.environ.get("AVLLM_KILLS", "3"))
 CONFIG = {
     "columns": [
         {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2], "batch": 5},
