@@ -1,1 +1,1 @@
-"""What is kept of a run: checkpoints, and the states that it goes on from."""
+"""What a run keeps: checkpoints, and saved states from which it resumes."""
