@@ -10,6 +10,8 @@ BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it:
 OUT ?= runs/gpu
 GPU_PYTHON := $(if $(or $(TINY),$(wildcard $(SETUP))),$(PY),$(PYTHON))  # a GPU machine may have all it needs already
 
+unexport PYTHONDONTWRITEBYTECODE  # without .pyc files every process compiles torch and transformers again
+
 .PHONY: demo test lint bench gpu clean
 
 $(SETUP): setup.cfg pyproject.toml demo/requirements.txt
@@ -23,7 +25,7 @@ demo: $(SETUP)
 	$(PY) -m demo $(if $(PRETRAINED),--pretrained --folder runs/demo-pretrained)
 
 test: $(SETUP)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(SETUP)
 	$(VENV)/bin/ruff format --check .

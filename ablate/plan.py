@@ -10,6 +10,7 @@ from ablate.settings import AXES, AblateConfig, Value, base_stages
 from store import (
     Column,
     Corpus,
+    Sense,
     Storage,
     UserError,
     canonical_json,
@@ -18,7 +19,7 @@ from store import (
     load_conversations,
 )
 from trainer.features import Grid
-from trainer.settings import FREE_ON_RESUME, Sense, TrainConfig
+from trainer.settings import FREE_ON_RESUME, TrainConfig
 
 SAVE_EVERY = 100  # steps between saved states, where a stage says none
 
@@ -75,7 +76,7 @@ class Asking:
 
     Attributes:
         run: the last of the point's.
-        sense: by which alone what is asked by both is asked; None asks all as it stands.
+        sense: if set, audio-visual questions get this modality only; None changes nothing.
         file: what came of it.
     """
 

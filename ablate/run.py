@@ -25,28 +25,51 @@ PYTHON = (sys.executable, "-m")
 SECONDS_BETWEEN_LINES = 30.0  # of what a command says
 
 
-def ablate(config: AblateConfig, dry_run: bool) -> None:
-    """Plan, featurize what is missing, train, ask, and write tables and plots into `output`.
+def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None = None) -> None:
+    """Say what an ablation would do and take; start nothing but what measures a sample of the media.
 
     Args:
         config: what is varied.
-        dry_run: stop after the plan.
+        ranks: that the launcher of a run would start.
+        device: a GPU of the data sheets; None for what is here.
+
+    Raises:
+        UserError: settings, columns or conversations do not fit.
+    """
+    ablation = Ablation(config)
+    if _show_plan(ablation):
+        console.print("training: hours are foretold once the columns are there")
+        return
+    from trainer.planning.estimate import foretell, show_hours
+
+    hours: dict[str, float] = {}  # of runs that are alike but for their seed
+    total, where = 0.0, ""
+    for llm, run in _to_train(ablation):
+        config_of_run = run.config.model_copy(update={"model": llm})  # a stage before it has not left its own yet
+        alike = repr(config_of_run.model_copy(update={"seed": 0, "output": ""}))
+        if alike not in hours:
+            hours[alike] = 0.0
+            try:
+                found = foretell(config_of_run, ranks, device)
+            except UserError as error:
+                console.print(f"will fail: {run.folder.name}: {error}", markup=False)
+                continue
+            assert found, "no launcher starts a dry run"
+            hours[alike], where = found.estimate.hours, f"{found.ranks} x {found.device.name}"
+        total += hours[alike]
+    if where:
+        console.print(f"training: {show_hours(total)} on {where} at an assumed MFU of 0.4, asking not counted")
+
+
+def ablate(config: AblateConfig) -> None:
+    """Plan, featurize what is missing, train, ask, and write tables and plots into `output`.
 
     Raises:
         UserError: settings, columns or conversations do not fit; nothing has been started then.
         SystemExit: some runs failed; the others' results are written.
     """
     ablation = Ablation(config)
-    _show_columns(ablation)
-    _show_points(ablation)
-    files = _files(config, ablation.missing())
-    for file in files:
-        console.print(f"to be featurized: {_shown(_featurize(config, file))}")
-        estimate = [*PYTHON, "featurize", "plan", "--store", config.store, "--estimate", file, "--dry-run"]
-        console.print(f"what that costs: {_shown(estimate)}")
-        subprocess.run(estimate, check=False)
-    if dry_run:
-        return
+    files = _show_plan(ablation)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output) as lock:
@@ -64,6 +87,30 @@ def ablate(config: AblateConfig, dry_run: bool) -> None:
         for failure in work.failed:
             console.print(f"failed: {failure['what']}: {failure['said']} ({failure['log']})", markup=False)
         raise SystemExit(1)
+
+
+def _show_plan(ablation: Ablation) -> list[str]:
+    """What is read, trained and featurized first, and what that costs; the configurations to featurize by."""
+    config = ablation.config
+    _show_columns(ablation)
+    _show_points(ablation)
+    files = _files(config, ablation.missing())
+    for file in files:
+        console.print(f"to be featurized: {_shown(_featurize(config, file))}")
+        estimate = [*PYTHON, "featurize", "estimate", "--store", config.store, "--config", file]
+        console.print(f"what that costs: {_shown(estimate)}")
+        subprocess.run(estimate, check=False)
+    return files
+
+
+def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
+    """The runs that have no checkpoint yet, each once, with the LLM that its chain of stages began with."""
+    runs: dict[str, tuple[str, Run]] = {}
+    for seed in ablation.config.seeds:
+        for point in ablation.points():
+            stages = ablation.runs(point, seed)
+            runs |= {run.digest: (stages[0].config.model, run) for run in stages if not run.checkpoint.is_dir()}
+    return list(runs.values())
 
 
 def _files(config: AblateConfig, missing: Sequence[Need]) -> list[str]:

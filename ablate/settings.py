@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from store import (
+    Sense,
     Settings,
     load_settings,
     parse_settings,
 )
-from trainer.settings import Positive, Sense, TrainConfig
+from trainer.settings import Positive, TrainConfig
 
 Value = str | int
 

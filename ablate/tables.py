@@ -1,7 +1,6 @@
 """What an ablation found: the paper's tables and figures, by their content, as files."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ablate.plan import Ablation, Asking, Point
 from ablate.settings import AXES, Value
 from serve.evals.statistics import DRAWS, Answers, Estimate, averaged, read_answers
 from store import Storage
+from store.publish import publishing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -270,7 +270,6 @@ def _plot(table: Table, folder: Path) -> None:
     axes.set(title=table.title, ylabel="exact answers, %")
     axes.legend()
     figure.tight_layout()
-    temporary = folder / f".tmp-{table.axis}.png"
-    figure.savefig(temporary, dpi=120)
+    with publishing(folder / f"{table.axis}.png") as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
-    os.replace(temporary, folder / f"{table.axis}.png")

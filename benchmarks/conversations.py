@@ -38,6 +38,7 @@ class Kind(NamedTuple):
     answered: int
 
 
+OWN_MEDIA: tuple[Medium, ...] = ("audio", "video", "audio_visual")
 OWN = {(1, 60): (20, 50, 30), (3, 20): (20, 60, 40), (1, 90): (5, 20, 15)}  # turns and words of each: thousands
 KINDS = (
     Kind("LLaVA", 58, "image", 4, 10, 27),  # conversations
@@ -52,7 +53,7 @@ KINDS = (
     *(
         Kind("paper", thousands, medium, turns, 12, words)
         for (turns, words), counts in OWN.items()
-        for medium, thousands in zip(("audio", "video", "audio_visual"), counts, strict=True)
+        for medium, thousands in zip(OWN_MEDIA, counts, strict=True)
     ),
 )
 

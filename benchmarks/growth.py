@@ -79,7 +79,7 @@ def epoch(folder: Path, items: int, per_shard: int) -> None:
     reader = ColumnReader(open_column(Storage(folder), NAME))
     stream, order = Stream([reader], reader.keys()), Order(items, 0)
     places = ([order[c] for c in range(i, min(i + BATCH, items))] for i in range(0, items, BATCH))
-    assert sum(len(batch) for batch in stream.batches(places)) == items
+    assert sum(len(stream.__getitems__(batch)) for batch in places) == items
 
 
 def verify(folder: Path, items: int, per_shard: int) -> None:

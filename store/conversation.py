@@ -11,6 +11,7 @@ from store.storage import Storage
 from store.table import collector_paused, load_table, save_table
 
 Modality = Literal["text", "visual", "audio", "audio_visual"]
+Sense = Literal["visual", "audio"]
 MODALITIES: tuple[Modality, ...] = ("text", "visual", "audio", "audio_visual")
 FOLDER = "conversations"
 SCHEMA = pa.schema(

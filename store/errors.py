@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, no traceback."""
+"""Errors the user can fix: one line, no traceback."""
 
 import re
 import shlex

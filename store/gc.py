@@ -10,7 +10,8 @@ from store.column import FOLDER, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import load_conversations
 from store.errors import UserError
-from store.storage import TEMPORARY, Storage
+from store.publish import TEMPORARY
+from store.storage import Storage
 
 Why = Literal["not wanted", "no column.json", "tar without its sidecar", "temporary file"]
 

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -15,8 +14,8 @@ import fsspec
 
 from store.errors import UserError
 from store.lease import Holder, hold_lease
+from store.publish import TEMPORARY, publish, temporary_beside
 
-TEMPORARY = ".tmp-"
 LOCK = ".lock"
 
 
@@ -120,6 +119,21 @@ class Storage:
         with self._reached(name, is_read=False):
             self.fs.pipe_file(self.path(name), bytes(data))
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object if there is none of that name; whether this call did, of all that try at once.
+
+        Raises:
+            UserError: the object store refuses it.
+        """
+        try:
+            with self._reached(name, is_read=False):
+                self.fs.pipe_file(self.path(name), data, mode="create")
+        except UserError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        return True
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError), self._reached(name):
@@ -134,13 +148,13 @@ class Storage:
         """
         target = Path(self.path(name))
         folder = target.parent if self.local else _temporary_folder()
-        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}"
+        temporary = temporary_beside(folder / target.name)
         try:
             with _written(temporary, self.where(name) if self.local else f"{folder} (TMPDIR)"):
                 folder.mkdir(parents=True, exist_ok=True)
                 yield temporary
                 if self.local:
-                    _publish(temporary, target)
+                    publish(temporary, target)
             if not self.local:
                 with self._reached(name, is_read=False):
                     self.fs.put_file(str(temporary), self.path(name))
@@ -207,7 +221,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _written(path: Path, where: str) -> Iterator[None]:
-    """A disk that is full or cannot be written is the user's to mend; another file's trouble is let through."""
+    """Turn a full or read-only disk into a UserError; errors about other files propagate."""
     try:
         yield
     except OSError as error:
@@ -227,17 +241,3 @@ def _temporary_folder() -> Path:
 
 def _is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    _sync(temporary)
-    os.replace(temporary, target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

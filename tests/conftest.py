@@ -29,9 +29,16 @@ REPO = Path(__file__).parent.parent
 RATE = 48_000
 
 
+SLOW = ("test_gpu_check", "test_ablate", "test_readme", "test_trainer_zero", "test_featurize_run",
+        "test_featurize_chaos", "test_featurize_encoders", "test_trainer_stage", "test_trainer_resume",
+        "test_trainer_published")  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU or a model hub where there is none; nothing else is ever skipped."""
+    """Skip what needs a GPU or a model hub where there is none, and nothing else; the slowest files come first."""
     import torch
+
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
     lacking = {"gpu": not torch.cuda.is_available(), "hub": not os.environ.get("AVLLM_HUB")}
     reasons = {"gpu": "needs a CUDA device", "hub": "needs a model hub; set AVLLM_HUB=1 where one can be reached"}
@@ -58,7 +65,9 @@ class Fork:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the process to end."""
         if self.returncode is None:
-            if not select.select([self._reply], [], [], timeout)[0]:
+            poll = select.poll()
+            poll.register(self._reply, select.POLLIN)
+            if not poll.poll(None if timeout is None else 1000 * timeout):
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             self.returncode = int(self._reply.readline())
             self._reply.close()
@@ -113,33 +122,26 @@ def forks():
     forks.close()
 
 
-@pytest.fixture(scope="session")
-def forked(forks):
-    """As `python`, for commands that import much."""
-    return forks.run
-
-
 def _environment(more: dict[str, str] | None = None) -> dict[str, str]:
     path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **(more or {})}
 
 
 @pytest.fixture(scope="session")
-def python():
-    """Run `python -m ...` as a user would, in a process of its own; the checkout is on the module path."""
-    return _python
+def python(forks):
+    """Run `python -m ...` in a process of its own; the checkout is on the module path.
 
+    It is a fork, unless it is to be `fresh`, as a user starts it, or finds modules elsewhere.
+    """
 
-def _python(*words: object, cwd: Path = REPO, env: dict[str, str] | None = None, timeout: int = 600):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=cwd,
-        env=_environment(env),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    def run(*words: object, fresh: bool = False, cwd: Path = REPO, env: dict[str, str] | None = None, timeout=600):
+        if not fresh and "PYTHONPATH" not in (env or {}):
+            return forks.run(*words, cwd=cwd, env=env, timeout=timeout)
+        words = [sys.executable, "-m", *map(str, words)]
+        own = _environment(env)
+        return subprocess.run(words, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ socket, standard input: a JSON object with a module's words, a folder and an env
 fork's output and where its id and its exit status are written.
 """
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -13,9 +14,14 @@ import runpy
 import signal
 import socket
 import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
-         "serve.engine", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray")  # fmt: skip
+         "serve.engine", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray",
+         "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job")  # fmt: skip
 MAX_REQUEST = 1 << 18  # bytes
 
 
@@ -32,27 +38,43 @@ def serve(control: socket.socket) -> None:
         if not os.fork():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             control.close()
-            if watch(json.loads(request), *files):
-                return
+            watch(json.loads(request), *files)
             os._exit(0)
         for file in files:
             os.close(file)
 
 
-def watch(request: dict, reply: int, out: int, err: int) -> bool:
-    """Fork, and tell the fork's id and how it ended; True in the fork, whose end is the interpreter's."""
+def watch(request: dict, reply: int, out: int, err: int) -> None:
+    """Fork, and tell the fork's id and how it ended."""
     child = os.fork()
     if not child:
         os.close(reply)
-        become(request, out, err)
-        return True
+        end(lambda: become(request, out, err))
     os.close(out)
     os.close(err)
     os.write(reply, f"{child}\n".encode())
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):
         os.write(reply, f"{os.waitstatus_to_exitcode(status)}\n".encode())
-    return False
+
+
+def end(run: Callable[[], None]) -> NoReturn:
+    """Run and end as an interpreter does, but for taking its modules apart, which takes seconds."""
+    try:
+        run()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def become(request: dict, out: int, err: int) -> None:

@@ -70,7 +70,7 @@ COMMANDS = {
     "probe": ("av", "featurize plan {}/talk.json {media} --media-root {media} --store {}/new --probe", "featurize"),
     "run": ("torch", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
     "run, cluster": ("ray", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
-    "estimate": ("torch", "featurize plan --store {}/store --estimate {}/featurize.yaml", "featurize"),
+    "estimate": ("torch", "featurize estimate --store {}/store --config {}/featurize.yaml", "featurize"),
     "push": ("huggingface_hub", "store push {}/store hf://x/y", "featurize"),
     "export columns": ("zarr", "store export zarr {features} {}/zarr", "export"),
     "remote": ("s3fs", "store ls s3://bucket/store", "s3"),

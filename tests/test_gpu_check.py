@@ -20,7 +20,9 @@ PathFinder.find_spec = classmethod(find_spec)
 
 def check(python, folder, *words, **env):
     env |= {"OMP_NUM_THREADS": "1"}  # parts run beside each other, and beside other tests
-    done = python("benchmarks.gpu", "--tiny", "--patience", 8, "--out", folder, *words, timeout=1200, env=env)
+    done = python(
+        "benchmarks.gpu", "--tiny", "--patience", 8, "--out", folder, *words, timeout=1200, env=env, fresh=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((folder / "gpu.json").read_text())
     return {part["part"]: part for part in found["parts"]}, done.stdout
@@ -75,6 +77,6 @@ def test_parts_run_in_processes_that_are_spawned_as_on_a_gpu(python, tmp_path):
 
 
 def test_an_unknown_part_is_named(python, tmp_path):
-    done = python("benchmarks.gpu", "--only", "stage9", "--out", tmp_path)
+    done = python("benchmarks.gpu", "--only", "stage9", "--out", tmp_path, fresh=True)
     assert done.returncode == 2
     assert "stage9" in done.stderr

@@ -23,7 +23,7 @@ def test_every_command_of_the_console_script_answers(python):
 
     assert set(avllm.COMMANDS) == OURS - {"avllm"}
     for name in ("--help", "--version", *avllm.COMMANDS):
-        done = python("avllm", name, *([] if name.startswith("--") else ["--help"]))
+        done = python("avllm", name, *([] if name.startswith("--") else ["--help"]), fresh=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
     wrong = python("avllm", "evaluate")

@@ -56,6 +56,11 @@ class Packing:
         return replace(self, bounds=self.bounds.to(device, non_blocking=non_blocking))
 
 
+def has_flash_attn() -> bool:
+    """Whether the package flash-attn is installed."""
+    return flash_attn_varlen_func is not None
+
+
 def flash_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
@@ -197,7 +202,7 @@ def kernel_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         return "memory-efficient"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "memory-efficient"
-    return "varlen_attn" if flash_attn_varlen_func is None else "flash-attn"
+    return "flash-attn" if has_flash_attn() else "varlen_attn"
 
 
 def packed_attention(

@@ -1,19 +1,20 @@
 """Packing: the conversations of a batch in one row, end to end, with no padding and no attention across them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from store import Arrays, Modality
 from trainer.attention import Packing
-from trainer.features import FEATURES, PERCEIVES
+from trainer.features import FEATURES, FEATURES_OF, RowType
 from trainer.prompt import ROW, Tokens
 
 Allocate = Callable[..., NDArray[Any]]  # of a shape and a dtype, as `np.empty`
+Parts = dict[str, list[NDArray[Any]]]  # where an item's rows go, by feature
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,37 @@ class Batch:
         """A copy on a device; from pinned memory it may still be under way on the current stream."""
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
+    def split(self, count: int, host: "Batch") -> tuple["Batch", "Batch"]:
+        """Its first `count` conversations, and the others: both are views of it.
+
+        Args:
+            count: of conversations.
+            host: this batch in host memory, where it can be searched at no cost.
+        """
+        lengths, bounds = self.packing.lengths, self.packing.bounds
+        at = sum(lengths[:count])
+        rows = {name: int(np.searchsorted(places.numpy(), at)) for name, places in host.rows_at.items()}
+        target = int(np.searchsorted(host.targets_at.numpy(), at))
+        first = Batch(
+            ids=self.ids[:at],
+            positions=self.positions[:at],
+            packing=Packing(lengths[:count], bounds[: count + 1]),
+            rows={name: self.rows[name][:n] for name, n in rows.items()},
+            rows_at={name: self.rows_at[name][:n] for name, n in rows.items()},
+            targets=self.targets[:target],
+            targets_at=self.targets_at[:target],
+        )
+        others = Batch(
+            ids=self.ids[at:],
+            positions=self.positions[at:],
+            packing=Packing(lengths[count:], bounds[count:] - at),
+            rows={name: self.rows[name][n:] for name, n in rows.items()},
+            rows_at={name: self.rows_at[name][n:] - at for name, n in rows.items()},
+            targets=self.targets[target:],
+            targets_at=self.targets_at[target:] - at,
+        )
+        return first, others
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """All its tensors."""
         yield from (self.ids, self.positions, self.packing.bounds, self.targets, self.targets_at)
@@ -64,13 +96,12 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True)
 
 
-def share_out(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[list[int]]:
+def share_out(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Share out samples over passes of at most `budget` rows: the longest first, each where it leaves least room.
 
     Args:
         lengths: rows of each sample, none above `budget`.
         budget: rows of a pass.
-        at_least: passes, where there are as many samples: every rank has to take part in as many as any other.
 
     Returns:
         The numbers of each pass's samples, ascending: few passes, hardly any room left in them.
@@ -85,48 +116,75 @@ def share_out(lengths: Sequence[int], budget: int, at_least: int = 1) -> list[li
             rooms.append(budget)
         passes[chosen].append(number)
         rooms[chosen] -= lengths[number]
-    while len(passes) < at_least:
-        fullest = max(passes, key=lambda p: (len(p), p))
-        passes.append([fullest.pop() for _ in range(len(fullest) // 2)])
     return [sorted(numbers) for numbers in passes]
 
 
-def pack(samples: Sequence[Sample], widths: dict[str, int], max_tokens: int, allocate: Allocate = np.empty) -> Batch:
-    """Pack conversations end to end.
+def lay_out(
+    conversations: Sequence[tuple[Tokens, Mapping[str, int]]],
+    rows: Mapping[str, RowType],
+    max_tokens: int,
+    allocate: Allocate = np.empty,
+) -> tuple[Batch, list[Parts]]:
+    """Lay conversations end to end; where their feature rows go is left for the caller to fill.
 
     Args:
-        samples: conversations, each cut after `max_tokens` positions.
-        widths: the D of the features that a run has.
-        max_tokens: positions of a conversation.
+        conversations: each in tokens, with the number of its item's rows of each feature.
+        rows: what a row of each feature that a run has is: its width D and its dtype.
+        max_tokens: positions of a conversation, which is cut behind them.
         allocate: gives the memory of the batch's tensors, by shape and dtype.
+
+    Returns:
+        The batch, and for each conversation its parts of the batch's `rows`: by feature, an array for each turn that
+        perceives it. A part of n rows takes the first n of the item's.
     """
-    cut = [min(len(sample.tokens.ids), max_tokens) for sample in samples]
+    cut = [min(len(tokens.ids), max_tokens) for tokens, _ in conversations]
     starts = np.concatenate([[0], np.cumsum(cut)])
-    ids = np.concatenate([np.asarray(s.tokens.ids[:n], np.int64) for s, n in zip(samples, cut, strict=True)])
-    answers = np.concatenate([np.asarray(s.tokens.answers[:n], bool) for s, n in zip(samples, cut, strict=True)])
+    ids = np.concatenate([np.asarray(t.ids[:n], np.int64) for (t, _), n in zip(conversations, cut, strict=True)])
+    answers = np.concatenate([np.asarray(t.answers[:n], bool) for (t, _), n in zip(conversations, cut, strict=True)])
     targets_at = np.flatnonzero(answers) - 1
-    rows: dict[str, list[NDArray[Any]]] = {name: [] for name in widths}
-    rows_at: dict[str, list[NDArray[np.int64]]] = {name: [] for name in widths}
-    for sample, start, end in zip(samples, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        for modality, first in sample.tokens.media:
+    spans: dict[str, list[tuple[int, int, int]]] = {name: [] for name in rows}  # a conversation, a position, rows
+    bounds = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+    for number, ((tokens, counts), (start, end)) in enumerate(zip(conversations, bounds, strict=True)):
+        for modality, first in tokens.media:
             at = start + first
             for name in FEATURES:
-                if name in PERCEIVES[modality]:
-                    array = sample.arrays[name][: max(0, end - at)]
-                    rows[name].append(array)
-                    rows_at[name].append(np.arange(at, at + len(array)))
-                    at += len(array)
+                if name in FEATURES_OF[modality]:
+                    count = min(counts[name], max(0, end - at))
+                    spans[name].append((number, at, count))
+                    at += count
+    parts: list[Parts] = [{} for _ in conversations]
+    memory: dict[str, NDArray[Any]] = {}
+    for name, (width, dtype) in rows.items():
+        memory[name] = allocate((sum(count for *_, count in spans[name]), width), dtype)
+        first = 0
+        for number, _, count in spans[name]:
+            parts[number].setdefault(name, []).append(memory[name][first : first + count])
+            first += count
 
-    def joined(arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
-        shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
-        return torch.from_numpy(np.concatenate(arrays, out=allocate(shape, np.result_type(*arrays))))
+    def joined(arrays: Sequence[NDArray[Any]], dtype: DTypeLike = np.int64) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays, out=allocate((sum(map(len, arrays)),), dtype)))
 
-    return Batch(
+    none = np.empty(0, np.int64)
+    batch = Batch(
         ids=joined([np.where(ids == ROW, 0, ids)]),
         positions=joined([np.arange(n) for n in cut]),
-        packing=Packing(tuple(cut), joined([starts.astype(np.int32)])),
-        rows={name: joined(rows[name] or [np.zeros((0, width), np.float32)]) for name, width in widths.items()},
-        rows_at={name: joined([*rows_at[name], np.empty(0, np.int64)]) for name in widths},
+        packing=Packing(tuple(cut), joined([starts.astype(np.int32)], np.int32)),
+        rows={name: torch.from_numpy(array) for name, array in memory.items()},
+        rows_at={name: joined([none, *(np.arange(at, at + n) for _, at, n in spans[name])]) for name in rows},
         targets=joined([ids[targets_at + 1]]),
         targets_at=joined([targets_at]),
     )
+    return batch, parts
+
+
+def pack(samples: Sequence[Sample], widths: Mapping[str, int], max_tokens: int) -> Batch:
+    """`lay_out` of samples whose arrays are in memory, with them in it; `widths` are the D of a run's features."""
+    found = {name: [s.arrays[name].dtype for s in samples if name in s.arrays] for name in widths}
+    rows = {n: RowType(width, np.result_type(*found[n]) if found[n] else np.dtype("f4")) for n, width in widths.items()}
+    conversations = [(s.tokens, {name: len(array) for name, array in s.arrays.items()}) for s in samples]
+    batch, parts = lay_out(conversations, rows, max_tokens)
+    for sample, own in zip(samples, parts, strict=True):
+        for name, arrays in own.items():
+            for array in arrays:
+                array[:] = sample.arrays[name][: len(array)]
+    return batch

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,12 @@ from store import (
     ColumnReader,
     ColumnSpec,
     Conversation,
+    DamagedError,
     Modality,
     Order,
     Phase,
     Schedule,
+    Sense,
     Storage,
     Stream,
     UserError,
@@ -28,13 +30,21 @@ from store import (
     places_of,
 )
 from store.console import console
-from trainer.batch import Sample
-from trainer.features import FEATURES, PERCEIVES, Grid, rows_of
-from trainer.prompt import PromptFormat, beginning, check_prompt, has_response, lead_of, longest_lead, tokenize_all
-from trainer.settings import Sense, Source, TrainConfig
+from trainer.batch import Parts, Sample
+from trainer.features import FEATURES, FEATURES_OF, Grid, rows_of
+from trainer.prompt import (
+    PromptFormat,
+    Tokens,
+    beginning,
+    check_prompt,
+    has_response,
+    lead_of,
+    longest_lead,
+    tokenize_all,
+)
+from trainer.settings import Source, TrainConfig
 
 WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
-READ_AT_ONCE = 16  # items that statistics are taken of
 TOKENIZED_AT_ONCE = 1024  # conversations
 
 
@@ -111,36 +121,106 @@ class Joined:
 
 
 class Pool:
-    """Conversations of one source that perceive alike, with the arrays they perceive.
+    """Conversations of one source that perceive alike, with the items they perceive.
 
     Attributes:
         store: URL of the source's store.
         conversations: of the pool, in the source's order.
     """
 
-    def __init__(
-        self, joined: Joined, conversations: list[Conversation], modality: Modality, grid: Grid, tolerate: int = 0
-    ) -> None:
+    def __init__(self, joined: Joined, conversations: list[Conversation], modality: Modality, grid: Grid) -> None:
         self.store, self.conversations = joined.store, conversations
         self._grid = grid
-        features = [grid.stored[feature] for feature in PERCEIVES[modality]]
+        features = [grid.stored[feature] for feature in FEATURES_OF[modality]]
         readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
         keys = [conversation.key if readers else None for conversation in conversations]
-        self._stream = Stream(readers, keys, features, tolerate=tolerate)
+        self._rows = grid.row_types([reader.column.spec for reader in readers])
+        self._stream = Stream(readers, keys, features)
+
+    def pending(self, numbers: Sequence[int], tokenizer: Any, prompt: PromptFormat) -> list["PendingSample"]:
+        """The conversations of these numbers in tokens; no item is read."""
+        shapes = [self._stream.shapes(number) for number in numbers]
+        hollow = [self._grid.select({n: np.empty((shape[0], 0)) for n, shape in each.items()}) for each in shapes]
+        asked = [(self.conversations[n].turns, rows_of(arrays)) for n, arrays in zip(numbers, hollow, strict=True)]
+        tokens = tokenize_all(asked, tokenizer, prompt)
+        rows = [{feature: len(array) for feature, array in arrays.items()} for arrays in hollow]
+        return [PendingSample(self, *each) for each in zip(numbers, tokens, rows, shapes, strict=True)]
 
     def samples(self, numbers: Sequence[int], tokenizer: Any, prompt: PromptFormat) -> list[Sample]:
-        """The conversations of these numbers, read at once.
+        """The conversations of these numbers, their items read into fresh memory.
 
         Raises:
-            DamagedError: items are damaged, and no more are tolerated.
+            DamagedError: an item is damaged.
         """
-        batch = self._stream.__getitems__(numbers)
-        for record in batch.replaced:
-            console.print(f"replaced by {self.conversations[record.by].id}: {record.reason}")
-        read = [self.conversations[place] for place in batch.places]
-        arrays = [self._grid.select(batch.item(number)) for number in range(len(batch))]
-        tokens = tokenize_all([(c.turns, rows_of(a)) for c, a in zip(read, arrays, strict=True)], tokenizer, prompt)
-        return [Sample(t, a, c.modality, f"{c.id} ({c.key})") for t, a, c in zip(tokens, arrays, read, strict=True)]
+        return [pending.sample() for pending in self.pending(numbers, tokenizer, prompt)]
+
+    def read_into(self, number: int, shapes: Mapping[str, tuple[int, ...]], parts: Parts) -> None:
+        """See `PendingSample`."""
+        whole: Arrays = {}
+        for feature, arrays in parts.items():
+            name = self._grid.stored[feature]
+            fits = [array for array in arrays if array.shape == shapes[name]]  # else it is cut or sub-sampled
+            whole[name] = fits[0] if fits else np.empty(shapes[name], arrays[0].dtype)
+        self._stream.read_into(number, whole)
+        selected = self._grid.select(whole)
+        for feature, arrays in parts.items():
+            for array in arrays:
+                if array is not selected[feature]:
+                    array[:] = selected[feature][: len(array)]
+
+    def remote_shards(self, number: int) -> list[tuple[ColumnReader, int]]:
+        """The shards of a conversation's item that are copied to the cache before they are read."""
+        return self._stream.remote_shards(number)
+
+    def room(self, rows: Mapping[str, int]) -> Arrays:
+        """Fresh memory for so many rows of each feature."""
+        return {name: np.empty((count, self._rows[name].width), self._rows[name].dtype) for name, count in rows.items()}
+
+
+@dataclass(frozen=True)
+class PendingSample:
+    """A conversation of a pool in tokens, whose item is still to be read.
+
+    Attributes:
+        pool: that holds it.
+        number: in that pool.
+        tokens: of it.
+        rows: of its item, how many of each feature a run reads.
+        shapes: of its item's arrays as stored.
+    """
+
+    pool: Pool
+    number: int
+    tokens: Tokens
+    rows: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def conversation(self) -> Conversation:
+        """It."""
+        return self.pool.conversations[self.number]
+
+    def read_into(self, parts: Parts) -> None:
+        """Read the item's rows to where they go; threads may call this at the same time.
+
+        Args:
+            parts: by feature, arrays that each take the first of the item's rows, as many as they have.
+
+        Raises:
+            DamagedError: the item is damaged.
+        """
+        self.pool.read_into(self.number, self.shapes, parts)
+
+    def sample(self) -> Sample:
+        """It with its item, read into fresh memory.
+
+        Raises:
+            DamagedError: the item is damaged.
+        """
+        arrays = self.pool.room(self.rows)
+        self.read_into({name: [array] for name, array in arrays.items()})
+        c = self.conversation
+        return Sample(self.tokens, arrays, c.modality, f"{c.id} ({c.key})")
 
 
 def split_taught(
@@ -189,7 +269,8 @@ class TrainingData:
         left_out: conversations that are not trained on.
         specs: the columns' specs by modality.
         builds: how each column's encoder is built again, by modality.
-        widths: the width D of each feature.
+        rows: what a row of each feature is.
+        damaged: the items that were found damaged, by store and key, and how each is.
         identity: digest of all that the stream follows from: order version, seed, G, phases, conversations, columns.
     """
 
@@ -206,9 +287,10 @@ class TrainingData:
             if known != column.spec:
                 raise UserError(f"field 'sources': columns {known.folder} and {column.name} differ between stores")
             self.builds[column.spec.modality] = column.build
-        self.widths = self._grid.widths(self.specs)
+        self.rows = self._grid.row_types(self.specs.values())
+        self.damaged: dict[tuple[str, str | None], str] = {}
         self._pools: dict[str, Pool] = {}
-        weights: dict[str, dict[str, int]] = {modality: {} for modality in PERCEIVES}
+        weights: dict[str, dict[str, int]] = {modality: {} for modality in FEATURES_OF}
         self.size = 0
         for number, source in enumerate(config.sources):
             for name, modality, drawn, times in self._pools_of(joined[number]):
@@ -217,7 +299,7 @@ class TrainingData:
                 if not asked:
                     continue
                 pool = f"{number}.{name}"
-                self._pools[pool] = Pool(joined[number], asked, modality, self._grid, config.tolerate)
+                self._pools[pool] = Pool(joined[number], asked, modality, self._grid)
                 weights[modality][pool] = max(1, round(WEIGHT_UNIT * source.weight * times * len(asked)))
                 self.size += round(times * len(asked))
         self.left_out = list(dict.fromkeys(self.left_out))  # also asked by one sense, it is one conversation
@@ -237,10 +319,10 @@ class TrainingData:
         """The pools of a source: name, modality, conversations, how often each is drawn."""
         config = self._config
         if isinstance(config.schedule, str):
-            mixed = set(config.mixture or PERCEIVES)
+            mixed = set(config.mixture or FEATURES_OF)
         else:
             mixed = {modality for phase in config.schedule for modality in phase.mixture}
-        for modality in PERCEIVES:
+        for modality in FEATURES_OF:
             own = [c for c in joined.usable if c.modality == modality]
             if own and modality in mixed:
                 yield modality, modality, own, 1
@@ -265,7 +347,7 @@ class TrainingData:
             shares = [phase.share for phase in config.schedule]
         absent = {modality for part in parts for modality in part} - natural.keys()
         if absent:
-            raise UserError(f"field 'mixture': no usable conversation is {' or '.join(sorted(absent))}")
+            raise UserError(f"field 'mixture': no usable {' or '.join(sorted(absent))} conversations")
         ends = [round(self.steps * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
         return [Phase(end - start, p) for start, end, p in zip([0, *ends], ends, parts, strict=False) if end > start]
 
@@ -278,6 +360,11 @@ class TrainingData:
             for c in pool.conversations:
                 digest.update(repr((c.id, c.key, [(t.instruction, t.modality, t.response) for t in c.turns])).encode())
         return digest.hexdigest()
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width D of each feature."""
+        return {feature: row.width for feature, row in self.rows.items()}
 
     def conversations(self) -> Iterator[tuple[str, Conversation]]:
         """All that is trained on, each with the URL of its store."""
@@ -298,40 +385,79 @@ class TrainingData:
         chosen = (self._schedule[place] for place in places_of(step, self._config.global_batch, rank, ranks))
         return [(pool, self._orders[pool][cursor]) for pool, cursor in chosen]
 
-    def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
-        """What is drawn, each pool's items read at once.
-
-        Raises:
-            DamagedError: items are damaged, and no more are tolerated.
-        """
+    def pending(self, step: int, rank: int, ranks: int) -> list[PendingSample]:
+        """What is drawn, in tokens; no item is read."""
         drawn = self.draw(step, rank, ranks)
-        samples: dict[int, Sample] = {}
+        found: dict[int, PendingSample] = {}
         for name in {pool for pool, _ in drawn}:
             places = [place for place, (pool, _) in enumerate(drawn) if pool == name]
-            samples |= zip(places, self._read(name, [drawn[place][1] for place in places]), strict=True)
-        return [samples[place] for place in range(len(drawn))]
+            numbers = [drawn[place][1] for place in places]
+            found |= zip(places, self._pools[name].pending(numbers, self._tokenizer, self._config.prompt), strict=True)
+        return [found[place] for place in range(len(drawn))]
+
+    def replace(self, pending: PendingSample, error: DamagedError) -> PendingSample:
+        """The conversation after one whose item is damaged, in its stead.
+
+        Raises:
+            DamagedError: more items are damaged than the run tolerates.
+        """
+        self._note(pending.pool.store, pending.conversation.key, error)
+        number = (pending.number + 1) % len(pending.pool.conversations)
+        (other,) = pending.pool.pending([number], self._tokenizer, self._config.prompt)
+        console.print(f"replaced by {other.conversation.id}: {error}")
+        return other
+
+    def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
+        """What is drawn, with its items in fresh memory.
+
+        Raises:
+            DamagedError: more items are damaged than the run tolerates.
+        """
+        return [self._read(pending) for pending in self.pending(step, rank, ranks)]
+
+    def remote_shards(self, step: int, rank: int, ranks: int) -> list[tuple[ColumnReader, int]]:
+        """The shards of what is drawn that are copied to the cache before they are read."""
+        drawn = self.draw(step, rank, ranks) if self.is_remote else []
+        return list(dict.fromkeys(each for name, number in drawn for each in self._pools[name].remote_shards(number)))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a column is not on a local disk."""
+        return any(not column.storage.local for joined in self._joined for column in joined.columns)
 
     def items(self, count: int) -> Iterator[Arrays]:
         """What is read of `count` items of each column, spread over all of it, whatever is drawn of it.
 
         Raises:
-            DamagedError: items are damaged, and no more are tolerated.
+            DamagedError: more items are damaged than the run tolerates.
         """
         for spec in self.specs.values():
             readers = {r.column.storage.url: r for j in self._joined for r in j.readers if r.column.spec == spec}
             size = sum(map(len, readers.values()))
             order = Order(max(1, size), 0)
             chosen = sorted(order[n] for n in range(min(count, size)))
-            names = [n for f, n in self._grid.stored.items() if f in PERCEIVES[spec.modality]]
+            names = [n for f, n in self._grid.stored.items() if f in FEATURES_OF[spec.modality]]
             before = 0
-            for reader in readers.values():
+            for url, reader in readers.items():
                 every = reader.keys()
                 keys = [every[n - before] for n in chosen if before <= n < before + len(every)]
                 before += len(every)
-                stream = Stream([reader], keys, names, tolerate=self._config.tolerate)
-                for first in range(0, len(keys), READ_AT_ONCE):
-                    batch = stream.__getitems__(range(first, min(len(keys), first + READ_AT_ONCE)))
-                    yield from (self._grid.select(batch.item(number)) for number in range(len(batch)))
+                stream = Stream([reader], keys, names)
+                for place, key in enumerate(keys):
+                    try:
+                        yield self._grid.select(stream[place])
+                    except DamagedError as error:
+                        self._note(url, key, error)
 
-    def _read(self, pool: str, numbers: Sequence[int]) -> list[Sample]:
-        return self._pools[pool].samples(numbers, self._tokenizer, self._config.prompt)
+    def _read(self, pending: PendingSample) -> Sample:
+        while True:
+            try:
+                return pending.sample()
+            except DamagedError as error:
+                pending = self.replace(pending, error)
+
+    def _note(self, store: str, key: str | None, error: DamagedError) -> None:
+        """Count a damaged item."""
+        self.damaged[store, key] = str(error)
+        if len(self.damaged) > self._config.tolerate:
+            raise error

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from typing_extensions import override
 
 from trainer.attention import kernel_of
 from trainer.batch import Batch
@@ -72,6 +73,10 @@ class Engine(ABC):
         """The largest of a number over all ranks."""
 
     @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order."""
+
+    @abstractmethod
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         """Inside, the tensors are whole on every rank."""
 
@@ -134,41 +139,45 @@ class PlainEngine(Engine):
         self._clip = clip
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
 
+    @override
     def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
-        """See `Engine`."""
         with self._autocast():
             loss: torch.Tensor = self.model(batch)
         (loss / tokens).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    @override
     def step(self) -> float:
-        """See `Engine`."""
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
+    @override
     def total(self, *values: float) -> list[float]:
-        """See `Engine`."""
         return list(values)
 
+    @override
     def largest(self, value: int) -> int:
-        """See `Engine`."""
         return value
 
+    @override
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    @override
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-        """See `Engine`."""
         return contextlib.nullcontext()
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
-        """See `Engine`."""
         for name, p in self.model.named_parameters():
             if p.requires_grad:
                 moments = {kind: self.optimizer.state[p][kind].view(-1) for kind in MOMENTS}
                 yield Fragment(name, 0, p.data.view(-1), moments)
 
+    @override
     def start_moments(self, steps: int) -> None:
-        """See `Engine`."""
         for p in self._parameters:
             self.optimizer.state[p] = new_moments(p.data, steps)
 

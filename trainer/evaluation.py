@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from store import Conversation, Order, UserError
+from store import Conversation, Order, Sense, UserError
 from store.console import Meter
 from trainer.batch import Sample, pack, share_out
 from trainer.data import Joined, Pool, asked_by
 from trainer.engine import Engine
-from trainer.features import PERCEIVES, Grid
+from trainer.features import FEATURES_OF, Grid
 from trainer.prompt import PromptFormat
-from trainer.settings import Sense, Source, TrainConfig
+from trainer.settings import Source, TrainConfig
 
 READ_AT_ONCE = 64  # conversations of a rank
 
@@ -82,7 +82,7 @@ class HeldOut:
         members: list[tuple[int, int]] = []
         for joined in (Joined(source, visual, audio) for source in sources):
             usable = joined.usable if sense is None else [a for c in joined.usable if (a := asked_by(sense, c))]
-            for modality in PERCEIVES:
+            for modality in FEATURES_OF:
                 if own := [c for c in usable if c.modality == modality]:
                     members += [(len(self._pools), number) for number in range(len(own))]
                     self._pools.append(Pool(joined, own, modality, grid))
@@ -118,7 +118,7 @@ class HeldOut:
         judged: list[Judged] = []
         for first in range(0, share, READ_AT_ONCE):
             part = mine[first : first + READ_AT_ONCE]
-            asked = part or self._members[:1]  # a rank with none left takes part all the same
+            asked = part or self._members[:1]  # ranks without data still run a pass, or the collectives hang
             samples = self._samples(asked, tokenizer, prompt)
             found = _judge(engine, samples, max_tokens)
             for (pool, number), (tokens, loss, exact) in zip(part, found, strict=False):
@@ -159,7 +159,7 @@ def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
     Raises:
         UserError: no conversation has a response within the bound of its length.
     """
-    groups = ["", *PERCEIVES]
+    groups = ["", *FEATURES_OF]
     sums: list[float] = []
     for group in groups:
         own = [j for j in judged if group in ("", j.modality)]

@@ -1,17 +1,27 @@
 """Feature rows of an item, for the T frames and K segments of a run, out of the columns of a store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from store import Arrays, ColumnSpec, Modality, UserError
 
 FEATURES = ("temporal", "spatial", "audio")  # in the order in which their rows stand in the LLM's input
-PERCEIVES: dict[Modality, frozenset[str]] = {
+FEATURES_OF: dict[Modality, frozenset[str]] = {
     "text": frozenset(),
     "visual": frozenset({"temporal", "spatial"}),
     "audio": frozenset({"audio"}),
     "audio_visual": frozenset({"temporal", "spatial", "audio"}),
 }
+
+
+class RowType(NamedTuple):
+    """What a row of a feature is: its width D, and its dtype as stored."""
+
+    width: int
+    dtype: "np.dtype[Any]"
 
 
 @dataclass(frozen=True)
@@ -36,15 +46,15 @@ class Grid:
             chosen["temporal"] = chosen["temporal"][:: max(1, len(chosen["temporal"]) // self.frames)]
         return chosen
 
-    def widths(self, specs: Mapping[str, ColumnSpec]) -> dict[str, int]:
-        """The width D of each feature that the columns give.
+    def row_types(self, specs: Iterable[ColumnSpec]) -> dict[str, RowType]:
+        """What a row of each feature is that the columns give.
 
         Raises:
             UserError: a column does not hold this grid; names what it holds.
         """
-        widths: dict[str, int] = {}
-        for spec in specs.values():
-            for feature in (f for f in FEATURES if f in PERCEIVES[spec.modality]):
+        types: dict[str, RowType] = {}
+        for spec in specs:
+            for feature in (f for f in FEATURES if f in FEATURES_OF[spec.modality]):
                 stored = self.stored[feature]
                 if stored not in spec.features:
                     field = "segments" if feature == "audio" else "frames"
@@ -52,13 +62,17 @@ class Grid:
                     raise UserError(f"field {field!r}: column {spec.folder} does not hold {stored}; it holds {has}")
                 width = spec.features[stored].shape[-1]
                 assert width is not None
-                widths[feature] = width
-        return widths
+                types[feature] = RowType(width, np.dtype(spec.features[stored].dtype))
+        return types
+
+    def widths(self, specs: Mapping[str, ColumnSpec]) -> dict[str, int]:
+        """The width D of each feature that the columns give. Raises as `row_types`."""
+        return {feature: row.width for feature, row in self.row_types(specs.values()).items()}
 
 
 def rows_of(arrays: Arrays) -> dict[Modality, int]:
     """How many rows each modality takes with an item's selected arrays."""
     return {
         modality: sum(len(arrays[name]) for name in perceives if name in arrays)
-        for modality, perceives in PERCEIVES.items()
+        for modality, perceives in FEATURES_OF.items()
     }

@@ -25,6 +25,8 @@ class Device(NamedTuple):
     memory: float
 
 
+LONG_ENOUGH = 0.05  # seconds of a matrix product that shows a device at its best; on CPUs bfloat16 may be very slow
+LARGEST = 8192  # side of the largest
 DEVICES = (
     Device("H200", 989e12, 141e9),
     Device("H100 PCIe", 756e12, 80e9),
@@ -70,11 +72,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for known in DEVICES:
             if known.name in name and dtype == torch.bfloat16:
                 return known.peak
-    side = 8192 if device.type == "cuda" else 1536
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(4):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    best, side, seconds = 0.0, 256, 0.0
+    while seconds < LONG_ENOUGH and side <= LARGEST:
+        a = torch.ones(side, side, device=device, dtype=dtype)
+        for _ in range(3):
+            began = time.perf_counter()
+            (a @ a)[0, 0].item()
+            seconds = time.perf_counter() - began
+            best = max(best, 2 * side**3 / seconds)
+        side *= 2
     return best

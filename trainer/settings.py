@@ -4,12 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from store import Modality, Settings
+from store import Modality, Sense, Settings
 from trainer.prompt import PromptFormat
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
-Sense = Literal["visual", "audio"]
 
 
 class Source(Settings):
@@ -18,7 +17,7 @@ class Source(Settings):
     Attributes:
         store: folder or fsspec URL.
         conversations: their name in the store.
-        weight: how often they are drawn, beside their number.
+        weight: sampling weight; 1 draws in proportion to the number of conversations.
     """
 
     store: str
@@ -117,7 +116,7 @@ class TrainConfig(Settings):
         zero: DeepSpeed's settings; None for one process of plain torch.
         tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
         log_every: steps between lines of the log.
-        track: a service that also gets the log, under the name of `output`; a run that goes on goes on there too.
+        track: a service that also gets the log, under the name of `output`; a resumed run continues its tracked run.
         save_every: steps between saved states, from which the same command goes on; None saves none.
         keep: newest states that are kept.
         evaluation: held-out conversations; the state with the lowest loss on them is kept too.

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from store import UserError, canonical_json
+from store import DamagedError, UserError, canonical_json
 from store.console import Meter, console
+from store.publish import TEMPORARY
 from trainer.checkpoint.folder import (
     CheckpointInfo,
     is_checkpoint,
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> None:
         if config.overwrite:
             for old in ("checkpoint", states.folder.name, "tensorboard"):
                 shutil.rmtree(output / old, ignore_errors=True)
-        for left in output.glob(".tmp-checkpoint-*"):
+        for left in output.glob(f"{TEMPORARY}*-checkpoint*"):
             shutil.rmtree(left)
         states.clear()
     engine = build_engine(model, build_optimizer(model, config), config)
@@ -108,6 +109,7 @@ class Run:
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
     _since: int = field(default=0, init=False)
+    _damaged: int = field(default=0, init=False)
     _loader: Loader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,8 +155,9 @@ class Run:
         passes = ready.passes
         needed = self.engine.largest(len(passes))
         if needed > len(passes):
-            passes = self._loader.repack(ready, needed)
-        (found,) = self.engine.total(ready.tokens)
+            passes = ready.split(needed)
+        found, damaged = self.engine.total(ready.tokens, len(self.data.damaged))
+        self._bound_damaged(int(damaged))
         tokens = max(1, int(found))
         losses = [self.engine.backward(batch, tokens, number == len(passes) - 1) for number, batch in enumerate(passes)]
         norm = self.engine.step()
@@ -165,6 +168,15 @@ class Run:
                 f"of this step was saved. Try a lower lr (now {self.config.lr}), with another output or overwrite=true"
             )
         return {"loss": loss / tokens, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
+
+    def _bound_damaged(self, count: int) -> None:
+        """Stop where the ranks together met more damaged items than the run tolerates; `count` is the sum of theirs."""
+        if count == self._damaged:
+            return
+        self._damaged = count
+        damaged = {item: reason for met in self.engine.gather(dict(self.data.damaged)) for item, reason in met.items()}
+        if len(damaged) > self.config.tolerate:
+            raise DamagedError(next(iter(damaged.values())))
 
     def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
         """How fast the step was, over all ranks; memory is that of this one."""

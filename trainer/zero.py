@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from trainer.batch import Batch
 from trainer.engine import MOMENTS, Engine, Fragment, PlainEngine, compute_repeatably, new_moments
@@ -42,41 +43,47 @@ class ZeroEngine(Engine):
         )
         self.device = self._engine.device
 
+    @override
     def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
-        """See `Engine`."""
         self._engine.set_gradient_accumulation_boundary(last)
         loss: torch.Tensor = self._engine(batch)
         self._engine.backward(loss * (self.ranks / tokens))  # DeepSpeed takes the mean over ranks
         return loss.detach()
 
+    @override
     def step(self) -> float:
-        """See `Engine`."""
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
+    @override
     def total(self, *values: float) -> list[float]:
-        """See `Engine`."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(summed)
         found: list[float] = summed.tolist()
         return found
 
+    @override
     def largest(self, value: int) -> int:
-        """See `Engine`."""
         found = torch.tensor(value, device=self.device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return int(found.item())
 
+    @override
+    def gather(self, value: Any) -> list[Any]:
+        found = [None] * self.ranks
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    @override
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-        """See `Engine`."""
         if not any(hasattr(tensor, "ds_id") for tensor in tensors):
             return contextlib.nullcontext()
         whole: contextlib.AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(tensors)
         return whole
 
+    @override
     def fragments(self) -> Iterator[Fragment]:
-        """See `Engine`."""
         parameters: list[tuple[str, Any]] = list(self.model.named_parameters())  # DeepSpeed adds attributes to them
         state = self._engine.optimizer.optimizer.state
         for name, p in parameters:
@@ -110,13 +117,13 @@ class ZeroEngine(Engine):
         place = kept.hp_fragment_address
         return kept.param_group_index, place.start, kept.lp_fragment_address.start, place.numel
 
+    @override
     def start_moments(self, steps: int) -> None:
-        """See `Engine`."""
         for flat in self._flats:
             self._engine.optimizer.optimizer.state[flat] = new_moments(flat.data, steps)
 
+    @override
     def close(self) -> None:
-        """See `Engine`."""
         self._engine.destroy()
         self._deepspeed.comm.destroy_process_group()
 

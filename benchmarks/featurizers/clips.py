@@ -6,6 +6,8 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
+from store.publish import publishing
+
 CLIPS = 28  # distinct ones; more are the same files under other names
 SIZES = ((320, 240), (426, 240), (480, 270), (640, 360))
 WEBM = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "600k", "-c:a", "libopus")
@@ -45,9 +47,9 @@ def _made(folder: Path, number: int) -> Path:
         width, height = SIZES[number % len(SIZES)]
         source = f"{('testsrc2', 'mandelbrot')[number % 2]}=size={width}x{height}:rate={(25, 30)[number % 3 == 0]}"
         sound = f"anoisesrc=color=pink:amplitude=0.3:sample_rate=44100:seed={number}"
-        temporary = path.with_stem(f"{path.stem}-part")
         words = ["-f", "lavfi", "-i", source, "-f", "lavfi", "-i", sound, "-t", str(9 + number % 3)]
-        words += ["-vf", "noise=alls=6:allf=t", "-pix_fmt", "yuv420p", *(WEBM if vp9 else MP4), str(temporary)]
-        subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *words], check=True)
-        temporary.rename(path)
+        words += ["-vf", "noise=alls=6:allf=t", "-pix_fmt", "yuv420p", *(WEBM if vp9 else MP4)]
+        with publishing(path) as temporary:
+            call = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *words, str(temporary)]
+            subprocess.run(call, check=True)
     return path

@@ -57,7 +57,9 @@ def datasets_script(clips: Path, out: Path, architecture: str) -> None:
         num_hidden_layers=12,
         patch_size=int(architecture.rpartition("-")[2]),
     )
-    model, processor = CLIPVisionModel(config).eval(), CLIPImageProcessor()
+    model: Any = CLIPVisionModel(config)
+    model.eval()
+    processor = CLIPImageProcessor()
 
     @torch.inference_mode()
     def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def librosa_script(clips: Path, out: Path, architecture: str) -> None:
     from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
     torch.manual_seed(0)
-    model = ClapAudioModel(ClapAudioConfig()).eval()
-    extractor = ClapFeatureExtractor(truncation="rand_trunc")
+    model: Any = ClapAudioModel(ClapAudioConfig())
+    model.eval()
+    extractor: Any = ClapFeatureExtractor(truncation="rand_trunc")
     for clip in sorted(clips.iterdir()):
         samples, rate = librosa.load(clip, sr=extractor.sampling_rate)
         inputs = extractor(np.array_split(samples, SEGMENTS), sampling_rate=rate, return_tensors="pt")

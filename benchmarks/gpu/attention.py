@@ -8,7 +8,7 @@ import torch
 from benchmarks.conversations import draw, lengths_of, make_samples
 from benchmarks.gpu.llms import shape_of, word_tokenizer
 from benchmarks.gpu.report import Report, median_ratio, race, relative
-from trainer.attention import KERNELS, Packing, flash_attn_varlen_func, kernel_of
+from trainer.attention import KERNELS, Packing, has_flash_attn, kernel_of
 from trainer.batch import share_out
 from trainer.engine import compute_repeatably
 from trainer.planning.memory import build_shape, pass_without_data
@@ -28,9 +28,9 @@ def inputs(lengths: Sequence[int], heads: int, groups: int, width: int, device: 
 
 def forward_and_backward(name: str, tensors: Tensors, packing: Packing) -> Tensors:
     """The result, and the gradients of query, key and value."""
-    *given, wanted = tensors
-    mixed = KERNELS[name](*given, packing, None)
-    return [mixed, *torch.autograd.grad(mixed, given, wanted)]
+    query, key, value, wanted = tensors
+    mixed = KERNELS[name](query, key, value, packing, None)
+    return [mixed, *torch.autograd.grad(mixed, [query, key, value], wanted)]
 
 
 def exactly(tensors: Tensors, packing: Packing) -> Tensors:
@@ -46,7 +46,7 @@ def measure(report: Report) -> None:
     names = [LOOP]
     if gpu:
         compute_repeatably()
-        names += ["memory-efficient", "varlen_attn", *(["flash-attn"] if flash_attn_varlen_func else [])]
+        names += ["memory-efficient", "varlen_attn", *(["flash-attn"] if has_flash_attn() else [])]
     report.fact("taken by a run in bfloat16", kernel_of(device, torch.bfloat16, width))
     report.fact("taken by a run in float32", kernel_of(device, torch.float32, width))
     paper = fullest(rows)

@@ -128,7 +128,7 @@ class Running:
         self._part, self._limit, self._path = part, limit, folder / f"{part.name}.json"
         self._path.unlink(missing_ok=True)
         self._began = time.monotonic()
-        start_method = multiprocessing.get_context("fork" if tiny else "spawn")
+        start_method: Any = multiprocessing.get_context("fork" if tiny else "spawn")
         self.process: Any = start_method.Process(target=run_part, args=(part, tiny, folder))
         self.process.start()
 
@@ -154,7 +154,8 @@ class Running:
 def measure(parts: Sequence[Part], tiny: bool, folder: Path, patience: float) -> Iterator[dict[str, Any]]:
     """What each part found, as they end; each has its own limit, and all together have one."""
     deadline = time.monotonic() + patience * (TINY_SECONDS if tiny else TOTAL_SECONDS)
-    waiting, running = list(parts), []
+    waiting = list(parts)
+    running: list[Running] = []
     while waiting or running:
         while waiting and len(running) < (AT_ONCE if tiny else 1):
             part = waiting.pop(0)

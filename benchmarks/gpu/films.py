@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.report import Report, median_ratio, race
 from featurize.encoders import Encoder, build_encoder
-from featurize.estimate import estimate
+from featurize.estimate import measure as estimate
 from featurize.prepare import decoded
 from featurize.settings import ClipSettings, FeaturizeConfig
 from featurize.shard_job import encode_shard
@@ -49,10 +49,10 @@ def measure(report: Report) -> None:
     """Films a second with 1, 4 and 8 decoding threads, against the encoder on frames that are decoded already."""
     if report.tiny:
         settings = ClipSettings(encoder="clip:ViT-S-32/random", layer=1, frames=(2,), batch=4)
-        files, films, threads, seconds, rounds = 2, 4, (1, 2), 0.5, 1
+        files, films, threads, seconds, rounds = 2, 4, [1, 2], 0.5, 1
     else:
         settings = ClipSettings(encoder="clip:ViT-L-14/random", frames=(32,), dtype="float16", batch=256)
-        files, films, threads, seconds, rounds = FILES, FILMS, (1, 4, 8), SECONDS, 3
+        files, films, threads, seconds, rounds = FILES, FILMS, [1, 4, 8], SECONDS, 3
     encoder = build_encoder(settings)
     with tempfile.TemporaryDirectory() as name:
         paths = [Path(name) / f"{number}.mp4" for number in range(files)]
@@ -71,7 +71,7 @@ def measure(report: Report) -> None:
                 encoder.encode_padded(batch)
 
         contenders = {f"{count} threads": (lambda count=count: encode(items, encoder, count)) for count in threads}
-        taken = race({"encoder alone": alone, **contenders}, report.device, rounds)  # type: ignore[arg-type]
+        taken = race({"encoder alone": alone, **contenders}, report.device, rounds)
         rate = films / statistics.median(taken["encoder alone"])
         report.measured("encoder alone, frames decoded already: films/s", f"{rate:.1f}")
         for count in threads:
@@ -85,4 +85,4 @@ def measure(report: Report) -> None:
             )
         config = FeaturizeConfig(columns=(settings,), cpus=threads[-1], gpus=float(torch.cuda.is_available()))
         found = estimate(items, config, min(films, 32))
-        report.measured("plan --estimate says", found.bound(config.cpus / (config.gpus or 1)))
+        report.measured("featurize estimate says", found.bound(config.cpus / (config.gpus or 1)))

@@ -38,7 +38,9 @@ def build_llm(
     """Such an LLM with random weights, the same every time."""
     torch.manual_seed(0)
     with device:
-        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention)
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            shape, dtype=dtype, attn_implementation=attention
+        )
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -46,4 +48,6 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(["<unk>", "</s>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    made: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = made(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    return tokenizer

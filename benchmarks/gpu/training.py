@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from benchmarks.conversations import MAX_TOKENS
 from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import LeftOutError, Report, forget
-from benchmarks.training import configuration, write_store
+from benchmarks.training.setup import configuration, write_store
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.states import States
 from trainer.data import TrainingData

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.training import become_one_rank, configuration_of
-from benchmarks.training import write_store
+from benchmarks.training.setup import write_store
 from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
@@ -59,7 +59,8 @@ def logged(config: TrainConfig) -> list[dict[str, Any]]:
 
 def in_process(report: Report, function: Any, *given: Any) -> Any:
     """Start a function in another process, which can be killed; this one never touches the GPU."""
-    process = multiprocessing.get_context("fork" if report.tiny else "spawn").Process(target=function, args=given)
+    start_method: Any = multiprocessing.get_context("fork" if report.tiny else "spawn")
+    process = start_method.Process(target=function, args=given)
     process.start()
     return process
 

@@ -12,7 +12,7 @@ from featurize.media.errors import MediaError
 
 MEMORY = 2 << 30  # bytes of data that a child may allocate
 SECONDS = 3600.0  # that one call may take
-ATTEMPTS = 2  # a child that dies may have been unlucky; one that dies again of the same call was not
+ATTEMPTS = 2  # retry once; a second death is blamed on the file
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 R = TypeVar("R")
 

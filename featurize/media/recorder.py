@@ -142,7 +142,7 @@ class Recorder:
             blocks = list(mixer.push(frame))
         for rate, block in blocks:
             if not (np.abs(block) <= LOUDEST).all():
-                raise MediaError("unreadable", "samples that are no sound: not a number, infinite or beyond 32 bits")
+                raise MediaError("unreadable", "invalid samples: NaN, infinite, or beyond the 32-bit range")
             sound = self._sounds[rate]
             sound.append(block)
             check_length(len(sound) / rate, self._max_seconds)

@@ -1,8 +1,7 @@
 """Every form in which users bring media and conversations; nothing downstream knows these forms."""
 
-from featurize.sources.chat import split_tokens
 from featurize.sources.formats import FORMATS
 from featurize.sources.record import LeftOut, Record
 from featurize.sources.source import Source, read_sources
 
-__all__ = ["FORMATS", "LeftOut", "Record", "Source", "read_sources", "split_tokens"]
+__all__ = ["FORMATS", "LeftOut", "Record", "Source", "read_sources"]

@@ -8,13 +8,13 @@ from typing import get_args
 import torch
 from rich.table import Table
 
-from store import Storage, UserError
+from store import Sense, Storage, UserError
 from store.console import Meter, console
 from trainer.checkpoint.folder import load_checkpoint
 from trainer.engine import PlainEngine
 from trainer.evaluation import HeldOut, summary
 from trainer.llm import check_packing
-from trainer.settings import Sense, Source
+from trainer.settings import Source
 
 MAX_TOKENS = 4096  # rows of a held-out conversation and of a pass
 

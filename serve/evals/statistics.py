@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.features import PERCEIVES
+from trainer.features import FEATURES_OF
 
 DRAWS = 2000
 AT_ONCE = 1 << 22  # counts of groups that are in memory together
@@ -79,7 +79,7 @@ class Answers:
     def parts(self) -> dict[str, "Answers"]:
         """Those of each modality that is there."""
         by_id = dict(zip(self.ids, self.modalities, strict=True))
-        return {m: self.only({i for i in self.ids if by_id[i] == m}) for m in PERCEIVES if m in self.modalities}
+        return {m: self.only({i for i in self.ids if by_id[i] == m}) for m in FEATURES_OF if m in self.modalities}
 
 
 def read_answers(report: Mapping[str, Any]) -> Answers:

@@ -9,9 +9,6 @@
 """
 
 import contextlib
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,9 +19,9 @@ from numpy.typing import NDArray
 
 from store.column import Column
 from store.errors import UserError
+from store.publish import publishing
 from store.reader import ColumnReader
 from store.spec import Feature, canonical_json
-from store.storage import TEMPORARY
 
 Form = Literal["zarr", "h5"]
 CHUNK_BYTES = 256 << 10  # read at once for one item
@@ -147,17 +144,12 @@ def export(
         DamagedError: the bytes of a column are not those that were written.
     """
     if out.exists() and not overwrite:
-        raise UserError(f"{out}: is there already; --overwrite replaces it")
+        raise UserError(f"{out} exists; use --overwrite")
     opened = _open_zarr if form == "zarr" else _open_h5
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{out.name}")
-    try:
-        with opened(temporary) as target:
-            for column in columns:
-                _export_column(target, column, advance)
-        _replace(temporary, out)
-    finally:
-        _remove(temporary)
+    with publishing(out) as temporary, opened(temporary) as target:
+        for column in columns:
+            _export_column(target, column, advance)
 
 
 def _export_column(target: Target, column: Column, advance: Callable[[int], None]) -> None:
@@ -216,19 +208,3 @@ def _open_h5(path: Path) -> Iterator[Target]:
         raise UserError("export h5: the package h5py is missing; pip install 'avllm[export]'") from None
     with h5py.File(path, "w") as file:
         yield _H5(file, h5py.string_dtype())
-
-
-def _replace(new: Path, out: Path) -> None:
-    """Put `new` in the place of `out`; a folder cannot be renamed over another one that is not empty."""
-    old = new.with_name(f"{new.name}-old")
-    if out.is_dir():
-        os.replace(out, old)
-    os.replace(new, out)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

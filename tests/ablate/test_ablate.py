@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ablate.plan import Ablation, Point
-from ablate.run import ablate
+from ablate.run import ablate, dry_run
 from ablate.settings import AblateConfig, base_stages
 from ablate.tables import paper_accuracy
 from serve.evals.statistics import Answers, averaged, bootstrap
@@ -265,7 +265,7 @@ def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsy
     work = "import sys, time; print('half way', flush=True); time.sleep(1); sys.exit('out of memory')"
     only = {"axes": {"frames": [2]}, "launcher": [sys.executable, "-c", work]}
     with pytest.raises(SystemExit):
-        ablate(of(settings, tmp_path / "out", **only), dry_run=False)
+        ablate(of(settings, tmp_path / "out", **only))
     (log,) = (tmp_path / "out" / "runs").glob("*/train.log")
     said = capsys.readouterr().out.replace("\n", "")
     assert f"log: {log}" in said
@@ -273,7 +273,7 @@ def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsy
 
 
 def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
-    ablate(of(settings, tmp_path / "out"), dry_run=True)
+    dry_run(of(settings, tmp_path / "out"))
     said = capsys.readouterr().out
     for words in (
         "spatial.t2",
@@ -284,6 +284,8 @@ def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
         "2 to run",
         "1 to run, 1 shared",
         "visual only",
+        "minutes on 1 x this processor at an assumed MFU of 0.4",
+        "./no-such-llm: no such folder",
     ):
         assert words in said
     assert not (tmp_path / "out").exists()
@@ -328,7 +330,7 @@ def test_missing_columns_are_refused_before_anything_starts(settings, tmp_path):
         ({"audio": ["whisper-tiny"]}, "whisper-tiny"),
     ):
         with pytest.raises(UserError, match=rf"field 'featurize': .* does not hold all of .*{word}.*name the YAML"):
-            ablate(of(settings, tmp_path / "out", axes=axes), dry_run=False)
+            ablate(of(settings, tmp_path / "out", axes=axes))
     with pytest.raises(UserError, match=r"there are no conversations 'tests'; it has: mixed"):
         Ablation(of(settings, tmp_path / "out", benchmarks={"x": {"conversations": "tests"}}))
     with pytest.raises(UserError, match=r"field 'stages\.0': unknown field 'batch'"):
@@ -341,7 +343,7 @@ def test_a_column_with_a_missing_shard_is_not_taken_for_whole(settings, feature_
     shutil.copytree(feature_store, tmp_path / "store")
     next((tmp_path / "store" / "columns").glob("clip-tiny.*/000001.json")).unlink()
     with pytest.raises(UserError, match=r"does not hold all of spatial\.t2 of column clip-tiny"):
-        ablate(of(settings, tmp_path / "out", store=str(tmp_path / "store")), dry_run=True)
+        dry_run(of(settings, tmp_path / "out", store=str(tmp_path / "store")))
 
 
 def test_a_missing_column_is_featurized_first(media, tiny_llm, tmp_path, python):

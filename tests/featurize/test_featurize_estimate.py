@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from featurize.encoders import build_encoder
-from featurize.estimate import ColumnEstimate, Estimate, choose, estimate
+from featurize.estimate import ColumnEstimate, Estimate, choose, measure
 from featurize.settings import FeaturizeConfig
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column
@@ -28,7 +28,7 @@ def test_the_bytes_foretold_are_the_bytes_written(media, bad_media, tmp_path):
     """With every item in the sample, the estimate's bytes and usable share are exactly the run's."""
     items = [item for item in items_of(media) + items_of(bad_media) if item.bytes]
     items = [replace(item, position=n) for n, item in enumerate(items)]
-    found = estimate(items, CONFIG, len(items))
+    found = measure(items, CONFIG, len(items))
     encoder = build_encoder(CONFIG.columns[0])
     column = create_column(Storage(tmp_path), encoder.spec, {})
     encode_shard(items, [encoder], [column], 1)
@@ -67,11 +67,14 @@ def test_on_a_gpu_decoding_and_encoding_run_side_by_side():
     assert shared.bound(2) == "encoding bounds this node: they share its cores, decoding takes 44% of the time"
 
 
-def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, media, tmp_path):
-    """And writes nothing on a dry run."""
+def test_hours_gigabytes_and_cost_are_foretold_before_anything_starts(python, media, tmp_path):
+    """And nothing is written."""
     (tmp_path / "config.yaml").write_text(CONFIG.model_copy(update={"workers": 2}).model_dump_json())
-    words = ["featurize", "plan", media, "--store", tmp_path / "store", "--dry-run"]
-    done = python(*words, "--estimate", tmp_path / "config.yaml", "--sample", 4, "--price", 2.5)
+    store = tmp_path / "store"
+    assert python("featurize", "plan", media, "--store", store).returncode == 0
+    before = sorted(store.rglob("*"))
+    words = ["featurize", "estimate", "--store", store, "--config", tmp_path / "config.yaml"]
+    done = python(*words, "--sample", 4, "--price", 2.5)
     assert done.returncode == 0, done.stderr
     assert "from 4 of 9 items, 0 of them failed" in done.stdout
     assert "s in each worker, then decoding" in done.stdout
@@ -79,7 +82,4 @@ def test_plan_foretells_hours_gigabytes_and_cost_before_anything_starts(python, 
     assert "with 2 workers, cost 0.0" in done.stdout
     assert "a shard of 4 items" in done.stdout
     assert "bounds this node" in done.stdout
-    wrong = python(*words, "--price", 2.5)
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("error: --price: is for --estimate")
-    assert not (tmp_path / "store").exists()
+    assert sorted(store.rglob("*")) == before

@@ -74,8 +74,8 @@ def test_a_coarse_grid_read_from_a_fine_column_is_its_own_pass(encode, moving, m
     "settings",
     [
         ClapSettings(encoder="clap:HTSAT-tiny/random", segments=SEGMENTS),
-        ClapSettings(encoder="clap:HTSAT-tiny/random", segments=SEGMENTS, fusion=True, dtype="bfloat16"),
-        WhisperSettings(encoder="whisper:tiny/random", segments=(1, 2, 4), dtype="bfloat16"),
+        ClapSettings(encoder="clap:HTSAT-tiny/random", segments=SEGMENTS, fusion=True, dtype="float32"),
+        WhisperSettings(encoder="whisper:tiny/random", segments=(1, 2, 4), dtype="float32"),
     ],
     ids=["clap", "clap-fusion", "whisper"],
 )

@@ -211,7 +211,7 @@ def test_a_wrong_media_root_does_not_spoil_the_store(python, work, media, tmp_pa
     plan = ["featurize", "plan", tmp_path / "list.csv", "--store", tmp_path / "store"]
     done = python(*plan, "--media-root", f"{media}-typo")
     assert done.returncode == 2
-    assert "none of its files is there, first" in done.stderr
+    assert "none of its media files was found, for example" in done.stderr
     assert not (tmp_path / "store").exists()
     assert python(*plan, "--media-root", media).returncode == 0
 

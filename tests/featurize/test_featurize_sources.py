@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from featurize.sources import read_sources, split_tokens
+from featurize.sources import read_sources
 from store import Turn, UserError
+from store.tokens import split_tokens
 
 
 def read(path, root=None):

@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 from featurize.media import MediaError
-from serve.engine import Assistant, Question, perceived
+from serve.engine import Assistant, Question
 from serve.evals.exact import Asked, Score, exact_match, normalize
+from serve.features import available_modality
 from store import Turn, UserError
 
 
 @pytest.fixture(scope="module")
-def trained(forked, tmp_path_factory, media, tiny_llm):
+def trained(python, tmp_path_factory, media, tiny_llm):
     """The whole way on a handful of files: featurize, one stage of training."""
     folder = tmp_path_factory.mktemp("trained")
     columns = [
@@ -47,7 +48,7 @@ def trained(forked, tmp_path_factory, media, tiny_llm):
         ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
         ("trainer", "train", folder / "train.yaml"),
     ):
-        done = forked(*words)
+        done = python(*words)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -59,8 +60,8 @@ def assistant(trained):
 
 def test_a_raw_file_gives_the_features_of_the_store(assistant, trained, media):
     """Served on the spot or trained from the cache: one numerics."""
-    seen = assistant.look(str(media / "red-loud.mp4"), ["visual", "audio"])
-    cached = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
+    seen = assistant.features.encode(str(media / "red-loud.mp4"), ["visual", "audio"])
+    cached = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
     assert seen.keys() == cached.keys() == {"temporal", "spatial", "audio"}
     for name in seen:
         np.testing.assert_allclose(seen[name].astype(float), cached[name].astype(float), rtol=2e-3, atol=2e-3)
@@ -68,7 +69,7 @@ def test_a_raw_file_gives_the_features_of_the_store(assistant, trained, media):
 
 def test_streamed_batched_and_single_answers_are_equal(assistant, trained):
     """Padding on the left must not be seen, and streaming only changes when text comes."""
-    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
+    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
     turns = [("What?", "visual"), ("What is that sound that one hears there?", "audio"), ("Both?", "audio_visual")]
     questions = [Question((Turn(text, modality, ""),), arrays) for text, modality in turns]
     batched = assistant.answer(questions, max_new_tokens=8)
@@ -78,7 +79,7 @@ def test_streamed_batched_and_single_answers_are_equal(assistant, trained):
 
 def test_a_generation_that_fails_is_told_at_once(assistant, trained, monkeypatch):
     """Else the reader waits for a thread that has ended."""
-    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
     question = Question((Turn("What?", "visual", ""),), arrays)
 
     def fail(**_):
@@ -91,7 +92,7 @@ def test_a_generation_that_fails_is_told_at_once(assistant, trained, monkeypatch
 
 def test_closing_a_stream_ends_its_generation(assistant, trained, monkeypatch):
     """Else an answer that nobody reads is written to its end."""
-    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
     llm, steps = assistant.model.llm, []
     forward = llm.forward
     monkeypatch.setattr(llm, "forward", lambda *given, **words: steps.append(0) or forward(*given, **words))
@@ -104,12 +105,12 @@ def test_closing_a_stream_ends_its_generation(assistant, trained, monkeypatch):
 
 
 def test_a_question_needs_the_features_it_asks_by(assistant, trained):
-    arrays = assistant.recall(str(trained / "store"), "silent-mp4", ["visual"])
-    assert perceived(arrays) == "visual"
+    arrays = assistant.features.load(str(trained / "store"), "silent-mp4", ["visual"])
+    assert available_modality(arrays) == "visual"
     with pytest.raises(UserError, match="there are no audio tokens"):
         assistant.answer([Question((Turn("What?", "audio", ""),), arrays)])
     with pytest.raises(MediaError, match="no audio stream"):
-        assistant.recall(str(trained / "store"), "silent-mp4", ["audio"])
+        assistant.features.load(str(trained / "store"), "silent-mp4", ["audio"])
 
 
 def test_changed_encoder_weights_are_refused(trained, media):
@@ -117,7 +118,7 @@ def test_changed_encoder_weights_are_refused(trained, media):
     assistant = Assistant.load(str(trained / "run" / "checkpoint"))
     assistant.info.builds["visual"]["seed"] = 1
     with pytest.raises(UserError, match="were its weights changed"):
-        assistant.look(str(media / "red-loud.mp4"), ["visual"])
+        assistant.features.encode(str(media / "red-loud.mp4"), ["visual"])
 
 
 def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
@@ -125,14 +126,14 @@ def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
     assistant = Assistant.load(str(trained / "run" / "checkpoint"))
     assistant.info.builds["visual"] = {"imported": "video-chatgpt"}
     with pytest.raises(UserError, match=r"was imported \(video-chatgpt\).*--store and --key"):
-        assistant.look(str(media / "red-loud.mp4"), ["visual"])
-    assert assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"]).keys() == {"temporal", "spatial"}
+        assistant.features.encode(str(media / "red-loud.mp4"), ["visual"])
+    assert assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"]).keys() == {"temporal", "spatial"}
 
 
-def test_the_command_answers_from_a_file_and_from_a_store(python, forked, trained, media):
+def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media):
     checkpoint = ["serve", "chat", "--checkpoint", trained / "run" / "checkpoint", "--max-new-tokens", 4]
-    raw = python(*checkpoint, "--media", media / "red-loud.mp4", "--watch", "--listen", "What?")
-    cached = forked(*checkpoint, "--store", trained / "store", "--key", "red-loud-mp4", "What?")
+    raw = python(*checkpoint, "--media", media / "red-loud.mp4", "--watch", "--listen", "What?", fresh=True)
+    cached = python(*checkpoint, "--store", trained / "store", "--key", "red-loud-mp4", "What?")
     assert raw.returncode == cached.returncode == 0, raw.stderr + cached.stderr
     assert raw.stdout == cached.stdout
 
@@ -145,8 +146,8 @@ def test_the_command_answers_from_a_file_and_from_a_store(python, forked, traine
         (["--store", "S"], "give either --media FILE, or --store STORE with --key KEY"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line(forked, trained, media, words, message):
-    done = forked("serve", "chat", "--checkpoint", trained / "run" / "checkpoint", *words, "What?", cwd=media)
+def test_what_cannot_be_answered_is_one_line(python, trained, media, words, message):
+    done = python("serve", "chat", "--checkpoint", trained / "run" / "checkpoint", *words, "What?", cwd=media)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
@@ -154,7 +155,7 @@ def test_what_cannot_be_answered_is_one_line(forked, trained, media, words, mess
 
 def test_exact_match_counts_by_group_and_never_counts_an_empty_answer(assistant, trained):
     """OneLLM's evaluator counts an empty prediction as right."""
-    arrays = assistant.recall(str(trained / "store"), "red-loud-mp4", ["visual"])
+    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
     question = Question((Turn("What?", "visual", ""),), arrays)
     said = assistant.answer([question])[0]
     asked = [

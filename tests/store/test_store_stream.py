@@ -1,4 +1,4 @@
-"""The stream: batches out of several columns, in order, however they are read ahead; resuming; processes; damage."""
+"""The stream: items out of several columns, into given memory and in batches; order; processes; damage."""
 
 import copy
 import itertools
@@ -6,12 +6,14 @@ import json
 import pickle
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+import store.reader
 from store import (
     ColumnReader,
     ColumnSpec,
@@ -67,8 +69,7 @@ def stream(many):
 # what a batch holds
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_a_batch_equals_its_items(toy, threads):
+def test_a_batch_equals_its_items(toy):
     """Packed rows, bounds and fixed shapes give back what was written, of two columns, where one lacks an item."""
     heard = create_column(toy.storage, HEARD, {})
     with heard.write_shard(0) as writer:
@@ -77,7 +78,8 @@ def test_a_batch_equals_its_items(toy, threads):
     keys = [*KEYS, None, "clip-3"]
     readers = [ColumnReader(toy.column), ColumnReader(heard)]
     places = [[0, 3, 1], [5], [6, 6, 2, 4], [5, 2]]
-    for batch, asked in zip(Stream(readers, keys).batches(places, threads), places, strict=True):
+    stream = Stream(readers, keys)
+    for batch, asked in zip(map(stream.__getitems__, places), places, strict=True):
         assert (batch.places, batch.keys) == (tuple(asked), tuple(keys[p] for p in asked))
         assert len(batch) == len(asked)
         for number, key in enumerate(batch.keys):
@@ -112,59 +114,76 @@ def test_two_columns_with_one_name_are_refused(toy):
         Stream([ColumnReader(toy.column)] * 2, KEYS)
 
 
-def test_memory_is_used_again_and_comes_from_the_caller(stream):
-    """An epoch takes as many allocations as there are slots; fresh memory for each batch is what makes loaders slow."""
-    sizes = []
+def test_arrays_are_read_to_where_they_are_wanted(toy):
+    """Training's way: some features of an item, into parts of larger memory, and nothing beside them is touched."""
+    stream, reader = Stream([ColumnReader(toy.column)], KEYS), ColumnReader(toy.column)
+    for place, key in enumerate(KEYS):
+        for names in (["temporal"], ["spatial.t4", "temporal"]):
+            expected = {name: reader.read(key)[name] for name in names}
+            assert {n: shape for n, shape in stream.shapes(place).items() if n in names} == {
+                name: array.shape for name, array in expected.items()
+            }
+            memory = {name: np.full((2 + len(a), *a.shape[1:]), 7, a.dtype) for name, a in expected.items()}
+            stream.read_into(place, {name: array[1:-1] for name, array in memory.items()})
+            for name, array in memory.items():
+                assert np.array_equal(array[1:-1], expected[name])
+                assert (array[0] == 7).all()
+                assert (array[-1] == 7).all()
 
-    def allocate(size):
-        sizes.append(size)
-        return np.zeros(size, np.uint8)
 
-    own = Stream(stream._readers, stream._keys, allocate=allocate)
-    found = [numbers(batch) for batch in own.batches([[i, i + 1] for i in range(40)], 2)]
-    assert found == [[i, i + 1] for i in range(40)]
-    assert sizes == [2 * 24] * 2
+@pytest.mark.parametrize("gap", [0, 1, 1 << 20])
+def test_arrays_far_apart_in_a_tar_are_read_by_calls_of_their_own(toy, monkeypatch, gap):
+    """What lies between is read and thrown away only where that is little."""
+    monkeypatch.setattr(store.reader, "GAP", gap)
+    reader = ColumnReader(toy.column)
+    for number, key in ((0, "clip-0"), (4, "clip-4")):
+        same(reader.read(key), toy.arrays(number))
+
+
+def test_threads_read_from_one_reader(many):
+    """A first epoch is read, and its checksums compared, by several threads at once."""
+    reader = ColumnReader(many)
+    stream = Stream([reader], reader.keys())
+    memory = np.empty((40 * ITEMS, 2, 3), np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: stream.read_into(n % ITEMS, {"audio": memory[n]}), range(len(memory))))
+    assert (memory == np.arange(len(memory), dtype=np.float32)[:, None, None] % ITEMS).all()
+    assert reader.checked.all()
 
 
 # order, ranks, workers, resume
 
 
-def steps(stream, order, first, last, batch, rank=0, ranks=1, threads=2):
+def steps(stream, order, first, last, batch, rank=0, ranks=1):
     """The items of the steps of one rank."""
     places = ([order[c] for c in places_of(step, batch, rank, ranks)] for step in range(first, last))
-    return [numbers(b) for b in stream.batches(places, threads)]
+    return [numbers(stream.__getitems__(each)) for each in places]
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize("batch", [1, 4, 12, 48])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 48])
-def test_nothing_is_dropped_or_repeated(stream, ranks, batch, threads):
-    """Over ranks x threads x batch, with fewer items than ranks too: each epoch holds each item once."""
+def test_nothing_is_dropped_or_repeated(stream, ranks, batch):
+    """Over ranks x batch, with fewer items than ranks too: each epoch holds each item once."""
     if batch % ranks:
         with pytest.raises(AssertionError):
             places_of(0, batch, 0, ranks)
         return
     order, count = Order(ITEMS, 5), ITEMS  # so many steps are `batch` epochs
-    parts = [steps(stream, order, 0, count, batch, rank, ranks, threads) for rank in range(ranks)]
+    parts = [steps(stream, order, 0, count, batch, rank, ranks) for rank in range(ranks)]
     whole = [number for step in zip(*parts, strict=True) for part in step for number in part]
     assert len(whole) == batch * ITEMS
     for epoch in range(batch):
         assert sorted(whole[epoch * ITEMS : (epoch + 1) * ITEMS]) == list(range(ITEMS))
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_run_resumes_exactly_at_every_step(stream, threads):
-    """The state is the step alone, through JSON, into fresh objects; with batches read ahead when it was saved."""
+def test_a_run_resumes_exactly_at_every_step(stream):
+    """The state is the step alone, through JSON, into fresh objects."""
     order = Order(ITEMS, 7)
     whole = steps(stream, order, 0, 15, 8)
     for step in range(15):
-        under_way = stream.batches(([order[c] for c in places_of(s, 8, 0, 1)] for s in range(15)), 2)
-        for _ in range(step):
-            next(under_way)
         state = json.dumps({"step": step})
-        under_way.close()
         fresh = pickle.loads(pickle.dumps((stream, order)))
-        assert steps(*fresh, json.loads(state)["step"], 15, 8, threads=threads) == whole[step:]
+        assert steps(*fresh, json.loads(state)["step"], 15, 8) == whole[step:]
 
 
 @pytest.mark.parametrize("chain", [(8, 2, 8), (1, 120, 3), (5, 4, 6)])
@@ -173,7 +192,7 @@ def test_ranks_may_change_between_steps(stream, chain):
     order, whole = Order(ITEMS, 7), steps(stream, Order(ITEMS, 7), 0, 6, 120)
     found = []
     for number, ranks in enumerate(chain):
-        parts = [steps(stream, order, 2 * number, 2 * number + 2, 120, rank, ranks, 1) for rank in range(ranks)]
+        parts = [steps(stream, order, 2 * number, 2 * number + 2, 120, rank, ranks) for rank in range(ranks)]
         found += [[n for part in step for n in part] for step in zip(*parts, strict=True)]
     assert found == whole
 
@@ -193,14 +212,6 @@ def test_a_data_loader_gives_the_same_batches(stream, workers, context):
     assert [numbers(batch) for batch in loader] == steps(stream, order, 0, 6, 8)
 
 
-def test_two_streams_of_one_reader_do_not_disturb_each_other(stream):
-    """An evaluation runs inside a training loop."""
-    ours, theirs = stream.batches([[i] for i in range(20)]), stream.batches([[i] for i in range(20, 40)])
-    assert [(numbers(a)[0], numbers(b)[0]) for a, b in zip(ours, theirs, strict=True)] == [
-        (i, i + 20) for i in range(20)
-    ]
-
-
 # damage
 
 
@@ -218,27 +229,23 @@ def hurt(many, tmp_path):
     return column
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_a_damaged_item_stops_the_stream(hurt, threads):
+def test_a_damaged_item_stops_the_stream(hurt):
     """Unless told otherwise; the message names file and key."""
     reader = ColumnReader(hurt)
-    batches = Stream([reader], reader.keys()).batches([[0, 1], [2, 3], [4, 5]], threads)
-    assert numbers(next(batches)) == [0, 1]
-    with pytest.raises(DamagedError, match=r"columns/ear.*\.tar: i3\.audio differs from its checksum"):
-        next(batches)
+    stream = Stream([reader], reader.keys())
+    assert numbers(stream.__getitems__([0, 1])) == [0, 1]
+    for read in (lambda: stream.__getitems__([2, 3]), lambda: stream.read_into(3, {"audio": np.empty((2, 3), "f4")})):
+        with pytest.raises(DamagedError, match=r"columns/ear.*\.tar: i3\.audio differs from its checksum"):
+            read()
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_a_tolerated_item_is_replaced_by_its_neighbour_and_recorded(hurt, threads):
+def test_a_tolerated_item_is_replaced_by_its_neighbour_and_recorded(hurt):
     """Always by the same one, in its own place: the rest of the stream does not move."""
     reader = ColumnReader(hurt)
     stream = Stream([reader], reader.keys(), tolerate=3)
     for _ in range(2):
-        found = [
-            n
-            for b in stream.batches([list(range(i, i + 4)) for i in range(0, 40, 4)] + [[40]], threads)
-            for n in numbers(b)
-        ]
+        places = [list(range(i, i + 4)) for i in range(0, 40, 4)] + [[40]]
+        found = [n for batch in map(stream.__getitems__, places) for n in numbers(batch)]
         assert found == [0, 1, 2, 5, 5, *range(5, 40), 0]
         assert [(place, r.key, r.by) for place, r in stream.replaced.items()] == [
             (3, "i3", 4), (4, "i4", 5), (40, "i40", 0)
@@ -250,10 +257,9 @@ def test_no_more_are_replaced_than_are_tolerated(hurt):
     """A store that rots is not trained on."""
     reader = ColumnReader(hurt)
     stream = Stream([reader], reader.keys(), tolerate=2)
-    batches = stream.batches([[3], [4], [40]])
-    assert [numbers(next(batches)), numbers(next(batches))] == [[5], [5]]
+    assert [numbers(stream.__getitems__([place])) for place in (3, 4)] == [[5], [5]]
     with pytest.raises(DamagedError, match="i40"):
-        next(batches)
+        stream[40]
 
 
 @pytest.mark.parametrize("change", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-512])])
@@ -280,8 +286,7 @@ def test_a_tar_cut_while_it_is_open_is_noticed(hurt):
 # other file systems
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_shards_of_another_file_system_come_through_the_cache(many, stream, tmp_path, monkeypatch, threads):
+def test_shards_of_another_file_system_come_through_the_cache(many, stream, tmp_path, monkeypatch):
     """Each is fetched once, whole, and the batches are the same."""
     monkeypatch.setenv("AVLLM_CACHE", str(tmp_path))
     there = Storage(f"memory://{uuid.uuid4().hex}")
@@ -289,5 +294,7 @@ def test_shards_of_another_file_system_come_through_the_cache(many, stream, tmp_
         there.write(many.path(name), many.storage.read(many.path(name)))
     reader = ColumnReader(open_column(there, "ear"))
     remote, order = Stream([reader], reader.keys()), Order(ITEMS, 1)
-    assert steps(remote, order, 0, 12, 8, threads=threads) == steps(stream, order, 0, 12, 8)
+    assert [len(remote.remote_shards(place)) for place in range(ITEMS)] == [1] * ITEMS
+    assert not any(stream.remote_shards(place) for place in range(ITEMS))
+    assert steps(remote, order, 0, 12, 8) == steps(stream, order, 0, 12, 8)
     assert len(list(tmp_path.rglob("*.tar"))) == 12

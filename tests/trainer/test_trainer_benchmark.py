@@ -4,7 +4,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.conversations import MAX_TOKENS, WIDTHS, draw, make_samples
 from benchmarks.padded import PaddedLM, collate
-from benchmarks.training import configuration, our_trainer, usual_trainer, write_store
+from benchmarks.training.loops import our_trainer, usual_trainer
+from benchmarks.training.setup import configuration, write_store
 from trainer.attention import NAME
 from trainer.batch import pack
 from trainer.llm import load_llm

@@ -14,7 +14,7 @@ from trainer.checkpoint.folder import model_card, read_info
 from trainer.data import TrainingData
 from trainer.engine import PlainEngine
 from trainer.llm import load_llm
-from trainer.loader import Loader, PinnedMemory, rank_batch
+from trainer.loader import rank_batch
 from trainer.optim import build_optimizer
 from trainer.settings import TrainConfig
 from trainer.stage import train
@@ -84,34 +84,6 @@ def config(tiny_run):
 @pytest.fixture(scope="module")
 def data(config):
     return TrainingData(config, load_llm(config.model, torch.float32)[1])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_batches_are_those_of_their_steps_however_memory_is_used_again(device, config, data):
-    """A batch that is overwritten while a step trains on it would teach nonsense without a word."""
-    made = list(Loader(data, config, 0, 1, torch.device(device)).batches(2))
-    assert len(made) == data.steps - 2
-    for step, batch in enumerate(made, 2):
-        wanted = rank_batch(data, config, step, 0, 1)
-        assert (batch.tokens, batch.lengths) == (wanted.tokens, wanted.lengths)
-        for found, expected in zip(batch.passes, wanted.passes, strict=True):
-            assert found.ids.device.type == device
-            for a, b in zip(found.tensors(), expected.tensors(), strict=True):
-                assert torch.equal(a.cpu(), b)
-
-
-def test_pinned_memory_grows_and_is_used_again():
-    memory = PinnedMemory()
-    for size in (100, 1000, 10, 1000):
-        memory.clear()
-        first, second = memory.allocate((size, 3), "f4"), memory.allocate((size,), "i8")
-        first[:], second[:] = 1, 2
-        assert (first == 1).all()
-        assert first.shape == (size, 3)
-    memory.clear()
-    again = memory.allocate((5, 3), "f4")
-    assert (again == 1).all(), "not the memory of the batch before"
-    assert again.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize(("bfloat16", "bound"), [(False, 1e-4), (True, 2e-2)])

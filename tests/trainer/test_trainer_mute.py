@@ -76,13 +76,13 @@ def test_empty_answers_are_left_out_and_teach_neither_a_space_nor_an_end(tiny_ru
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_a_run_counts_and_names_them_and_goes_on(forked, tiny_run, store, tmp_path, dry):
+def test_a_run_counts_and_names_them_and_goes_on(python, tiny_run, store, tmp_path, dry):
     """Seven of eight responses beyond max_tokens, in batches of one: no step is empty."""
     talk = [Conversation(f"c{n}", KEYS[0], (Turn("why " * 90 * (n > 0), "visual", "red"),)) for n in range(8)]
     save_conversations(Storage(store), "talk", talk)
     own = {"max_tokens": 128, "batch_tokens": 128, "global_batch": 1, "output": str(tmp_path / "run")}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings_of(tiny_run, store, **own).model_dump(mode="json")))
-    done = forked("trainer", "train", tmp_path / "run.yaml", *["--dry-run"] * dry)
+    done = python("trainer", "train", tmp_path / "run.yaml", *["--dry-run"] * dry)
     assert done.returncode == 0, done.stderr
     assert "1 usable conversations (1 visual)" in done.stdout
     assert "7 no response within max_tokens 128: c1, c2, c3, c4, c5 ..." in done.stdout

@@ -23,7 +23,7 @@ from trainer.stage import train
 TEXTS = ["System: A chat\n Human: red  \u00e9 x", " red", " ", "  hi", "\nHuman", "", "\u65e5\u672c 12", "a</s>b<unk>"]
 
 
-def test_vicunas_published_form_trains_both_stages_is_exported_and_asked(forked, vicuna, tiny_run, tmp_path):
+def test_vicunas_published_form_trains_both_stages_is_exported_and_asked(python, vicuna, tiny_run, tmp_path):
     """The paper's LLM: no tokenizer.json, no safetensors, a generation configuration that asks for sampling."""
     first, second = tmp_path / "stage1", tmp_path / "stage2"
     settings = tiny_run | {"steps": 3, "batch_tokens": 512, "max_tokens": 512}
@@ -45,7 +45,7 @@ def test_vicunas_published_form_trains_both_stages_is_exported_and_asked(forked,
     assert all(torch.equal(tensor, kept[name]) for name, tensor in published.items())
     store = tiny_run["sources"][0]["store"]
     asked = ["--store", store, "--key", "clips-1-mp4", "--max-new-tokens", 4, "What colour?"]
-    done = forked("serve", "chat", "--checkpoint", second / "checkpoint", *asked)
+    done = python("serve", "chat", "--checkpoint", second / "checkpoint", *asked)
     assert done.returncode == 0, done.stderr
 
 

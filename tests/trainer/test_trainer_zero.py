@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +18,6 @@ from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
-REPO = Path(__file__).parents[2]
 LORA = {"rank": 4, "alpha": 8}
 SAVED = 4
 ALL_RUNS = """
@@ -43,7 +39,7 @@ for port, settings, saved in json.load(open(sys.argv[1])):
 """
 
 
-def in_two_processes(runs, folder):
+def in_two_processes(forks, runs, folder):
     """Train configurations, each from a saved state if one is named, one after the other in the same two processes.
 
     Starting processes is what takes time.
@@ -51,14 +47,14 @@ def in_two_processes(runs, folder):
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in runs]
         ports = [s.getsockname()[1] for s in sockets]
+    (folder / "all_runs.py").write_text(ALL_RUNS)
     (folder / "runs.json").write_text(json.dumps([(port, *run) for port, run in zip(ports, runs, strict=True)]))
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
     ranks = []
     for rank in range(2):
-        env = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        words = [sys.executable, "-c", ALL_RUNS, folder / "runs.json"]
+        env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with open(folder / f"rank{rank}.log", "w") as log:
-            ranks.append(subprocess.Popen(words, env=env, stdout=log, stderr=log))
+            ranks.append(forks.start("all_runs", folder / "runs.json", out=log, err=log, env=env))
     try:
         statuses = [process.wait(timeout=600) for process in ranks]
     finally:
@@ -89,14 +85,14 @@ def choices(tied_stage2):
 
 
 @pytest.fixture(scope="module")
-def shared(choices, tmp_path_factory):
+def shared(forks, choices, tmp_path_factory):
     """The runs by two processes, and again from the states that they saved on the way."""
     folder = tmp_path_factory.mktemp("zero")
     runs = [(s | {"zero": zero, "output": str(folder / name)}, None) for name, (s, zero) in choices.items()]
     for settings, _ in runs.copy():
         saved = Path(settings["output"], "steps", f"{SAVED:08d}")
         runs.append((settings | {"output": str(folder / "resumed" / saved.parts[-3])}, str(saved)))
-    in_two_processes(runs, folder)
+    in_two_processes(forks, runs, folder)
     return folder
 
 

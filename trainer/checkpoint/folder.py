@@ -5,8 +5,6 @@
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from store import ColumnSpec, Settings, UserError, parse_settings
+from store.publish import publishing
 from trainer.attention import NAME as PACKED
 from trainer.checkpoint.weights import Weights
 from trainer.features import Grid
@@ -62,11 +61,10 @@ class CheckpointInfo(Settings):
 def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: Any, info: CheckpointInfo) -> None:
     """Write a checkpoint; the folder appears whole, in place of an older one of that name."""
     folder = Path(folder)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    (temporary / FOLDER).mkdir(parents=True)
     dtype = next(iter(weights.llm.values())).dtype
     info = info.model_copy(update={"llm": digest_of(weights.llm.items(), dtype)})
-    try:
+    with publishing(folder) as temporary:
+        (temporary / FOLDER).mkdir(parents=True)
         llm.save_pretrained(temporary, state_dict=weights.llm)
         llm.config.dtype = dtype  # else that of the weights in training
         llm.config.save_pretrained(temporary)
@@ -77,11 +75,6 @@ def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: A
             save_file(weights.adapter, temporary / FOLDER / "adapter" / "adapter_model.safetensors")
         (temporary / FOLDER / "config.json").write_text(info.model_dump_json(indent=2))
         (temporary / "README.md").write_text(model_card(info))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def model_card(info: CheckpointInfo) -> str:

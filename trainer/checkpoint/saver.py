@@ -1,17 +1,16 @@
 """Saves states while a run goes on: each rank copies its part to memory, and a thread writes it."""
 
-import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from store import UserError
-from trainer.checkpoint.states import TEMPORARY, State, States, _untrained
+from store.publish import TEMPORARY, publish, publishing
+from trainer.checkpoint.states import State, States, _untrained
 from trainer.engine import MOMENTS, Engine
 
 
@@ -60,18 +59,14 @@ class Saver:
         folder.mkdir(parents=True, exist_ok=True)
         rank, ranks = self._engine.rank, self._engine.ranks
         part = folder / f"part-{rank:05d}-of-{ranks:05d}.safetensors"
-        save_file(tensors, part.with_suffix(".part"))
-        _sync(part.with_suffix(".part"))
-        os.replace(part.with_suffix(".part"), part)
+        with publishing(part) as temporary:
+            save_file(tensors, temporary)
         if rank:
             return
         while len(list(folder.glob("part-*.safetensors"))) < ranks:
             time.sleep(0.05)
         (folder / "state.json").write_text(state.model_dump_json(indent=2))
-        _sync(folder / "state.json")
-        shutil.rmtree(self._states.path(state.step), ignore_errors=True)
-        os.replace(folder, self._states.path(state.step))
-        _sync(self._states.folder)
+        publish(folder, self._states.path(state.step))
         kept = {*self._states.steps()[-self._keep :], self._states.best()}
         for step in set(self._states.steps()) - kept:
             shutil.rmtree(self._states.path(step))
@@ -79,9 +74,3 @@ class Saver:
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -10,7 +10,6 @@ Each rank copies its part to memory and goes on; a thread writes it. The folder 
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from store import Settings, UserError, parse_settings
 from store.console import console
+from store.publish import TEMPORARY, remove
 from trainer.checkpoint.folder import CheckpointInfo
 from trainer.engine import Engine
 from trainer.launch import is_first
@@ -28,7 +28,6 @@ from trainer.model import AudioVisualLM
 from trainer.settings import FREE_ON_RESUME, TrainConfig
 
 FOLDER = "steps"
-TEMPORARY = ".tmp-"
 
 
 class State(Settings):
@@ -90,7 +89,7 @@ class States:
         return self.folder / f"{step:08d}"
 
     def best(self) -> int | None:
-        """The step with the lowest loss on what the newest state's run was asked, or None if none was asked that."""
+        """The saved step with the lowest held-out loss, of those judged on the newest one's conversations, or None."""
         states = [self.state(step) for step in self.steps()]
         losses = {s.step: s.loss for s in states if s.loss is not None and s.asked == states[-1].asked}
         return min(losses, key=lambda step: (losses[step], step), default=None)
@@ -98,7 +97,7 @@ class States:
     def clear(self) -> None:
         """Remove what a killed run left half written."""
         for left in self.folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(left)
+            remove(left)
 
     def load(self, step: int) -> "SavedTensors":
         """The tensors of a step."""

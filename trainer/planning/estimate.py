@@ -162,14 +162,37 @@ def estimate(
     )
 
 
-def dry_run(
+@dataclass(frozen=True)
+class Foretold:
+    """What a run would do and take.
+
+    Attributes:
+        estimate: of it.
+        parameters: of its model.
+        load: of its steps.
+        steps: of it.
+        ranks: W.
+        device: of a rank.
+        data: that it would train on, if it was joined.
+    """
+
+    estimate: Estimate
+    parameters: Parameters
+    load: Load
+    steps: int
+    ranks: int
+    device: Device
+    data: TrainingData | None
+
+
+def foretell(
     config: TrainConfig,
     ranks: int | None = None,
     device: str | None = None,
     mfu: float = 0.4,
     conversations: int | None = None,
-) -> None:
-    """Say what a run would do and take. No weights are read.
+) -> Foretold | None:
+    """What a run would do and take; None on all but the first rank. No weights are read.
 
     Args:
         config: of the run.
@@ -188,33 +211,49 @@ def dry_run(
     shape, tokenizer = (known, None) if known else load_shape(config.model)
     check_packing(shape, config.max_tokens, config.model)
     say_rounding(shape, precision(config), config.model)
+    data = None
     if conversations:
         widths = column_widths(config)
         batches = [paper_conversations(config, config.global_batch)]
         steps = config.steps or math.ceil(conversations * (config.epochs or 0) / config.global_batch)
     else:
         data = TrainingData(config, tokenizer)
-        held_out = held_out_of(config)
         if is_checkpoint(config.model):
             check_checkpoint(config, data)
         widths, steps = data.widths, data.steps
         count = min(steps, -(-SAMPLED // config.global_batch))
         batches = [data.samples(number * steps // count, 0, 1) for number in range(count)] if is_first() else []
     if not is_first():
-        return
-    if not conversations:
-        report_data(data, config, held_out, write=False)
+        return None
     load = load_of(batches, config, shape, widths, ranks)
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
     found = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
-    _show_memory(found, ranks, chosen)
-    console.print(f"{parameters.all:,} weights, of which {parameters.trained:,} are trained")
+    return Foretold(found, parameters, load, steps, ranks, chosen, data)
+
+
+def dry_run(
+    config: TrainConfig,
+    ranks: int | None = None,
+    device: str | None = None,
+    mfu: float = 0.4,
+    conversations: int | None = None,
+) -> None:
+    """Say what a run would do and take; arguments and errors are those of `foretell`."""
+    held_out = None if conversations else held_out_of(config)
+    found = foretell(config, ranks, device, mfu, conversations)
+    if found is None:
+        return
+    if found.data:
+        report_data(found.data, config, held_out, write=False)
+    _show_memory(found.estimate, found.ranks, found.device)
+    console.print(f"{found.parameters.all:,} weights, of which {found.parameters.trained:,} are trained")
     console.print(
-        f"{load.rows:.0f} rows a conversation, {len(load.fullest.ids)} in a full pass, at most {load.passes} passes a "
-        f"step; {steps} steps take {_time(found.hours)} on {ranks} x {chosen.name} at an assumed MFU of {mfu}"
+        f"{found.load.rows:.0f} rows a conversation, {len(found.load.fullest.ids)} in a full pass, at most "
+        f"{found.load.passes} passes a step; {found.steps} steps take {show_hours(found.estimate.hours)} on "
+        f"{found.ranks} x {found.device.name} at an assumed MFU of {mfu}"
     )
-    console.print(verdict(max(found.memory.totals), chosen))
+    console.print(verdict(max(found.estimate.memory.totals), found.device))
 
 
 def _show_memory(found: Estimate, ranks: int, device: Device) -> None:
@@ -236,7 +275,8 @@ def _show_memory(found: Estimate, ranks: int, device: Device) -> None:
     )
 
 
-def _time(hours: float) -> str:
+def show_hours(hours: float) -> str:
+    """Hours, or minutes if they are few."""
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 

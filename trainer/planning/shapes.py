@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from store import Modality, UserError
 from trainer.batch import Sample
-from trainer.features import FEATURES, PERCEIVES
+from trainer.features import FEATURES, FEATURES_OF
 from trainer.prompt import ROW, Tokens
 from trainer.settings import TrainConfig
 
@@ -73,7 +73,7 @@ def paper_conversations(config: TrainConfig, count: int) -> list[Sample]:
         patches = COLUMNS[config.visual][0] if config.visual else 0
         rows = {"temporal": 1 if still else config.frames, "spatial": patches, "audio": config.segments}
         arrays = {
-            f: np.zeros((rows[f], widths[f]), np.float16) for f in FEATURES if f in PERCEIVES[modality] & set(widths)
+            f: np.zeros((rows[f], widths[f]), np.float16) for f in FEATURES if f in FEATURES_OF[modality] & set(widths)
         }
         taken = sum(map(len, arrays.values()))
         ids = [ROW] * taken + [0] * (PROMPT + RESPONSE)

@@ -1,0 +1,1 @@
+"""Packed against padded batches, and our loop against a Hugging Face Trainer."""
