@@ -1,1 +1,1 @@
-"""One thing varied at a time: which runs there are, which are missing, and the paper's tables and figures."""
+"""Ablations: plan the runs, start the missing ones, and write the paper's tables and figures."""

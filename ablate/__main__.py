@@ -1,4 +1,4 @@
-"""`python -m ablate CONFIG`: vary one thing at a time, over features that are there."""
+"""`python -m ablate CONFIG`: vary one setting at a time, on stored features."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What an ablation is made of: points around a base, the runs of each, and the columns that they read."""
+"""The plan of an ablation: the points around a base, their training runs, and the columns they read."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,10 +21,11 @@ from store import (
 from trainer.features import Grid
 from trainer.settings import FREE_ON_RESUME, TrainConfig
 
-SAVE_EVERY = 100  # steps between saved states, where a stage says none
+SAVE_EVERY = 100  # steps between saved states, for a stage that sets none
 
 
-# What a run may change and still be that run. Early stopping may follow from `evaluation`, so that does count.
+# Settings that may change without making another run; `model` is hashed apart. `evaluation` counts, since early
+# stopping may depend on it.
 NOT_IN_DIGEST = (FREE_ON_RESUME - {"evaluation"}) | {"output", "model"}
 
 
@@ -40,8 +41,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Need:
-    """An array that a run reads: of which column (as the settings name it), and which."""
+class RequiredArray:
+    """An array that a run reads, and its column as the settings name it."""
 
     column: str
     array: str
@@ -49,11 +50,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Run:
-    """One stage of one point with one seed; points that differ only in later stages share it.
+    """The training of one stage for one point and seed; points that differ only in later stages share it.
 
     Attributes:
-        config: as it is started.
-        digest: of all that its weights follow from: settings, columns, conversations, the run before it.
+        config: the settings it is started with.
+        digest: hash of all that its weights depend on: settings, columns, conversations, the run before it.
     """
 
     config: TrainConfig
@@ -61,23 +62,23 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Of its states and its checkpoint."""
+        """The folder of its saved states and its checkpoint."""
         return Path(self.config.output)
 
     @property
     def checkpoint(self) -> Path:
-        """It appears whole, when the run has finished."""
+        """The folder of its checkpoint, which appears whole when the run has finished."""
         return self.folder / "checkpoint"
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A benchmark put to the model of a point.
+class Evaluation:
+    """One evaluation of a point's model on a benchmark.
 
     Attributes:
-        run: the last of the point's.
-        sense: if set, audio-visual questions get this modality only; None changes nothing.
-        file: what came of it.
+        run: the point's last run.
+        sense: if set, only audio-visual conversations are asked, and get this modality only; None asks all as they are.
+        file: the report that `serve evaluate --out` writes.
     """
 
     point: Point
@@ -89,7 +90,7 @@ class Asking:
 
 
 class Ablation:
-    """The points, runs and questions of a configuration over a store as it is now.
+    """The points, runs and evaluations of a configuration, given what its store holds now.
 
     Raises:
         UserError: a stage's settings are refused, or the store lacks conversations.
@@ -107,18 +108,18 @@ class Ablation:
             self._conversations_digest(benchmark.conversations)
 
     def base_value(self, axis: str) -> Value:
-        """Where the base point lies on an axis that is trained."""
+        """The base point's value on a trained axis."""
         field = AXES[axis].field
         assert field
         value = getattr(self._stages[-1 if AXES[axis].stages == "last" else 0], field)
         return value if isinstance(value, int | str) else "none" if value is None else "phases"
 
     def points(self) -> list[Point]:
-        """The base point, and those around it."""
+        """The base point and the points around it."""
         return [Point(), *dict.fromkeys(p for axis in AXES for _, p in self.rows(axis) if p.axis)]
 
     def rows(self, axis: str) -> list[tuple[Value, Point]]:
-        """The values of a trained axis that have a row in its table, each with its point; none if it is not varied."""
+        """The rows of a trained axis's table: each value with its point; empty if the axis is not varied."""
         if AXES[axis].field is None or not self.config.axes.values(axis):
             return []
         base = self.base_value(axis)
@@ -126,18 +127,18 @@ class Ablation:
         rows = [(value, Point() if value == base else Point(axis, value)) for value in values]
         return rows if base in values else [(base, Point()), *rows]
 
-    def needs(self, point: Point) -> list[Need]:
-        """The arrays that the runs of a point read."""
-        found: list[Need] = []
+    def needs(self, point: Point) -> list[RequiredArray]:
+        """The arrays that a point's runs read."""
+        arrays: list[RequiredArray] = []
         for stage in self._at(point):
             stored = Grid(stage.frames, stage.segments).stored
             if stage.visual:
-                found.append(Need(stage.visual, stored["spatial"]))
+                arrays.append(RequiredArray(stage.visual, stored["spatial"]))
             if stage.audio:
-                found.append(Need(stage.audio, stored["audio"]))
-        return list(dict.fromkeys(found))
+                arrays.append(RequiredArray(stage.audio, stored["audio"]))
+        return list(dict.fromkeys(arrays))
 
-    def find(self, need: Need) -> Column | None:
+    def find(self, need: RequiredArray) -> Column | None:
         """The column that holds an array, or None.
 
         Raises:
@@ -150,23 +151,23 @@ class Ablation:
         return named[0] if named else None
 
     def shards(self, column: Column) -> tuple[int, int]:
-        """How many shards a column has, and how many there are."""
+        """How many shards a column has, and how many are planned."""
         return len(column.shards()), self._shards
 
-    def missing(self) -> list[Need]:
-        """The arrays that no column holds whole."""
-        wanted = dict.fromkeys(need for point in self.points() for need in self.needs(point))
-        return [need for need in wanted if not self._holds(need)]
+    def missing(self) -> list[RequiredArray]:
+        """The required arrays that no column holds in full."""
+        required = dict.fromkeys(need for point in self.points() for need in self.needs(point))
+        return [need for need in required if not self._holds(need)]
 
-    def _holds(self, need: Need) -> bool:
+    def _holds(self, need: RequiredArray) -> bool:
         column = self.find(need)
         if column is None:
             return False
-        there, planned = self.shards(column)
-        return there == planned
+        written, planned = self.shards(column)
+        return written == planned
 
     def runs(self, point: Point, seed: int) -> list[Run]:
-        """The stages of a point, in order."""
+        """The runs of a point, one for each stage in order; points share runs of equal digest."""
         runs: list[Run] = []
         for stage in self._at(point):
             columns = self._column_names(stage)
@@ -174,8 +175,8 @@ class Ablation:
             settings = stage.model_copy(update={"seed": seed, **columns})
             dumped = settings.model_dump(mode="json", exclude=NOT_IN_DIGEST)
             sources = [*stage.sources, *(stage.evaluation.sources if stage.evaluation else ())]
-            said = [(s.conversations, s.weight, self._conversations_digest(s.conversations)) for s in sources]
-            digest = _digest(dumped, model, said)
+            conversations = [(s.conversations, s.weight, self._conversations_digest(s.conversations)) for s in sources]
+            digest = _digest(dumped, model, conversations)
             llm = Path(runs[0].config.model if runs else stage.model).name
             name = [f"stage{stage.stage}", llm, stage.visual, stage.audio, f"t{stage.frames}", f"k{stage.segments}"]
             name += [stage.schedule if isinstance(stage.schedule, str) else "phases", f"seed{seed}"]
@@ -186,24 +187,24 @@ class Ablation:
             runs.append(Run(settings.model_copy(update=placed), digest))
         return runs
 
-    def askings(self, point: Point, seed: int) -> list[Asking]:
-        """What the model of a point is asked."""
+    def askings(self, point: Point, seed: int) -> list[Evaluation]:
+        """The evaluations of a point's model."""
         run = self.runs(point, seed)[-1]
         return [
-            Asking(point, seed, name, run, sense, self._answers(run, name, sense))
+            Evaluation(point, seed, name, run, sense, self._answers(run, name, sense))
             for name in self.config.benchmarks
             for sense in (None, *(() if point.axis else self.senses(name)))
         ]
 
     def senses(self, benchmark: str) -> list[Sense]:
-        """Those of the axis by which alone something in a benchmark can be asked."""
-        wanted = list(dict.fromkeys(self.config.axes.ask))
+        """The senses of the `ask` axis by which some conversation of a benchmark can be asked."""
+        senses = list(dict.fromkeys(self.config.axes.ask))
         if benchmark not in self._senses:
-            from trainer.data import asked_by  # brings torch, which planning needs for nothing else
+            from trainer.data import asked_by  # imports torch, which planning needs for nothing else
 
             name = self.config.benchmarks[benchmark].conversations
-            asked = load_conversations(self._storage, name) if wanted else []
-            self._senses[benchmark] = [sense for sense in wanted if any(asked_by(sense, c) for c in asked)]
+            conversations = load_conversations(self._storage, name) if senses else []
+            self._senses[benchmark] = [sense for sense in senses if any(asked_by(sense, c) for c in conversations)]
         return self._senses[benchmark]
 
     def _answers(self, run: Run, name: str, sense: Sense | None) -> Path:
@@ -212,7 +213,7 @@ class Ablation:
         return run.folder / "answers" / f"{name}.{sense or 'as-asked'}.{digest}.json"
 
     def _at(self, point: Point) -> Iterator[TrainConfig]:
-        """The stages of a point, over the ablation's store."""
+        """The stages' settings at a point, on the ablation's store."""
         axis = AXES[point.axis] if point.axis else None
         for number, stage in enumerate(self._stages):
             moved = {"store": self.config.store}
@@ -229,18 +230,18 @@ class Ablation:
             yield stage.model_copy(update=changes)
 
     def _column_names(self, stage: TrainConfig) -> dict[str, str | None]:
-        """The columns of a stage by their full names, so that a run's settings say which digest it read."""
+        """The full names of a stage's columns, so that a run's settings record their digests."""
         stored = Grid(stage.frames, stage.segments).stored
-        found = {}
+        names = {}
         for field, name, array in (("visual", stage.visual, "spatial"), ("audio", stage.audio, "audio")):
-            column = self.find(Need(name, stored[array])) if name else None
-            found[field] = column.name if column else name
-        return found
+            column = self.find(RequiredArray(name, stored[array])) if name else None
+            names[field] = column.name if column else name
+        return names
 
     def _conversations_digest(self, name: str) -> str:
         if name not in self._conversations:
-            if name not in (there := list_conversations(self._storage)):
-                has = ", ".join(there) or "none"
+            if name not in (names := list_conversations(self._storage)):
+                has = ", ".join(names) or "none"
                 raise UserError(f"{self.config.store}: there are no conversations {name!r}; it has: {has}")
             content = self._storage.read(f"conversations/{name}.parquet")
             self._conversations[name] = hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
-"""`python -m ablate`: say what an ablation takes, run what is not there, write what was found.
+"""`python -m ablate`: show what an ablation takes, do the missing work, write the results.
 
-All work is done by commands in processes of their own, as one would type them: `featurize run`, `trainer train`,
-`serve evaluate`. What is on disk is the only state, so the same command goes on after any stop.
+All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve evaluate`.
+The only state is on disk, so the same command resumes after any stop.
 """
 
 import contextlib
@@ -16,22 +16,22 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from ablate.plan import Ablation, Asking, Need, Point, Run
+from ablate.plan import Ablation, Evaluation, Point, RequiredArray, Run
 from ablate.settings import AXES, AblateConfig
 from store import UserError
 from store.console import console
 
 PYTHON = (sys.executable, "-m")
-SECONDS_BETWEEN_LINES = 30.0  # of what a command says
+SECONDS_BETWEEN_LINES = 30.0  # how often a command's last line is repeated
 
 
 def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None = None) -> None:
-    """Say what an ablation would do and take; start nothing but what measures a sample of the media.
+    """Show what an ablation would do and how long it takes; start nothing but `featurize estimate`.
 
     Args:
-        config: what is varied.
-        ranks: that the launcher of a run would start.
-        device: a GPU of the data sheets; None for what is here.
+        config: the ablation's settings.
+        ranks: processes that the launcher of a run would start.
+        device: a GPU known from data sheets, such as H100; None for this machine's device.
 
     Raises:
         UserError: settings, columns or conversations do not fit.
@@ -42,31 +42,31 @@ def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None =
         return
     from trainer.planning.estimate import foretell, show_hours
 
-    hours: dict[str, float] = {}  # of runs that are alike but for their seed
+    hours: dict[str, float] = {}  # by settings without the seed
     total, where = 0.0, ""
     for llm, run in _to_train(ablation):
-        config_of_run = run.config.model_copy(update={"model": llm})  # a stage before it has not left its own yet
-        alike = repr(config_of_run.model_copy(update={"seed": 0, "output": ""}))
-        if alike not in hours:
-            hours[alike] = 0.0
+        config_of_run = run.config.model_copy(update={"model": llm})  # the stage before may not have left its own yet
+        without_seed = repr(config_of_run.model_copy(update={"seed": 0, "output": ""}))
+        if without_seed not in hours:
+            hours[without_seed] = 0.0
             try:
-                found = foretell(config_of_run, ranks, device)
+                forecast = foretell(config_of_run, ranks, device)
             except UserError as error:
                 console.print(f"will fail: {run.folder.name}: {error}", markup=False)
                 continue
-            assert found, "no launcher starts a dry run"
-            hours[alike], where = found.estimate.hours, f"{found.ranks} x {found.device.name}"
-        total += hours[alike]
+            assert forecast, "no launcher starts a dry run"
+            hours[without_seed], where = forecast.estimate.hours, f"{forecast.ranks} x {forecast.device.name}"
+        total += hours[without_seed]
     if where:
         console.print(f"training: {show_hours(total)} on {where} at an assumed MFU of 0.4, asking not counted")
 
 
 def ablate(config: AblateConfig) -> None:
-    """Plan, featurize what is missing, train, ask, and write tables and plots into `output`.
+    """Plan, featurize what is missing, train, evaluate, and write tables and plots into `output`.
 
     Raises:
-        UserError: settings, columns or conversations do not fit; nothing has been started then.
-        SystemExit: some runs failed; the others' results are written.
+        UserError: settings, columns or conversations do not fit (nothing is started then), or featurizing failed.
+        SystemExit: some runs or evaluations failed; the others' results are written.
     """
     ablation = Ablation(config)
     files = _show_plan(ablation)
@@ -90,7 +90,7 @@ def ablate(config: AblateConfig) -> None:
 
 
 def _show_plan(ablation: Ablation) -> list[str]:
-    """What is read, trained and featurized first, and what that costs; the configurations to featurize by."""
+    """Print what is read, trained and featurized first, and its cost. Returns the configurations to featurize with."""
     config = ablation.config
     _show_columns(ablation)
     _show_points(ablation)
@@ -104,7 +104,7 @@ def _show_plan(ablation: Ablation) -> list[str]:
 
 
 def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
-    """The runs that have no checkpoint yet, each once, with the LLM that its chain of stages began with."""
+    """The runs without a checkpoint, each once, with the LLM that their first stage starts from."""
     runs: dict[str, tuple[str, Run]] = {}
     for seed in ablation.config.seeds:
         for point in ablation.points():
@@ -113,8 +113,8 @@ def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
     return list(runs.values())
 
 
-def _files(config: AblateConfig, missing: Sequence[Need]) -> list[str]:
-    """The configurations that make what is missing."""
+def _files(config: AblateConfig, missing: Sequence[RequiredArray]) -> list[str]:
+    """The `featurize run` configurations that make the missing arrays."""
     for need in missing:
         if need.column not in config.featurize:
             raise UserError(
@@ -124,7 +124,7 @@ def _files(config: AblateConfig, missing: Sequence[Need]) -> list[str]:
     return list(dict.fromkeys(config.featurize[need.column] for need in missing))
 
 
-def _said(need: Need) -> str:
+def _said(need: RequiredArray) -> str:
     return f"{need.array} of column {need.column}"
 
 
@@ -141,9 +141,9 @@ def _show_columns(ablation: Ablation) -> None:
     needs = {need for point in ablation.points() for need in ablation.needs(point)}
     for need in sorted(needs, key=lambda need: (need.column, len(need.array), need.array)):
         column = ablation.find(need)
-        there, planned = ablation.shards(column) if column else (0, 0)
-        state = "there" if column and there == planned else "to be featurized"
-        shards = f"{there} of {planned}" if column else ""
+        written, planned = ablation.shards(column) if column else (0, 0)
+        state = "there" if column and written == planned else "to be featurized"
+        shards = f"{written} of {planned}" if column else ""
         table.add_row(column.name if column else need.column, need.array, shards, state)
     console.print(table)
 
@@ -155,15 +155,15 @@ def _show_points(ablation: Ablation) -> None:
     seen: set[str] = set()
     for point in ablation.points():
         runs = [run for seed in config.seeds for run in ablation.runs(point, seed)]
-        own = [run for run in runs if run.digest not in seen]
-        seen |= {run.digest for run in own}
-        states = [_state(run) for run in own]
-        said = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        said += [f"{len(runs) - len(own)} shared"] if len(runs) > len(own) else []
-        table.add_row(point.axis or "base", str(point.value or base), ", ".join(said))
+        new = [run for run in runs if run.digest not in seen]
+        seen |= {run.digest for run in new}
+        states = [_state(run) for run in new]
+        counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        counts += [f"{len(runs) - len(new)} shared"] if len(runs) > len(new) else []
+        table.add_row(point.axis or "base", str(point.value or base), ", ".join(counts))
     for sense in config.axes.ask:
-        asked = [name for name in config.benchmarks if sense in ablation.senses(name)]
-        table.add_row("ask", f"{sense} only", f"none: the base's model is asked {', '.join(asked) or 'nothing'}")
+        benchmarks = [name for name in config.benchmarks if sense in ablation.senses(name)]
+        table.add_row("ask", f"{sense} only", f"none: the base's model is asked {', '.join(benchmarks) or 'nothing'}")
     console.print(table)
 
 
@@ -174,10 +174,10 @@ def _state(run: Run) -> str:
 
 
 class _Work:
-    """The runs and questions of an ablation, one after the other.
+    """The runs and evaluations of an ablation, done one after the other.
 
     Attributes:
-        failed: what could not be done, and why.
+        failed: a record of each command that failed.
     """
 
     def __init__(self, ablation: Ablation, lock: int) -> None:
@@ -186,7 +186,7 @@ class _Work:
         self._tried: set[str] = set()
 
     def all_points(self) -> None:
-        """Every point with every seed; results are written whenever there are new ones."""
+        """Do every point with every seed; write the results after each."""
         for seed in self._ablation.config.seeds:
             for point in self._ablation.points():
                 self._point(point, seed)
@@ -196,11 +196,11 @@ class _Work:
         for run in self._ablation.runs(point, seed):
             if not self._train(run, f"{point}, seed {seed}"):
                 return
-        for asking in self._ablation.askings(point, seed):
-            self._ask(asking)
+        for evaluation in self._ablation.askings(point, seed):
+            self._ask(evaluation)
 
     def _train(self, run: Run, what: str) -> bool:
-        """Whether a run is finished in the end."""
+        """Start a run unless it is finished or was tried; the trainer resumes it. Returns whether it is finished."""
         if not run.checkpoint.is_dir() and run.digest not in self._tried:
             self._tried.add(run.digest)
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -210,22 +210,22 @@ class _Work:
             self._start(words, run.folder / "train.log", f"{what}: {run.folder.name}")
         finished = run.checkpoint.is_dir()
         if finished:
-            shutil.rmtree(run.folder / "steps", ignore_errors=True)  # they are as large as three checkpoints each
+            shutil.rmtree(run.folder / "steps", ignore_errors=True)  # each is as large as three checkpoints
         return finished
 
-    def _ask(self, asking: Asking) -> None:
-        if asking.file.exists():  # it appears whole
+    def _ask(self, evaluation: Evaluation) -> None:
+        if evaluation.file.exists():  # reports appear whole, so it is finished
             return
-        asking.file.parent.mkdir(exist_ok=True)
-        benchmark = self._ablation.config.benchmarks[asking.benchmark]
-        words = [*PYTHON, "serve", "evaluate", str(asking.run.checkpoint), self._ablation.config.store]
-        words += [benchmark.conversations, "--out", str(asking.file)]
-        words += ["--ask", asking.sense] if asking.sense else []
+        evaluation.file.parent.mkdir(exist_ok=True)
+        benchmark = self._ablation.config.benchmarks[evaluation.benchmark]
+        words = [*PYTHON, "serve", "evaluate", str(evaluation.run.checkpoint), self._ablation.config.store]
+        words += [benchmark.conversations, "--out", str(evaluation.file)]
+        words += ["--ask", evaluation.sense] if evaluation.sense else []
         words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
-        self._start(words, asking.file.with_suffix(".log"), f"{asking.run.folder.name}, {asking.file.stem}")
+        self._start(words, evaluation.file.with_suffix(".log"), f"{evaluation.run.folder.name}, {evaluation.file.stem}")
 
     def _start(self, words: Sequence[str], log: Path, what: str) -> None:
-        """Run a command with its output in a file, repeating its last line now and then; note it if it fails."""
+        """Run a command with its output in a log, print its last line now and then, and record a failure."""
         console.print(f"{what}, log: {log}", markup=False)
         with open(log, "ab") as output:
             output.write(f"$ {_shown(words)}\n".encode())
@@ -236,10 +236,10 @@ class _Work:
                 while status is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         status = process.wait(SECONDS_BETWEEN_LINES)
-                    said = _last_line(log)
-                    if said != last:
-                        console.print(f"  {said}", markup=False)
-                    last = said
+                    line = _last_line(log)
+                    if line != last:
+                        console.print(f"  {line}", markup=False)
+                    last = line
             finally:
                 if status is None:
                     process.kill()
@@ -260,10 +260,9 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[int]:
-    """Hold a folder; processes that are started with this descriptor hold it too, for as long as they live.
+    """Lock a folder. Yields the lock's descriptor; child processes that inherit it hold the lock until they end.
 
-    So where only this process was killed, the same command waits until the stage that it had started has ended, and
-    goes on with what that left.
+    So if only this process is killed, the same command waits for the stage it had started to end, and then resumes.
     """
     with open(folder / ".lock", "ab") as handle:
         try:

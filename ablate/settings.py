@@ -1,4 +1,4 @@
-"""Settings of an ablation: a base, and the axes along which one thing at a time is varied."""
+"""Settings of an ablation: a base, and the axes along which it is varied, one at a time."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,12 +18,12 @@ Value = str | int
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that is varied.
+    """One setting that is varied.
 
     Attributes:
-        title: of its table.
-        field: of `TrainConfig`; None is not trained, but asked otherwise.
-        stages: those that it changes.
+        title: heading of its table.
+        field: field of `TrainConfig` it sets; None varies how the base model is asked, without training.
+        stages: the stages it changes.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Axis:
     stages: Literal["all", "first", "last"] = "all"
 
     def changes(self, number: int, stages: int) -> bool:
-        """Whether it changes the stage of a number, of so many."""
+        """Whether it changes stage `number`, from 0, of `stages`."""
         return {"all": True, "first": number == 0, "last": number == stages - 1}[self.stages]
 
 
@@ -47,16 +47,16 @@ AXES = {
 
 
 class Axes(Settings):
-    """The values that are tried, one axis at a time: all else stays as the stages say (the base point).
+    """The values to try, one axis at a time; everything else stays at the base point, as the stages set it.
 
     Attributes:
         frames: T, in all stages.
         segments: K, in all stages.
         visual: visual columns, in all stages.
         audio: audio columns, in all stages.
-        llm: LLMs that the first stage begins with.
-        strategy: schedules of the last stage; the ones before it are shared.
-        ask: senses by which alone the base point's model is asked what it is asked by both; nothing is trained.
+        llm: LLMs that the first stage starts from.
+        strategy: schedules of the last stage; earlier stages are shared.
+        ask: modalities; the base point's model is asked audio-visual conversations by one alone. Nothing is trained.
     """
 
     frames: tuple[Positive, ...] = ()
@@ -69,8 +69,8 @@ class Axes(Settings):
 
     def values(self, axis: str) -> tuple[Value, ...]:
         """The values of an axis."""
-        found: tuple[Value, ...] = getattr(self, axis)
-        return found
+        values: tuple[Value, ...] = getattr(self, axis)
+        return values
 
 
 class Benchmark(Settings):
@@ -78,7 +78,7 @@ class Benchmark(Settings):
 
     Attributes:
         conversations: their name in the store.
-        limit: conversations asked, the first of a fixed shuffled order; None asks all.
+        limit: how many conversations to ask, from the start of a fixed shuffled order; None asks all.
     """
 
     conversations: str
@@ -89,15 +89,15 @@ class AblateConfig(Settings):
     """Settings of `python -m ablate`.
 
     Attributes:
-        store: of the columns, of the benchmarks, and of every stage's conversations (in place of what stages name).
-        stages: of every variant, in order: fields of TrainConfig; `base` may name a YAML file that gives the others.
-            Each begins with the checkpoint of the one before it.
-        benchmarks: what every checkpoint is asked, by name; the paper's numbers are shown for the paper's names.
+        store: holds the columns, the benchmarks and every stage's conversations; stores that stages name are ignored.
+        stages: the training stages in order, as fields of TrainConfig; `base` may name a YAML file with the others.
+            Each stage starts from the checkpoint of the one before it.
+        benchmarks: what every point's model is asked, by name; the paper's numbers are shown for the paper's names.
         axes: what is varied.
-        seeds: each point is trained once with each.
+        seeds: each point is trained once per seed.
         output: folder of runs and results.
-        featurize: for columns that may be missing, the YAML of `featurize run` that makes them.
-        launcher: what starts a stage's processes in place of `python -m`, such as [torchrun, --nproc-per-node, 8, -m].
+        featurize: by name of a column that may be missing, the YAML of `featurize run` that makes it.
+        launcher: replaces `python -m` to start a stage's processes, such as [torchrun, --nproc-per-node, 8, -m].
     """
 
     store: str
@@ -113,16 +113,16 @@ class AblateConfig(Settings):
 
 
 def base_stages(config: AblateConfig) -> list[TrainConfig]:
-    """The stages at the base point; where they are written, and what the later ones begin with, comes later.
+    """The stages' settings at the base point; their outputs, and the models of later stages, are set later.
 
     Raises:
         UserError: a setting is refused, or the file of a `base` cannot be read.
     """
     stages = []
     for number, fields in enumerate(config.stages):
-        given: dict[str, Any] = {"output": "", **({"model": ""} if number else {})}
+        settings: dict[str, Any] = {"output": "", **({"model": ""} if number else {})}
         if base := fields.get("base"):
-            given |= load_settings(TrainConfig, str(base)).model_dump(mode="json", exclude_unset=True)
-        given |= {name: value for name, value in fields.items() if name != "base"}
-        stages.append(parse_settings(TrainConfig, given, f"field 'stages.{number}'"))
+            settings |= load_settings(TrainConfig, str(base)).model_dump(mode="json", exclude_unset=True)
+        settings |= {name: value for name, value in fields.items() if name != "base"}
+        stages.append(parse_settings(TrainConfig, settings, f"field 'stages.{number}'"))
     return stages

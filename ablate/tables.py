@@ -1,4 +1,4 @@
-"""What an ablation found: the paper's tables and figures, by their content, as files."""
+"""The results of an ablation, as the paper's tables and figures."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from ablate.plan import Ablation, Asking, Point
+from ablate.plan import Ablation, Evaluation, Point
 from ablate.settings import AXES, Value
 from serve.evals.statistics import DRAWS, Answers, Estimate, averaged, read_answers
 from store import Storage
@@ -44,11 +44,11 @@ class Row:
     """A row of a table.
 
     Attributes:
-        value: on the axis.
+        value: value on the axis.
         n: conversations asked.
-        deviation: of the accuracy between seeds; None of one seed.
-        difference: of the accuracy from the base point's, of the same conversations; None in its own row.
-        paper: its accuracy in the paper, in %.
+        deviation: standard deviation of the accuracy over seeds; None with one seed.
+        difference: accuracy minus the base point's, on the same conversations; None in the base row or without one.
+        paper: the paper's accuracy, in %.
     """
 
     value: Value
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass
 class Table:
-    """What came of one axis."""
+    """The results on one axis."""
 
     axis: str
     title: str
@@ -72,56 +72,56 @@ class Table:
 
 
 class Results:
-    """All that was answered so far.
+    """All evaluations finished so far.
 
     Args:
-        ablation: what is asked for.
-        failed: what could not be done, with the reason.
+        ablation: the plan.
+        failed: a record of each command that failed.
     """
 
     def __init__(self, ablation: Ablation, failed: Sequence[Mapping[str, object]]) -> None:
         self._ablation, self._failed = ablation, list(failed)
-        self._found: list[tuple[Asking, dict[str, Any], Answers]] = []
+        self._found: list[tuple[Evaluation, dict[str, Any], Answers]] = []
         seeds, points = ablation.config.seeds, ablation.points()
-        askings = [asking for seed in seeds for point in points for asking in ablation.askings(point, seed)]
-        for asking in askings:
-            if asking.file.exists():
-                report = json.loads(asking.file.read_bytes())
-                self._found.append((asking, report, read_answers(report)))
-        self._missing = len(askings) - len(self._found)
+        evaluations = [evaluation for seed in seeds for point in points for evaluation in ablation.askings(point, seed)]
+        for evaluation in evaluations:
+            if evaluation.file.exists():
+                report = json.loads(evaluation.file.read_bytes())
+                self._found.append((evaluation, report, read_answers(report)))
+        self._missing = len(evaluations) - len(self._found)
 
     def numbers(self) -> list[dict[str, Any]]:
-        """One for each point, seed, benchmark and way of asking, with all that it came from."""
-        return [self._number(*found) for found in self._found]
+        """One record for each point, seed, benchmark and way of asking, with the files and digests behind it."""
+        return [self._number(*result) for result in self._found]
 
-    def _number(self, asking: Asking, report: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
+    def _number(self, evaluation: Evaluation, report: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
         return {
-            "axis": asking.point.axis or "base",
-            "value": asking.point.value,
-            "seed": asking.seed,
-            "benchmark": asking.benchmark,
-            "asked": ASKED[asking.sense],
+            "axis": evaluation.point.axis or "base",
+            "value": evaluation.point.value,
+            "seed": evaluation.seed,
+            "benchmark": evaluation.benchmark,
+            "asked": ASKED[evaluation.sense],
             "n": len(answers.ids),
             "accuracy": asdict(answers.accuracy),
             "loss": asdict(answers.mean_loss),
             "accuracy_by_modality": {m: {"n": len(p.ids), **asdict(p.accuracy)} for m, p in answers.parts().items()},
-            "config_digest": asking.run.digest,
+            "config_digest": evaluation.run.digest,
             "columns": report["columns"],
             "column_digests": report["digests"],
             "checkpoint_step": report["steps"],
-            "checkpoint": str(asking.run.checkpoint),
-            "answers": str(asking.file),
+            "checkpoint": str(evaluation.run.checkpoint),
+            "answers": str(evaluation.file),
         }
 
     def tables(self) -> list[Table]:
-        """One for each axis that is varied, with the rows that are there already."""
-        found = []
+        """One table for each varied axis, with the rows finished so far."""
+        tables = []
         for axis in AXES:
             table = Table(axis, AXES[axis].title)
             for benchmark in self._ablation.config.benchmarks:
                 table.rows += self._asked(benchmark) if axis == "ask" else self._trained(axis, benchmark)
-            found.append(table)
-        return [table for table in found if table.rows]
+            tables.append(table)
+        return [table for table in tables if table.rows]
 
     def _trained(self, axis: str, benchmark: str) -> list[Row]:
         base = self._of(Point(), benchmark, None)
@@ -129,24 +129,24 @@ class Results:
         return [_row(axis, value, benchmark, seeds, base) for value, seeds in rows if seeds]
 
     def _asked(self, benchmark: str) -> list[Row]:
-        """The base point's model, on the conversations that it was asked in all ways."""
+        """Rows of the base point's model, on the conversations that it was asked in every way."""
         ways = [sense for sense in (None, *self._ablation.config.axes.ask) if self._of(Point(), benchmark, sense)]
         if len(ways) < 2:
             return []
-        found = {sense: self._of(Point(), benchmark, sense) for sense in ways}
-        common = set.intersection(*(set(answers.ids) for seeds in found.values() for answers in seeds))
+        by_sense = {sense: self._of(Point(), benchmark, sense) for sense in ways}
+        common = set.intersection(*(set(answers.ids) for seeds in by_sense.values() for answers in seeds))
         if not common:
             return []
-        kept = {sense: [answers.only(common) for answers in seeds] for sense, seeds in found.items()}
+        kept = {sense: [answers.only(common) for answers in seeds] for sense, seeds in by_sense.items()}
         return [_row("ask", ASKED[sense], benchmark, seeds, kept[None]) for sense, seeds in kept.items()]
 
     def _of(self, point: Point, benchmark: str, sense: str | None) -> list[Answers]:
-        """Of the seeds that are there."""
-        wanted = (point, benchmark, sense)
-        return [answers for a, _, answers in self._found if (a.point, a.benchmark, a.sense) == wanted]
+        """The answers of each finished seed."""
+        key = (point, benchmark, sense)
+        return [answers for a, _, answers in self._found if (a.point, a.benchmark, a.sense) == key]
 
     def write(self, folder: Path) -> None:
-        """Write results.json, results.md and a plot of each table; each appears whole."""
+        """Write results.json, results.md and a plot of each table, each atomically."""
         tables = self.tables()
         report = {
             "format": FORMAT,
@@ -199,8 +199,8 @@ class Results:
 
 def _row(axis: str, value: Value, benchmark: str, seeds: Sequence[Answers], base: Sequence[Answers]) -> Row:
     answers = averaged(seeds)
-    accuracies = [float(each.exact.mean()) for each in seeds]
-    is_base = [id(each) for each in seeds] == [id(each) for each in base]
+    accuracies = [float(seed.exact.mean()) for seed in seeds]
+    is_base = [id(seed) for seed in seeds] == [id(seed) for seed in base]
     return Row(
         value=value,
         benchmark=benchmark,
@@ -215,7 +215,7 @@ def _row(axis: str, value: Value, benchmark: str, seeds: Sequence[Answers], base
 
 
 def paper_accuracy(axis: str, value: Value, benchmark: str) -> float | None:
-    """What the paper reports, if it does so under this benchmark's name."""
+    """The paper's accuracy, in %, if it reports one under this benchmark's name."""
     name = str(value).lower().rpartition("/")[2]
     stem = next((known for known in PAPER.get(axis, {}) if name == known or name.startswith(f"{known}.")), None)
     return PAPER[axis][stem][BENCHMARKS.index(benchmark)] if stem and benchmark in BENCHMARKS else None
@@ -236,8 +236,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _percent(found: Estimate, sign: str) -> str:
-    value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
+def _percent(estimate: Estimate, sign: str) -> str:
+    value, low, high = (f"{100 * number:{sign}.1f}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
 
 
@@ -246,7 +246,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _plot(table: Table, folder: Path) -> None:
-    """Accuracies with their intervals: a line over numbers, points over names."""
+    """Plot accuracies with their intervals: a line over numbers, points over names."""
     figure, axes = plt.subplots(figsize=(6, 4))
     values = list(dict.fromkeys(row.value for row in table.rows))
     numeric = all(isinstance(value, int) for value in values)

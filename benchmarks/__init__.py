@@ -1,1 +1,1 @@
-"""Benchmarks: each peer and the physical ceiling in the same run, interleaved; medians and ratios."""
+"""Benchmarks: ours, each peer and the physical ceiling, interleaved in one run; medians and ratios."""

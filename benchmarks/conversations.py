@@ -1,8 +1,8 @@
-"""Conversations of the kinds and lengths that LLaVA, Valley and the paper have, with random features of their media.
+"""Conversations of the kinds and lengths of LLaVA's, Valley's and the paper's, with random features of their media.
 
-How many there are of a kind is as their makers say: LLaVA-1.5's mixture (arXiv 2310.03744, table 7), Valley (arXiv
-2306.07207), and the paper's own instructions. Their turns and words are drawn, from a seed, around what the sets' sizes
-on disk and their papers tell: Poisson turns, log-normal words.
+Counts of each kind are as published: LLaVA-1.5's mixture (arXiv 2310.03744, table 7), Valley (arXiv 2306.07207), and
+the paper's own instructions. Turns (Poisson) and words (log-normal) are drawn with a seed, around averages that follow
+from the sets' sizes on disk and their papers.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trainer.prompt import PromptFormat, tokenize
 T, N, K = 32, 256, 4
 WIDTHS = {"temporal": 1024, "spatial": 1024, "audio": 768}
 MAX_TOKENS = 2048
-SPREAD = 0.5  # of the logarithm of a text's words
+SPREAD = 0.5  # standard deviation of the logarithm of a text's word count
 WORDS = [
     *("the", "a", "of", "and", "to", "in", "is", "on", "with", "at", "man", "woman", "dog", "child", "street", "music"),
     *("voice", "water", "hand", "table", "red", "small", "large", "slowly", "while", "then", "near", "behind"),
@@ -28,7 +28,7 @@ Medium = Literal["image", "video", "audio", "audio_visual", "text"]
 
 
 class Kind(NamedTuple):
-    """Conversations of one kind: whose, how many thousands, about what; mean turns, median words said in each."""
+    """A kind of conversation: source, count in thousands, medium, mean turns, median words of questions and answers."""
 
     source: str
     thousands: int
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 OWN_MEDIA: tuple[Medium, ...] = ("audio", "video", "audio_visual")
-OWN = {(1, 60): (20, 50, 30), (3, 20): (20, 60, 40), (1, 90): (5, 20, 15)}  # turns and words of each: thousands
+OWN = {(1, 60): (20, 50, 30), (3, 20): (20, 60, 40), (1, 90): (5, 20, 15)}  # (turns, words): thousands by medium
 KINDS = (
     Kind("LLaVA", 58, "image", 4, 10, 27),  # conversations
     Kind("LLaVA", 23, "image", 1, 10, 100),  # detailed descriptions
@@ -59,14 +59,14 @@ KINDS = (
 
 
 class Drawn(NamedTuple):
-    """A conversation, and what it is about."""
+    """A conversation and its medium."""
 
     medium: Medium
     conversation: Conversation
 
 
 def draw(count: int, sources: Sequence[str], seed: int = 0) -> list[Drawn]:
-    """So many conversations in the sources' proportions, in random order; the i-th is about the item `<i>-clip`."""
+    """Draw conversations in the sources' proportions, in random order; the i-th is about the item `<i>-clip`."""
     rng = np.random.default_rng(seed)
     kinds = [kind for kind in KINDS if kind.source in sources]
     shares = np.array([kind.thousands for kind in kinds], float)
@@ -97,7 +97,7 @@ def random_arrays(medium: Medium, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def make_samples(drawn: Sequence[Drawn], tokenizer: Any) -> list[Sample]:
-    """The conversations in tokens; those of a medium share their features, which shape nothing that is measured."""
+    """Tokenize the conversations; those of a medium share features, whose values affect nothing measured."""
     rng = np.random.default_rng(0)
     arrays = {medium: random_arrays(medium, rng) for medium in {d.medium for d in drawn}}
     return [
@@ -109,5 +109,5 @@ def make_samples(drawn: Sequence[Drawn], tokenizer: Any) -> list[Sample]:
 
 
 def lengths_of(samples: Sequence[Sample]) -> list[int]:
-    """Positions of each sample."""
+    """Length of each sample in tokens, at most `MAX_TOKENS`."""
     return [min(len(sample.tokens.ids), MAX_TOKENS) for sample in samples]

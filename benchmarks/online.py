@@ -1,18 +1,18 @@
-"""The same training with encoders online in each step, as the field does, against features that were cached.
+"""The same training with encoders online in each step, as is usual, against cached features.
 
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.online
 
-Both contenders train the same model, with the same optimizer, loss, conversations and order: that of `trainer`. The
-cached one is the trainer's own path. The online one decodes the files of a step with this project's decoder, in
-threads, while the step before is trained on; encodes all frames and segments of the step in batches, without gradients,
-in the same precision; and packs what comes of it as the cached one does. The losses of the first step have to agree.
+Both contenders use the trainer's model, optimizer, loss, conversations and order. The cached one is the trainer's own
+path. The online one decodes the files of a step with this project's decoder, in threads, while the step before trains;
+encodes all frames and segments of the step in batches, without gradients, in the same precision; and packs the result
+as the cached one does. The losses of the first step must agree.
 
-Each contender is a process of its own, so that its peak of memory is its own. They take turns, step by step. A turn
-ends when both the step and the loading of the next one are over: nothing runs while the other has its turn. Where a
-process's memory happens to lie makes all its steps a little faster or slower; rounds start the processes anew.
+Each contender is its own process, so that its peak memory is its own. They take turns, step by step. A turn ends when
+both the step and the loading of the next one are done, so nothing runs during the other's turn. Memory placement makes
+all steps of a process a little faster or slower, so each round starts new processes.
 
-The light setups are the hardest for caching: encoders of one layer leave next to nothing to spare, and an LLM of one
-layer hides nothing of what either contender does beside it.
+The light setups are the hardest for caching: one-layer encoders leave next to nothing to save, and a one-layer LLM
+hides none of the other work.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ app = make_app("Training with encoders online in each step against cached featur
 
 @dataclass(frozen=True)
 class Raced:
-    """A stage of a setup: the turns of each contender."""
+    """Each contender's turns in one stage of a setup."""
 
     stage: int
     online: list[Done]
@@ -66,34 +66,34 @@ class Raced:
 
     @property
     def ratio(self) -> float:
-        """Median of how many times as fast the cached one does the same step."""
+        """Median speedup of the cached contender over the online one on the same step."""
         return statistics.median(a.seconds / b.seconds for a, b in zip(self.online, self.cached, strict=True))
 
     @property
     def spared(self) -> float:
-        """Seconds that an item's cached features spare in an epoch: the median over the same steps."""
+        """Seconds that cached features save per item in an epoch: the median over the same steps."""
         return statistics.median(a.seconds - b.seconds for a, b in zip(self.online, self.cached, strict=True)) / BATCH
 
 
 class Child:
-    """A process that does a turn when it is asked."""
+    """A contender's process, which does one turn on request."""
 
     def __init__(self, work: Callable[..., Iterator[Done]], *words: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([Setup.__module__])  # packages are imported once for all
+        context.set_forkserver_preload([Setup.__module__])  # packages are imported once, for all children
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work, words))
         self._process.start()
         theirs.close()
 
     def turn(self) -> Done:
-        """Have it do its next turn."""
+        """Let it do its next turn, and wait for it."""
         self._pipe.send(None)
         done: Done = self._pipe.recv()
         return done
 
     def end(self) -> None:
-        """Let it end."""
+        """End the process, and wait for it."""
         self._pipe.close()
         self._process.join()
 
@@ -123,7 +123,7 @@ def race(
     torch.set_num_threads(threads)
     make_llm(model)
     dtype = _machine(threads)
-    found: dict[str, tuple[float, list[Raced]]] = {}
+    results: dict[str, tuple[float, list[Raced]]] = {}
     for name in only or SETUPS:
         setup = replace(SETUPS[name], dtype=dtype)
         if quick and setup.encoder == LARGE:
@@ -138,13 +138,13 @@ def race(
         finally:
             shutil.rmtree(folder)
         _report(setup, item, raced, epoch)
-        found[setup.what] = item, raced
+        results[setup.what] = item, raced
     if plot:
-        _plot(plot, found, epoch)
+        _plot(plot, results, epoch)
 
 
 def _machine(threads: int) -> Literal["float32", "bfloat16"]:
-    """Say what this runs on; the precision in which it multiplies matrices faster."""
+    """Print what this runs on. Returns the precision with the faster matrix products."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in fields.get("flags", "").split()]
@@ -163,7 +163,7 @@ def _machine(threads: int) -> Literal["float32", "bfloat16"]:
 
 
 def _featurize(setup: Setup, folder: Path, threads: int) -> float:
-    """Median seconds of an item, over the shards."""
+    """Median seconds to featurize an item, over the shards."""
     child = Child(featurizing, setup, folder, threads)
     taken = []
     try:
@@ -177,13 +177,13 @@ def _featurize(setup: Setup, folder: Path, threads: int) -> float:
 
 
 def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, steps: int, rounds: int) -> Raced:
-    """Turn by turn; the first of each process is a check that both train the same, and is not measured."""
+    """Run both turn by turn. The first turn of each process checks that both train the same, and is not measured."""
     raced = Raced(stage, [], [])
     with Meter(f"stage {stage}", rounds * steps, "steps of each") as meter:
         for _ in range(rounds):
             children = [Child(work, setup, folder, threads, stage, model, steps) for work in (online, cached)]
             try:
-                for step in range(steps):  # each begins as often as the other
+                for step in range(steps):  # both go first equally often
                     first = step % 2
                     pair = {n: children[n].turn() for n in (first, 1 - first)}
                     theirs, ours = pair[0], pair[1]
@@ -200,7 +200,7 @@ def _race(setup: Setup, folder: Path, threads: int, stage: int, model: str, step
 
 
 def _report(setup: Setup, item: float, raced: Sequence[Raced], epoch: int) -> None:
-    """The table of a setup, and what follows from it."""
+    """Print the table of a setup, and when featurizing has paid off."""
     llm = "SmolLM2-135M" if setup.llm_layers is None else f"SmolLM2-135M cut to {setup.llm_layers} layer"
     console.print(f"{llm}; {BATCH} conversations a step, {len(raced[0].online)} steps of each")
     console.print(f"featurizing: {item:.3f} s an item, {item * epoch / 3600:.1f} h for an epoch of {epoch}")
@@ -235,18 +235,18 @@ def _hours(step: float, epoch: int) -> float:
     return step * epoch / BATCH / 3600
 
 
-def _plot(path: Path, found: dict[str, tuple[float, list[Raced]]], epoch: int) -> None:
-    """Hours against epochs of both, for each setup and stage; they cross where featurizing has paid."""
+def _plot(path: Path, results: dict[str, tuple[float, list[Raced]]], epoch: int) -> None:
+    """Plot hours against epochs for each setup and stage; the lines cross where featurizing has paid off."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        len(found), len(PAPER), squeeze=False, figsize=(10, 3.5 * len(found)), layout="constrained"
+        len(results), len(PAPER), squeeze=False, figsize=(10, 3.5 * len(results)), layout="constrained"
     )
     epochs = np.linspace(0, 4, 2)
-    for row, (what, (item, raced)) in zip(axes, found.items(), strict=True):
+    for row, (what, (item, raced)) in zip(axes, results.items(), strict=True):
         for axis, race in zip(row, raced, strict=True):
             online_step, cached_step = race.steps
             axis.plot(epochs, epochs * _hours(online_step, epoch), label="encoders online")

@@ -1,4 +1,4 @@
-"""Padded batches, as they are usually trained on, of the same conversations and through the same model as ours."""
+"""The usual padded batches, of the same conversations and through the same model as our packed ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
 class PaddedLM(torch.nn.Module):
     """The same model on padded batches: rows scattered into a rectangle, a mask, torch's attention.
 
-    With `full`, logits of every position, as a Hugging Face model takes its loss; else of the response positions alone.
+    With `full`, logits at every position, as a Hugging Face model computes its loss; else at response positions alone.
     """
 
     def __init__(self, model: AudioVisualLM, full: bool) -> None:

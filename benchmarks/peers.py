@@ -1,7 +1,7 @@
-"""The peers of the streaming benchmark: each writes the same samples in its own form, and gives collated batches.
+"""The peers of the streaming benchmark: each writes the same samples in its own format, and yields collated batches.
 
-Each is set as its own documentation advises for speed, without compression, in order, from a local disk. Batches are
-torch tensors, one contiguous tensor for each feature, because that is what their worker processes share fastest.
+Each is configured as its documentation advises for speed: uncompressed, in order, from a local disk. Batches hold one
+contiguous torch tensor for each feature, which worker processes share fastest.
 """
 
 import os
@@ -15,11 +15,11 @@ import numpy as np
 Sample = dict[str, Any]
 FEATURES = ("temporal", "spatial.t32")
 BATCH = 16
-SHARD = 64  # samples in a file of those that cut the data
+SHARD = 64  # samples in a file, for peers that split the data
 
 
 class Peer(NamedTuple):
-    """One of them: the package whose version is printed, its writer, and its batches with so many worker processes."""
+    """A peer: the package whose version is printed, its writer, and its batches with a number of worker processes."""
 
     package: str
     write: Callable[[Path, list[Sample]], None]
@@ -33,7 +33,7 @@ def _loader(dataset: Any, workers: int, **settings: Any) -> Any:
 
 
 class Slices:
-    """A map-style data set over arrays that are read in slices; `open` gives them by name, once in each process."""
+    """A map-style dataset of batches, read as slices of arrays; `open_arrays` gives these by name, once per process."""
 
     def __init__(self, length: int, open_arrays: Callable[[], dict[str, Any]]) -> None:
         self.length, self._open = length, open_arrays
@@ -95,7 +95,7 @@ def read_litdata(folder: Path, workers: int) -> Any:
 
 
 def write_mosaic(folder: Path, samples: list[Sample]) -> None:
-    """Arrays whose dtype and shape the index states, so that they are not in the samples."""
+    """Arrays, with dtype and shape in the index rather than in each sample."""
     from streaming import MDSWriter
 
     columns = {n: f"ndarray:{a.dtype}:{','.join(map(str, a.shape))}" for n, a in samples[0].items()}
@@ -109,15 +109,15 @@ def read_mosaic(folder: Path, workers: int) -> Any:
     """In order, on one node, without a remote."""
     from streaming import StreamingDataset
 
-    own = folder / f"links-{workers}"  # two processes that are not of one job may not share a folder
-    if not own.exists():
-        shutil.copytree(folder, own, copy_function=os.link, ignore=shutil.ignore_patterns("links-*"))
-    dataset = StreamingDataset(local=str(own), batch_size=BATCH, shuffle=False, num_canonical_nodes=1)
+    links = folder / f"links-{workers}"  # processes of different jobs must not share a folder
+    if not links.exists():
+        shutil.copytree(folder, links, copy_function=os.link, ignore=shutil.ignore_patterns("links-*"))
+    dataset = StreamingDataset(local=str(links), batch_size=BATCH, shuffle=False, num_canonical_nodes=1)
     return _loader(dataset, workers, batch_size=BATCH)
 
 
 def write_hdf5(folder: Path, samples: list[Sample]) -> None:
-    """Contiguous datasets: the file is as flat as a file can be."""
+    """One contiguous dataset for each feature."""
     import h5py
 
     with h5py.File(folder / "all.h5", "w") as file:
@@ -137,7 +137,7 @@ def read_hdf5(folder: Path, workers: int) -> Any:
 
 
 def write_zarr(folder: Path, samples: list[Sample]) -> None:
-    """Shards of chunks of a batch."""
+    """Shards whose chunks are a batch each."""
     import zarr
 
     group = zarr.open_group(folder, mode="w")
@@ -146,7 +146,7 @@ def write_zarr(folder: Path, samples: list[Sample]) -> None:
             name,
             shape=(len(samples), *first.shape),
             dtype=first.dtype,
-            chunks=(BATCH, *first.shape),  # a batch is a chunk: no work on either side of it
+            chunks=(BATCH, *first.shape),  # a batch is one chunk, so nothing is read in excess
             shards=(SHARD, *first.shape),
             compressors=None,
         )

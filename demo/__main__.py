@@ -1,4 +1,4 @@
-"""`python -m demo`: the whole way on two cores: media files, features, both stages, answers about unseen clips."""
+"""`python -m demo`: the whole pipeline on two cores: media files, features, both stages, answers about unseen clips."""
 
 import subprocess
 import sys
@@ -32,11 +32,11 @@ def demo(
     encoders = PRETRAINED if pretrained else RANDOM
     console.print(encoders.replace("**", ""))
     console.rule("a corpus of real files, and the LLM")
-    began = time.monotonic()
+    start = time.monotonic()
     if not (corpus / "heldout.json").exists():
         make_corpus(corpus)
     make_llm(llm)
-    seconds["corpus and LLM"] = time.monotonic() - began
+    seconds["corpus and LLM"] = time.monotonic() - start
 
     annotations = (corpus / "train.json", corpus / "heldout.json")
     _timed(seconds, "plan", "featurize", "plan", *annotations, "--store", store, "--shard-size", 32)
@@ -53,9 +53,9 @@ def demo(
     console.rule("questions about clips that were not trained on")
     from demo.report import ask_all, print_table, write_report
 
-    began = time.monotonic()
+    start = time.monotonic()
     rows = ask_all(f"{stages[1]}/checkpoint", str(store), "heldout")
-    seconds["questions"] = time.monotonic() - began
+    seconds["questions"] = time.monotonic() - start
     print_table(rows)
     write_report(folder, rows, stages, seconds, encoders)
     console.print(encoders.replace("**", ""))
@@ -69,12 +69,12 @@ def demo(
 
 
 def _timed(seconds: dict[str, float], name: str, *words: object) -> None:
-    """Run one of our commands, and note how long it took; end as it does if it fails."""
+    """Run one of our commands and note its seconds; exit with its status if it fails."""
     console.rule(name)
     console.print(f"$ python -m {' '.join(map(str, words))}")
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run([sys.executable, "-m", *map(str, words)], check=False)
-    seconds[name] = time.monotonic() - began
+    seconds[name] = time.monotonic() - start
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -1,8 +1,9 @@
-"""A small corpus of real media files made by program: coloured shapes that move, tones, and questions about them.
+"""A small generated corpus of real media files: moving coloured shapes, tones, and questions about them.
 
-What is asked (the factors: colour of the shape, shade of the ground, pitch and rhythm of the sound) is crossed and
-balanced. All the rest (the nuisances: exact hue, shape, size, place, motion, timbre, frequency, loudness, phase) is
-drawn anew for each file to train on and again for those held out, which so show and sound what no training file did.
+The factors that questions ask about (colour of the shape, shade of the ground, pitch and rhythm of the sound) are
+crossed and balanced. Everything else (the nuisances: exact hue, shape, size, place, motion, timbre, frequency,
+loudness, phase) is drawn anew for each training file and again for held-out ones, so no training file shows or sounds
+the same.
 """
 
 import colorsys
@@ -61,14 +62,14 @@ Turn = tuple[str, str]
 
 
 class Sight(NamedTuple):
-    """What a clip can be asked about by eye."""
+    """The visual factors of a clip."""
 
     colour: str
     shade: str
 
 
 class Sound(NamedTuple):
-    """What a clip can be asked about by ear."""
+    """The audible factors of a clip."""
 
     pitch: str
     rhythm: str
@@ -131,7 +132,7 @@ def _still_items(folder: Path, rng: np.random.Generator) -> list[dict[str, Any]]
 def _sound_items(folder: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
     items = []
     for i, sound in enumerate(_balanced(SOUNDS, SOUNDS_TRAIN, rng)):
-        path = f"sounds/sound{i:03d}.{('wav', 'flac', 'ogg')[i % 3]}"
+        path = f"sounds/sound{i:03d}.{('wav', 'flac', 'mp3')[i % 3]}"
         soundfile.write(folder / path, draw_sound(sound, rng), SAMPLE_RATE)
         turns = _shuffled(sound_turns(sound), rng) if i % 4 else [(HEAR, describe_sound(sound))]
         items.append(conversation(f"sound{i:03d}", "audio", path, "<AUD>", turns))
@@ -151,12 +152,12 @@ def _real_items(folder: Path) -> list[dict[str, Any]]:
 
 
 def _heldout_items(folder: Path, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Each sight with each sound, so that neither tells anything of the other.
+    """Every sight with every sound, so that neither predicts the other.
 
-    There are two films of each sight and two sound tracks of each sound. A track runs under all four colours and both
-    shades, and a film has all three pitches, equally often: a model that is given the wrong modality answers equally
-    for all of them, and so lands exactly at chance whichever of the choices it names. Only rhythms are not balanced
-    within a film, but within its sight.
+    There are two films of each sight and two tracks of each sound. Each track is paired with all four colours and both
+    shades, and each film with all three pitches, equally often: a model given the wrong modality answers the same for
+    all of them, and so scores exactly at chance whichever choice it names. Only rhythms are balanced within a sight
+    rather than within a film.
     """
     films = {(sight, take): draw_frames(sight, rng) for sight in SIGHTS for take in (0, 1)}
     tracks = {(sound, take): draw_sound(sound, rng) for sound in SOUNDS for take in (0, 1)}
@@ -182,42 +183,42 @@ def _heldout_items(folder: Path, rng: np.random.Generator) -> list[dict[str, Any
 
 
 def sight_turns(sight: Sight) -> list[Turn]:
-    """What can be asked by eye, one turn a factor."""
+    """Questions about the visual factors, one turn each."""
     return [(COLOUR, sight.colour), (SHADE, sight.shade)]
 
 
 def sound_turns(sound: Sound) -> list[Turn]:
-    """What can be asked by ear, one turn a factor."""
+    """Questions about the audible factors, one turn each."""
     return [(PITCH, sound.pitch), (RHYTHM, sound.rhythm)]
 
 
 def both_turns(sight: Sight, sound: Sound) -> list[Turn]:
-    """What takes eye and ear, then the factors that it leaves out."""
+    """A question that needs both modalities, then one about each factor that it leaves out."""
     return [(COLOUR_AND_PITCH, f"{sight.colour} and {sound.pitch}"), (SHADE, sight.shade), (RHYTHM, sound.rhythm)]
 
 
 def all_turns(sight: Sight, sound: Sound) -> list[Turn]:
-    """Each factor by itself, asked with all rows in context."""
+    """A question about each factor, asked with the features of both modalities in context."""
     return [*sight_turns(sight), *sound_turns(sound)]
 
 
 def describe_sight(sight: Sight) -> str:
-    """All that is asked by eye, in a sentence."""
+    """The visual factors in a sentence."""
     return f"A {sight.colour} shape on a {sight.shade} ground."
 
 
 def describe_sound(sound: Sound) -> str:
-    """All that is asked by ear, in a sentence."""
+    """The audible factors in a sentence."""
     return f"A {sound.pitch} {sound.rhythm} tone."
 
 
 def conversation(key: str, medium: Medium, path: str, token: Token, turns: Sequence[Turn]) -> dict[str, Any]:
-    """One LLaVA item; the media stand in its first turn, and later turns ask about the same rows."""
-    said = []
+    """One LLaVA item; its first turn carries the media token, and later turns ask about the same features."""
+    messages = []
     for i, (question, answer) in enumerate(turns):
-        said.append({"from": "human", "value": question if i else f"{question} {token}"})
-        said.append({"from": "gpt", "value": answer})
-    return {"id": key, medium: path, "conversations": said}
+        messages.append({"from": "human", "value": question if i else f"{question} {token}"})
+        messages.append({"from": "gpt", "value": answer})
+    return {"id": key, medium: path, "conversations": messages}
 
 
 def draw_frames(sight: Sight, rng: np.random.Generator) -> Pixels:
@@ -274,7 +275,7 @@ def write_clip(path: Path, frames: Pixels, sound: Samples | None) -> None:
 
 
 def _balanced(choices: Sequence[Factors], count: int, rng: np.random.Generator) -> list[Factors]:
-    """`count` choices in random order, each as often as the others (within one)."""
+    """`count` choices in random order, each equally often (within one)."""
     return [choices[i % len(choices)] for i in rng.permutation(count)]
 
 

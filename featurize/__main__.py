@@ -55,9 +55,9 @@ def featurize(
         _say_missing(storage, settings, list(shards), retry)
         return
     with storage.lock():
-        found = find_columns(storage, settings.columns)
-        columns = [column for column in found if column]
-        known = len(columns) == len(found)
+        matches = find_columns(storage, settings.columns)
+        columns = [column for column in matches if column]
+        known = len(columns) == len(matches)
         missing = len(list(missing_shards(columns, list(shards), retry))) if known else len(shards)
         if missing:
             columns = _encode(storage, settings, shards, retry, missing)
@@ -96,10 +96,10 @@ def _chosen(corpus: Corpus, only: list[int] | None) -> dict[int, list[MediaItem]
 
 
 def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: list[int], retry: bool) -> None:
-    there = {column.name: column for column in list_columns(storage)}
-    for encoder, found in zip(settings.columns, find_columns(storage, settings.columns), strict=True):
-        name = found.name if found else _name(encoder)
-        missing = len(list(missing_shards([there[name]], shards, retry))) if name in there else len(shards)
+    stored = {column.name: column for column in list_columns(storage)}
+    for encoder, match in zip(settings.columns, find_columns(storage, settings.columns), strict=True):
+        name = match.name if match else _name(encoder)
+        missing = len(list(missing_shards([stored[name]], shards, retry))) if name in stored else len(shards)
         console.print(f"{name}: {missing} of {len(shards)} shards to encode")
 
 
@@ -112,7 +112,7 @@ def _name(encoder: EncoderSettings) -> str:
 def _encode(
     storage: Storage, settings: FeaturizeConfig, shards: dict[int, list[MediaItem]], retry: bool, missing: int
 ) -> list[Column]:
-    """Encode what the columns miss, `missing` shards as far as is known; the columns."""
+    """Encode missing shards and return the columns; `missing` is the number known before the encoders are loaded."""
     console.print("loading encoders ...")
     with contextlib.closing(Pool(connect(storage.url, settings), settings)) as pool:
         columns = [open_column(storage, name) for name in pool.columns(missing)]

@@ -20,7 +20,7 @@ LOST = (
 
 
 class Cluster:
-    """The cluster that RAY_ADDRESS names; see `featurize.pool.Machines`."""
+    """The Ray cluster at RAY_ADDRESS; see `featurize.pool.Machines`."""
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,24 +31,24 @@ class Cluster:
 
     def resources(self) -> tuple[int, float]:
         """CPU cores and GPUs of all nodes."""
-        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return int(found.get("CPU", 0)), found.get("GPU", 0.0)
+        totals: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return int(totals.get("CPU", 0)), totals.get("GPU", 0.0)
 
     def start(self) -> Any:
         """A new actor."""
         return self._actor.remote(*self._words)
 
     def call(self, worker: Any, method: str, *words: Any) -> Any:
-        """Begin a call of an actor's method."""
+        """Start a call to an actor's method."""
         return getattr(worker, method).remote(*words)
 
     def wait(self, references: Sequence[Any], seconds: float) -> Any | None:
-        """The reference of a call that has ended."""
+        """The reference of a finished call, or None after `seconds`."""
         ready, _ = ray.wait(list(references), num_returns=1, timeout=seconds)
         return ready[0] if ready else None
 
     def result(self, reference: Any) -> Any:
-        """A call's result; an error of the user's comes out as itself, without the remote traceback."""
+        """A call's result; a `UserError` is raised without the remote traceback."""
         try:
             return ray.get(reference)
         except LOST as error:

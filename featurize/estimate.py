@@ -1,4 +1,4 @@
-"""What a run will cost, measured on a few items before anything big starts."""
+"""Estimate the cost of a run by measuring a few items before it starts."""
 
 import math
 import time
@@ -20,14 +20,14 @@ from store.console import console, make_table
 
 @dataclass(frozen=True)
 class ColumnEstimate:
-    """What one column takes of an average item of the sample.
+    """What one column costs for an average item of the sample.
 
     Attributes:
         name: `<encoder>.<digest>`.
         usable: share of the items that the column will hold.
-        seconds: of encoding, in one worker, without decoding.
-        bytes: in the tars.
-        failed: keys of the sampled items that are defective (absent streams are none).
+        seconds: of encoding in one worker, without decoding.
+        bytes: written to the tars.
+        failed: keys of the sampled items that failed (absent streams do not count).
     """
 
     name: str
@@ -39,14 +39,14 @@ class ColumnEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes of an average item.
+    """What a run costs for an average item.
 
     Attributes:
         sampled: how many items were measured.
-        load_seconds: of building the encoders, once in every worker; no part of `seconds`.
+        load_seconds: of building the encoders, once per worker; not part of `seconds`.
         decode_seconds: of decoding once for all columns, in one worker.
-        decode_core_seconds: the same, summed over the cores that were busy with it.
-        columns: what each column takes.
+        decode_core_seconds: the same in CPU time, summed over the cores.
+        columns: what each column costs.
         overlap: whether decoding and encoding run side by side (on a GPU) or share the cores.
     """
 
@@ -59,20 +59,20 @@ class Estimate:
 
     @property
     def encode_seconds(self) -> float:
-        """Of encoding an item into all columns."""
+        """Seconds to encode an item into all columns."""
         return sum(column.seconds for column in self.columns)
 
     @property
     def seconds(self) -> float:
-        """Of an item in one worker, all told."""
+        """Seconds to decode and encode an item in one worker."""
         both = self.encode_seconds, self.decode_seconds
         return max(both) if self.overlap else sum(both)
 
     def bound(self, cores: float) -> str:
-        """What a node waits for, decoding or encoding, and how many cores decode as fast as a GPU encodes.
+        """The bottleneck, decoding or encoding, and how many cores decode as fast as a GPU encodes.
 
         Args:
-            cores: that the configuration gives to a GPU.
+            cores: CPU cores per GPU in the configuration.
         """
         slower = "decoding" if self.decode_seconds > self.encode_seconds else "encoding"
         if not self.overlap:
@@ -83,12 +83,12 @@ class Estimate:
 
     @property
     def failed(self) -> int:
-        """How many of the sampled items some column records as defective."""
+        """Number of sampled items that failed in some column."""
         return len(frozenset[str]().union(*(column.failed for column in self.columns)))
 
 
 def choose(items: Sequence[MediaItem], count: int) -> list[MediaItem]:
-    """`count` items spread evenly over the sizes of the files that can be seen: small and large in their shares."""
+    """`count` items at even quantiles of file size, among the files that can be seen."""
     seen = sorted((item for item in items if item.bytes), key=lambda item: (item.bytes, item.key))
     count = min(count, len(seen))
     return [seen[(2 * i + 1) * len(seen) // (2 * count)] for i in range(count)]
@@ -98,17 +98,17 @@ def measure(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> 
     """Decode and encode `count` of the items on this machine, as a worker does, and keep nothing.
 
     Raises:
-        UserError: an encoder cannot be had.
+        UserError: an encoder cannot be loaded.
     """
     torch.set_num_threads(config.cpus)
-    began = time.perf_counter()
+    start = time.perf_counter()
     encoders = [build_encoder(settings) for settings in config.columns]
-    load_seconds = time.perf_counter() - began
+    load_seconds = time.perf_counter() - start
     sample = choose(items, count)
-    began, busy = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     prepared = list(decoded(sample, encoders, config.cpus))
-    decode_seconds = (time.perf_counter() - began) / max(1, len(sample))
-    decode_core_seconds = (time.process_time() - busy) / max(1, len(sample))
+    decode_seconds = (time.perf_counter() - start) / max(1, len(sample))
+    decode_core_seconds = (time.process_time() - cpu_start) / max(1, len(sample))
     columns = [_column(encoder, [(item, units[n]) for item, units in prepared]) for n, encoder in enumerate(encoders)]
     overlap = any(encoder.device.type != "cpu" for encoder in encoders)
     return Estimate(len(sample), load_seconds, decode_seconds, decode_core_seconds, tuple(columns), overlap)
@@ -117,8 +117,8 @@ def measure(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> 
 def _column(encoder: Encoder[Any], prepared: Sequence[tuple[MediaItem, Units | MediaError]]) -> ColumnEstimate:
     rows = [units.rows for _, units in prepared if not isinstance(units, MediaError)]
     if rows:
-        encoder.encode_padded(rows[0][: encoder.settings.batch])  # the first batch of a process is slow
-    began = time.perf_counter()
+        encoder.encode_padded(rows[0][: encoder.settings.batch])  # warm-up: the first batch of a process is slow
+    start = time.perf_counter()
     with TemporaryDirectory() as folder:
         column = create_column(Storage(folder), encoder.spec, {})
         with column.write_shard(0) as writer:
@@ -130,14 +130,14 @@ def _column(encoder: Encoder[Any], prepared: Sequence[tuple[MediaItem, Units | M
                     batcher.push(item, units)
             batcher.flush()
         sidecar = column.sidecar(0)
-    seconds = (time.perf_counter() - began) * _share_of_real_rows(encoder, list(map(len, rows)))
+    seconds = (time.perf_counter() - start) * _share_of_real_rows(encoder, list(map(len, rows)))
     count, written = max(1, len(prepared)), sidecar.tar_bytes if sidecar.items else 0
     failed = frozenset(failure.key for failure in sidecar.failed if failure.code != "absent")
     return ColumnEstimate(column.name, len(sidecar.items) / count, seconds / count, written / count, failed)
 
 
 def _share_of_real_rows(encoder: Encoder[Any], rows: Sequence[int]) -> float:
-    """The last batch is filled up; a shard of a run has many before it, a sample has not."""
+    """Share of rows that are not padding: one padded batch weighs little in a shard, but much in a sample."""
     total, batch = sum(rows), encoder.settings.batch
     return total / (math.ceil(total / batch) * batch) if total else 1.0
 
@@ -146,11 +146,11 @@ def show(found: Estimate, items: int, shard: int, config: FeaturizeConfig, price
     """Print what `items` items will take.
 
     Args:
-        found: what was measured.
-        items: of the corpus, those that can be seen.
-        shard: items of the largest shard: what is lost with a worker.
+        found: the measured estimate.
+        items: number of corpus items whose files can be seen.
+        shard: items in the largest shard, the most that a lost worker costs.
         config: of the run.
-        price: of a worker for an hour.
+        price: per worker-hour.
     """
     table = make_table("column", "usable items", "encoding, hours", "GB")
     for column in found.columns:

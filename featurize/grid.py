@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 
 def frame_indices(total: int, count: int) -> NDArray[np.int64]:
-    """Uniform frame numbers for `count` frames of `total`: frame `i` is `floor(i * total / count)`.
+    """`count` uniformly spaced frame indices out of `total`: index `i` is `floor(i * total / count)`.
 
-    For every `coarse` that divides `count`, its grid is each `(count / coarse)`-th number of this one, exactly.
+    For every `coarse` that divides `count`, the coarse grid is every `(count / coarse)`-th index of this one, exactly.
     A clip with fewer frames than `count` repeats some of them. Source: paper, section 3 (T frames, uniformly).
     """
     return np.arange(count, dtype=np.int64) * total // count
 
 
 def segment_bounds(samples: int, count: int) -> list[tuple[int, int]]:
-    """Start and end (in samples) of `count` even segments. Source: paper, section 3 (K even segments)."""
+    """Start and end (in samples) of `count` equal segments. Source: paper, section 3 (K even segments)."""
     edges = [i * samples // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))
 

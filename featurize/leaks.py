@@ -1,4 +1,4 @@
-"""The leakage check: media that stand both in training and in evaluation conversations."""
+"""The leakage check: media that appear in both training and evaluation conversations."""
 
 import re
 import shlex
@@ -21,14 +21,13 @@ EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|testing|eval|
 
 @dataclass(frozen=True)
 class Leak:
-    """A medium of evaluation that is also one of training.
+    """An evaluation medium that is also a training medium.
 
     Attributes:
-        by: what shows it, the surest sign that the two share: `key`, `uri`, `content`, `stem` of the file or
-            `youtube` id.
+        by: the strongest sign that the two share: `key`, `uri`, `content`, `stem` of the file or `youtube` id.
         value: the shared key, URI, stem or id.
-        train: the item of training.
-        evaluation: the item of evaluation.
+        train: the training item.
+        evaluation: the evaluation item.
     """
 
     by: str
@@ -38,9 +37,9 @@ class Leak:
 
 
 def signs(item: MediaItem, copies: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What tells a medium, surest first: key, URI, the first of its copies, the stem of its file, the YouTube id there.
+    """Signs that identify a medium, strongest first: key, URI, first copy, stem of its file, YouTube id in the stem.
 
-    An id at the end of a title may be a word of it: it is a `youtube?`, which tells nothing against another such.
+    An id at the end of a title may be an ordinary word: it is a `youtube?`, which matches no other `youtube?`.
     """
     stem = stem_of(item.uri.rstrip("/").rpartition("/")[2])
     yield from (("key", item.key), ("uri", item.uri))
@@ -54,7 +53,7 @@ def signs(item: MediaItem, copies: Mapping[str, str]) -> Iterator[tuple[str, str
 def find_leaks(
     train: Sequence[MediaItem], evaluation: Sequence[MediaItem], probe: bool = False, quiet: bool = False
 ) -> list[Leak]:
-    """The media of `evaluation` that share a sign with one of `train`, each with its surest.
+    """The media of `evaluation` that share a sign with one of `train`, each with its strongest sign.
 
     With `probe`, files of equal size are compared too, with progress unless `quiet`.
     """
@@ -63,12 +62,14 @@ def find_leaks(
     for item in train:
         for sign in signs(item, copies):
             known.setdefault(sign, item)
-    found = ((item, _shared(item, known, copies)) for item in evaluation)
-    return [Leak(by.rstrip("?"), value, known[by, value], item) for item, sign in found if sign for by, value in [sign]]
+    matches = ((item, _shared(item, known, copies)) for item in evaluation)
+    return [
+        Leak(by.rstrip("?"), value, known[by, value], item) for item, sign in matches if sign for by, value in [sign]
+    ]
 
 
 def _copies(items: Iterable[MediaItem], quiet: bool) -> dict[str, str]:
-    """The first of its copies by the URI of each file that has some."""
+    """The first copy of each file that has copies, by URI."""
     groups = find_copies({item.uri: item.bytes for item in items if item.bytes}, quiet)
     return {uri: group[0] for group in groups for uri in group}
 
@@ -76,10 +77,10 @@ def _copies(items: Iterable[MediaItem], quiet: bool) -> dict[str, str]:
 def _shared(
     item: MediaItem, known: dict[tuple[str, str], MediaItem], copies: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """The surest sign that is known; of two YouTube ids, one at least has to be sure."""
+    """The strongest sign in `known`; of two YouTube ids, at least one must be certain."""
     for by, value in signs(item, copies):
-        against = {"youtube": ("youtube", "youtube?"), "youtube?": ("youtube",)}.get(by, (by,))
-        if sign := next(((other, value) for other in against if (other, value) in known), None):
+        comparable = {"youtube": ("youtube", "youtube?"), "youtube?": ("youtube",)}.get(by, (by,))
+        if sign := next(((other, value) for other in comparable if (other, value) in known), None):
             return sign
     return None
 
@@ -90,28 +91,28 @@ def media_of(storage: Storage, names: Sequence[str]) -> list[MediaItem]:
     Raises:
         UserError: the store has no such conversations; lists those that it has.
     """
-    there = list_conversations(storage)
-    if unknown := [name for name in names if name not in there]:
+    stored = list_conversations(storage)
+    if unknown := [name for name in names if name not in stored]:
         raise UserError(
-            f"{storage.url}: has no conversations {', '.join(unknown)}; it has: {', '.join(there) or 'none'}"
+            f"{storage.url}: has no conversations {', '.join(unknown)}; it has: {', '.join(stored) or 'none'}"
         )
     outlines = [load_outline(storage, name) for name in names]
     return _items(Corpus.load(storage), outlines)
 
 
 def is_evaluation(name: str, outline: Outline) -> bool:
-    """Whether conversations are for evaluation: by their split where they tell it, else by their name."""
+    """Whether conversations are for evaluation: by their splits if known, else by their name."""
     if outline.splits:
         return outline.splits <= {"val", "test"}
     return bool(EVALUATION.search(name.lower()))
 
 
 def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline], probe: bool) -> None:
-    """Say which media of evaluation are also in training, where one side is planned now and not yet in the store."""
+    """Warn of evaluation media that are also in training, if one side is planned now and not yet stored."""
     stored = {name: load_outline(storage, name) for name in list_conversations(storage) if name not in planned}
     for train, evaluation in ((planned, {**planned, **stored}), (stored, planned)):
         for name, outline in evaluation.items():
-            others = {other: each for other, each in train.items() if not is_evaluation(other, each)}
+            others = {other: data for other, data in train.items() if not is_evaluation(other, data)}
             if others and is_evaluation(name, outline):
                 _warn(storage, corpus, name, outline, others, probe)
 
@@ -119,11 +120,11 @@ def warn(storage: Storage, corpus: Corpus, planned: dict[str, Outline], probe: b
 def _warn(
     storage: Storage, corpus: Corpus, name: str, outline: Outline, training: dict[str, Outline], probe: bool
 ) -> None:
-    found = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]), probe)
-    if found:
+    leaked = find_leaks(_items(corpus, training.values()), _items(corpus, [outline]), probe)
+    if leaked:
         console.print(
-            f"warning: {len(found)} media of the evaluation conversations {name} are also in training, first "
-            f"{found[0].evaluation.uri} (same {found[0].by}); "
+            f"warning: {len(leaked)} media of the evaluation conversations {name} are also in training, first "
+            f"{leaked[0].evaluation.uri} (same {leaked[0].by}); "
             f"see: python -m featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
             f"--store {shlex.quote(storage.url)}{' --probe' * probe}",
             markup=False,
@@ -146,13 +147,15 @@ def leaks(
     """List media that are in training and in evaluation conversations; exit 1 if there are any."""
     training = media_of(Storage(store), train)
     evaluation = media_of(Storage(against_store or store), against)
-    found = find_leaks(training, evaluation, probe, quiet=as_json)
+    leaked = find_leaks(training, evaluation, probe, quiet=as_json)
     if as_json:
-        said = [{"by": f.by, "shared": f.value, "train": f.train.uri, "evaluation": f.evaluation.uri} for f in found]
-        say_json({"training": len(training), "evaluation": len(evaluation), "leaks": said})
+        entries = [
+            {"by": f.by, "shared": f.value, "train": f.train.uri, "evaluation": f.evaluation.uri} for f in leaked
+        ]
+        say_json({"training": len(training), "evaluation": len(evaluation), "leaks": entries})
     else:
-        _say(found, len(training), len(evaluation))
-    raise typer.Exit(1 if found else 0)
+        _say(leaked, len(training), len(evaluation))
+    raise typer.Exit(1 if leaked else 0)
 
 
 def _say(found: Sequence[Leak], training: int, evaluation: int) -> None:

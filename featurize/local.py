@@ -1,4 +1,4 @@
-"""Workers as processes of this machine: what a Ray of one node would give, without the ten seconds that it takes."""
+"""Workers as processes of this machine: the same as a one-node Ray cluster, without its ten seconds of startup."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ from store import UserError
 
 
 class Process:
-    """One worker: its process, our end of the pipe to it, and its place among those that share the GPUs."""
+    """One worker: its process, our end of the pipe to it, and its place among the workers that share the GPUs."""
 
     def __init__(self, context: Any, words: tuple[str, FeaturizeConfig], place: int, gpus: str | None) -> None:
         self.place = place
@@ -26,23 +26,23 @@ class Process:
         theirs.close()
 
     def end(self) -> None:
-        """Kill it, if it still runs, and wait until it is gone."""
+        """Kill the process if it still runs, and wait for it to end."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
 
 class Local:
-    """The processes of this machine; see `featurize.pool.Machines`. A worker is the reference of its own call.
+    """Worker processes on this machine; see `featurize.pool.Machines`. A worker doubles as the reference of its call.
 
-    Without GPUs they are forked from a server that has imported the encoders' packages once for all of them.
+    Without GPUs, workers are forked from a server that has imported the encoders' packages once.
     """
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported in any of them
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any worker imports torch
         self._words, self._config = (store, config), config
         self._places: set[int] = set()
-        if config.gpus:  # CUDA, once touched, does not survive a fork
+        if config.gpus:  # CUDA does not survive a fork once initialised
             self._context: Any = multiprocessing.get_context("spawn")
         else:
             self._context = multiprocessing.get_context("forkserver")
@@ -53,7 +53,7 @@ class Local:
         self._gpus = _gpus() if config.gpus else []
 
     def resources(self) -> tuple[int, float]:
-        """CPU cores that this process may use, and GPUs that it sees."""
+        """CPU cores available to this process, and visible GPUs."""
         return len(os.sched_getaffinity(0)), float(len(self._gpus))
 
     def start(self) -> Process:
@@ -63,18 +63,18 @@ class Local:
         return Process(self._context, self._words, place, self._share(place))
 
     def call(self, worker: Process, method: str, *words: Any) -> Process:
-        """Begin a call of a worker's method."""
-        with contextlib.suppress(OSError):  # it is gone, as `result` will say
+        """Start a call to a worker's method."""
+        with contextlib.suppress(OSError):  # the worker is gone; `result` will raise
             worker.pipe.send((method, words))
         return worker
 
     def wait(self, references: Sequence[Process], seconds: float) -> Process | None:
-        """A worker whose call has ended, or which has died."""
+        """A worker that has finished its call or died, or None after `seconds`."""
         ready = wait([worker.pipe for worker in references], seconds)
         return next((worker for worker in references if worker.pipe in ready), None)
 
     def result(self, reference: Process) -> Any:
-        """What its call gave."""
+        """The return value of a worker's call."""
         try:
             result, error = reference.pipe.recv()
         except (EOFError, OSError):
@@ -92,7 +92,7 @@ class Local:
         self._places.discard(worker.place)
 
     def _share(self, place: int) -> str | None:
-        """The GPUs of the worker at a place, as CUDA_VISIBLE_DEVICES says it; None where it has no say."""
+        """CUDA_VISIBLE_DEVICES of the worker at `place`; None without GPUs."""
         if not self._gpus:
             return None
         if self._config.gpus < 1:
@@ -110,8 +110,8 @@ def _gpus() -> list[str]:
 
 
 def _serve(pipe: "Connection[Any, Any]", gpus: str | None, store: str, config: FeaturizeConfig) -> None:
-    """What a worker's process does: answer calls until the run ends, whichever way it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers
+    """Main loop of a worker process: answer calls until the run ends, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the run, which stops its workers
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus

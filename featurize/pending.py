@@ -1,4 +1,4 @@
-"""What is still to encode, and what came of it. No torch here: the driver of a run needs none."""
+"""Which shards remain to be encoded, and reports on finished ones. Imports no torch: a run's driver needs none."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from store import Column, Failure, Storage, list_columns
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What came of a shard: its number of items, and the failures of each column by its name."""
+    """The result of a shard: its number of items, and its failures by column name."""
 
     shard: int
     items: int
@@ -19,35 +19,35 @@ class ShardReport:
 
 
 def find_columns(storage: Storage, encoders: Sequence[EncoderSettings]) -> list[Column | None]:
-    """The store's column of each encoder, found without loading it; None where that cannot be told.
+    """The stored column of each encoder, found without loading the encoder; None unless exactly one matches.
 
-    A column is an encoder's if it was made with its settings, by this version of its numerics and with its weights.
+    A column matches if it was built with the same settings, numerics version and weights.
     """
-    there = list_columns(storage)
-    found = [[column for column in there if _made_with(column, settings.pinned())] for settings in encoders]
-    return [columns[0] if len(columns) == 1 else None for columns in found]
+    stored = list_columns(storage)
+    matches = [[column for column in stored if _made_with(column, settings.pinned())] for settings in encoders]
+    return [columns[0] if len(columns) == 1 else None for columns in matches]
 
 
 def _made_with(column: Column, settings: EncoderSettings) -> bool:
     try:
-        made = type(settings).model_validate(column.build)
-    except ValidationError:  # of another family, imported, or by a version with other settings
+        built = type(settings).model_validate(column.build)
+    except ValidationError:  # another family, an import, or a version with different settings
         return False
-    return made == settings and column.spec.numerics.get("version") == settings.numerics
+    return built == settings and column.spec.numerics.get("version") == settings.numerics
 
 
 def missing_shards(
     columns: Sequence[Column], shards: Sequence[int], retry: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """Each shard that some column has not yet, with the names of those columns.
+    """Each shard that some column lacks, with the names of those columns.
 
-    With `retry`, a shard with a failure that is not `absent` counts as missing: its files may have been mended.
+    With `retry`, a shard with a failure that is not `absent` counts as missing: its files may have been repaired.
     """
-    there = {column.name: set(column.shards()) for column in columns}
+    finished = {column.name: set(column.shards()) for column in columns}
     if retry:
-        there = {column.name: {s for s in there[column.name] if not _defective(column, s)} for column in columns}
+        finished = {column.name: {s for s in finished[column.name] if not _defective(column, s)} for column in columns}
     for shard in shards:
-        names = [name for name, done in there.items() if shard not in done]
+        names = [name for name, done in finished.items() if shard not in done]
         if names:
             yield shard, names
 

@@ -1,4 +1,4 @@
-"""`python -m featurize plan`: sources into the corpus plan and conversations of a store."""
+"""`python -m featurize plan`: read sources into a store's corpus plan and conversations."""
 
 import contextlib
 import gc
@@ -45,7 +45,7 @@ def plan(
     instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
-    gc.disable()  # millions of small objects, none in a cycle: looking for cycles would take half of the time
+    gc.disable()  # millions of small objects and no cycles: garbage collection would take half of the time
     storage = Storage(store)
     if name and ("/" in name or name.startswith(".")):
         raise UserError(f"--name {name}: expected a name without slashes, which does not begin with a dot")
@@ -55,9 +55,9 @@ def plan(
     reports = join(read, probe)
     show(reports)
     if report:
-        report.write_text(json.dumps([asdict(each) for each in reports], indent=1))
-    for each in reports:
-        _check_seen(each, unseen)
+        report.write_text(json.dumps([asdict(joined) for joined in reports], indent=1))
+    for joined in reports:
+        _check_seen(joined, unseen)
     if not any(source.records for source in read):
         raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
     with contextlib.nullcontext() if dry_run else storage.lock():
@@ -65,7 +65,7 @@ def plan(
 
 
 def _check_report(path: Path) -> None:
-    """So that a folder that is not there is told before anything is planned, not after."""
+    """Refuse a report path that cannot be written before planning, not after."""
     if not path.parent.is_dir():
         raise UserError(f"--report {path}: no folder {path.parent}; make it first, or name a file in one that is there")
     if path.is_dir():
@@ -88,13 +88,13 @@ def _plan(
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped
     for source in sources:
-        new = corpus.append(source.media, shard_size)
-        if new and stripped:
+        added = corpus.append(source.media, shard_size)
+        if added and stripped:
             raise UserError(
                 f"{storage.url}: came by push --strip-uris and names media without their folder, so files planned here "
                 "would stand in it twice; plan them into a new store and train on both, or into the store it came from"
             )
-        console.print(f"{source.url}: {new} new media files{'' if write else ' would be added'}", markup=False)
+        console.print(f"{source.url}: {added} new media files{'' if write else ' would be added'}", markup=False)
     kinds = Counter(item.kind for item in corpus.items)
     unseen = sum(item.bytes is None for item in corpus.items)
     console.print(
@@ -102,29 +102,33 @@ def _plan(
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
         markup=False,
     )
-    found, keys = by_split(sources, name), corpus.key_of_part
-    warn(storage, corpus, {each: _outline(records, keys) for each, records in found.items()}, probe)
+    conversations, keys = by_split(sources, name), corpus.key_of_part
+    warn(
+        storage, corpus, {stored_name: _outline(records, keys) for stored_name, records in conversations.items()}, probe
+    )
     if write:
         corpus.save(storage)
-    for each, records in found.items():
+    for stored_name, records in conversations.items():
         if write:
-            save_conversations(storage, each, [_conversation(record, keys) for record in records])
-        console.print(f"conversations {each}: {len(records)} {'' if write else 'would be '}written", markup=False)
+            save_conversations(storage, stored_name, [_conversation(record, keys) for record in records])
+        console.print(
+            f"conversations {stored_name}: {len(records)} {'' if write else 'would be '}written", markup=False
+        )
 
 
 def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:
-    """The conversations by the name they are kept under: `name` or the source's, and the split where there are several.
+    """Conversations by the name they are stored under: `name` or the source's, plus the split if there are several.
 
-    So training never reads a test split by accident: VGGSound's one file becomes `vggsound-train` and `vggsound-test`.
+    Training so never reads a test split by accident: VGGSound's one file becomes `vggsound-train` and `vggsound-test`.
     """
-    found: dict[str, dict[str | None, list[Record]]] = {}
+    by_name: dict[str, dict[str | None, list[Record]]] = {}
     for source in sources:
-        splits = found.setdefault(name or source.name, {})
+        splits = by_name.setdefault(name or source.name, {})
         for record in source.conversations:
             splits.setdefault(_split(record), []).append(record)
     return {
         f"{stem}-{split}" if split and len(splits) > 1 else stem: records
-        for stem, splits in found.items()
+        for stem, splits in by_name.items()
         for split, records in splits.items()
     }
 

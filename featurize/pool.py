@@ -1,4 +1,4 @@
-"""The workers of a run and the shards in flight. Work is keyed by shard, so any worker may do it, and again."""
+"""The workers of a run and the shards in flight. A task is a shard, so any worker may run it, and rerun it."""
 
 import os
 import time
@@ -11,13 +11,13 @@ from featurize.settings import FeaturizeConfig
 from featurize.worker import Task, WorkerLostError
 from store import UserError
 
-CAREFUL = 2  # a shard that lost its worker this often is decoded in child processes: a file in it may crash FFmpeg
-LOST_IN_A_ROW = 30  # workers lost without one shard finished in between: something else is wrong
-LOOK_SECONDS = 5.0  # between looks at whether the cluster has grown
+CAREFUL = 2  # after losing this many workers a shard is decoded in child processes: a file may crash FFmpeg
+LOST_IN_A_ROW = 30  # workers lost without a finished shard in between: not one file's fault, so the run stops
+LOOK_SECONDS = 5.0  # between checks for cluster growth
 
 
 class Machines(Protocol):
-    """Where workers run. A reference stands for a call that may be under way; a worker has one at a time."""
+    """Where workers run. A reference identifies a call in progress; a worker runs one call at a time."""
 
     def resources(self) -> tuple[int, float]:
         """CPU cores and GPUs."""
@@ -26,13 +26,13 @@ class Machines(Protocol):
         """A new worker."""
 
     def call(self, worker: Any, method: str, *words: Any) -> Any:
-        """Begin a call of a worker's method; its reference."""
+        """Start a call to a worker's method and return its reference."""
 
     def wait(self, references: Sequence[Any], seconds: float) -> Any | None:
-        """The reference of a call that has ended, or None if that took too long."""
+        """The reference of a finished call, or None after `seconds`."""
 
     def result(self, reference: Any) -> Any:
-        """What the call gave.
+        """The call's return value.
 
         Raises:
             WorkerLostError: its worker is gone.
@@ -40,11 +40,11 @@ class Machines(Protocol):
         """
 
     def end(self, worker: Any) -> None:
-        """Let a worker go, whatever it does."""
+        """Stop a worker, even in the middle of a call."""
 
 
 def connect(store: str, config: FeaturizeConfig) -> Machines:
-    """The Ray cluster that RAY_ADDRESS names (a submitted job has it set), or else this machine."""
+    """The Ray cluster at RAY_ADDRESS (set in submitted jobs), else this machine."""
     if os.environ.get("RAY_ADDRESS"):
         from featurize.cluster import Cluster
 
@@ -57,9 +57,9 @@ def connect(store: str, config: FeaturizeConfig) -> Machines:
 class Pool:
     """The workers of a run, and the shards in flight.
 
-    A worker that is lost, alone or with its node, is replaced, and its shard goes to another. Workers join as soon as
-    their encoders are loaded, and the pool grows with the cluster; those that find nothing more to do are let go, so
-    that an autoscaler can take their nodes.
+    A lost worker, alone or with its node, is replaced, and its shard is given to another. Workers join as soon as their
+    encoders are loaded, and the pool grows with the cluster. Once no shard is waiting, idle workers are stopped, so
+    that an autoscaler can reclaim their nodes.
     """
 
     def __init__(self, machines: Machines, config: FeaturizeConfig) -> None:
@@ -80,14 +80,14 @@ class Pool:
 
     @property
     def size(self) -> int:
-        """How many workers there are, loading or loaded."""
+        """Number of workers, loading or loaded."""
         return len(self._workers)
 
     def columns(self, useful: int) -> list[str]:
-        """The names of the columns, made if they were not there; waits for the first of at most `useful` workers.
+        """The column names, with missing columns created; starts up to `useful` workers and waits for the first.
 
         Raises:
-            UserError: an encoder cannot be had.
+            UserError: an encoder cannot be loaded.
         """
         while not self._names:
             self._grow(useful)
@@ -95,10 +95,10 @@ class Pool:
         return list(self._names)
 
     def encode(self, tasks: Iterable[Task]) -> Iterator[ShardReport]:
-        """Run tasks on whichever worker is free; reports come as they are done.
+        """Run tasks on free workers; yield reports as shards finish.
 
         Raises:
-            UserError: two nodes have other weights or packages, or workers are lost again and again.
+            UserError: two nodes have different weights or packages, or workers keep being lost.
         """
         waiting = deque(tasks)
         while waiting or self._running:
@@ -107,11 +107,11 @@ class Pool:
                 self._start(self._idle.pop(), waiting.popleft())
             if not waiting:
                 self._release_idle()
-            done = self._next()
-            if isinstance(done, Task):
-                waiting.appendleft(done)
-            elif done:
-                yield done
+            outcome = self._next()
+            if isinstance(outcome, Task):
+                waiting.appendleft(outcome)
+            elif outcome:
+                yield outcome
 
     def close(self) -> None:
         """End all workers."""
@@ -124,7 +124,7 @@ class Pool:
         workers, share = cpus // self._config.cpus, self._config.gpus
         if not share:
             return workers
-        # two workers of 0.7 do not fit a GPU, so three do not fit two
+        # a worker cannot span GPUs: at 0.7 each, two GPUs fit two workers
         return min(workers, int(gpus) * int(1 / share) if share < 1 else int(gpus / share))
 
     def _start(self, worker: Any, task: Task) -> None:
@@ -132,7 +132,7 @@ class Pool:
         self._running[reference] = worker, task
 
     def _grow(self, useful: int) -> None:
-        """Have as many workers as the configuration says or the machines fit, but no more than are `useful`."""
+        """Start workers up to the configured number, or what the machines fit, but at most `useful`."""
         now = time.monotonic()
         if self.size and now - self._looked < LOOK_SECONDS:
             return
@@ -149,7 +149,7 @@ class Pool:
         self._idle.clear()
 
     def _next(self) -> ShardReport | Task | None:
-        """Wait for something to happen: a report, a task that lost its worker, or neither."""
+        """Wait for the next event: a report, a task that lost its worker, or None for anything else."""
         pending = [*self._loading, *self._running]
         if not pending:  # the cluster has no room for a worker just now
             time.sleep(1)

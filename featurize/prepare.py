@@ -20,17 +20,17 @@ Prepared = tuple[MediaItem, list[Units | MediaError]]
 
 
 def call(function: Callable[..., A], *words: Any) -> A:
-    """Call it here; `Isolated` calls it in a child process."""
+    """Call `function` in this process; `Isolated` calls it in a child process."""
     return function(*words)
 
 
 class ItemMedia(MediaCache):
-    """Decodes an item's frames and its sound at the first request, for all that any of the encoders takes of them.
+    """Decodes an item's frames and sound on first request, covering what every encoder needs of them.
 
     Args:
         item: the media file.
-        encoders: all that will ask; their sizes, finest grid and rates are served by one decode.
-        call: where to decode: here, or in a child process.
+        encoders: every encoder that will read the item; one decode serves their sizes, finest grid and rates.
+        call: runs a decoder, in this process or in a child.
     """
 
     def __init__(self, item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any] = call) -> None:
@@ -41,7 +41,7 @@ class ItemMedia(MediaCache):
         self._sounds: dict[int, Sound] | MediaError | None = None
 
     def frames(self, size: int, count: int) -> Frames:
-        """The item's frames on the grid of `count`, taken from the finest grid's."""
+        """The item's frames on the grid of `count`, taken from the finest grid."""
         if self._frames is None:
             self._frames = _kept(self._read_frames)
         if isinstance(self._frames, MediaError):
@@ -68,7 +68,7 @@ class ItemMedia(MediaCache):
         sizes = sorted({encoder.size for encoder in self._watching})
         if self._item.kind == "image":
             return self._call(read_image, self._item.uri, sizes)  # type: ignore[no-any-return]
-        finest = math.lcm(*(encoder.places for encoder in self._watching))  # all their grids nest in this one
+        finest = math.lcm(*(encoder.places for encoder in self._watching))  # every encoder's grid nests in this one
         part = [self._item.start, self._item.end, self._item.fps]
         return self._call(read_video, self._item.uri, sizes, finest, *_given(part))  # type: ignore[no-any-return]
 
@@ -91,10 +91,10 @@ def _kept(read: Callable[[], A]) -> A | MediaError:
 def decoded(
     items: Iterable[MediaItem], encoders: Sequence[Encoder[Any]], threads: int, careful: bool = False
 ) -> Iterator[Prepared]:
-    """Each item, in order, with what each encoder takes of it; at most `2 * threads` items are held in memory.
+    """Each item, in order, with its units for each encoder; holds at most `2 * threads` items in memory.
 
-    With `careful`, items are decoded one at a time in a child process, so that one which crashes the decoder is a
-    record and not the end of this process; what comes out is the same.
+    With `careful`, items are decoded one at a time in a child process: an item that crashes the decoder is recorded,
+    and this process survives. The results are the same.
     """
     if not careful:
         yield from _ahead(lambda item: _prepared(item, encoders, call), items, threads)
@@ -110,7 +110,7 @@ def _prepared(item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[
 
 
 def _bounded(item: MediaItem, units: Units) -> Units:
-    """The facts of a part of a file tell its bounds."""
+    """Add the bounds of a part of a file to its facts."""
     if not item.is_part:
         return units
     bounds: dict[str, JsonValue] = {"start": item.start, "end": item.end}
@@ -118,12 +118,12 @@ def _bounded(item: MediaItem, units: Units) -> Units:
 
 
 def _given(part: Sequence[float | None]) -> Sequence[float | None]:
-    """The bounds of a part; nothing of a whole file."""
+    """The bounds of a part; empty for a whole file."""
     return part if any(value is not None for value in part) else ()
 
 
 def _ahead(work: Callable[[A], B], inputs: Iterable[A], threads: int) -> Iterator[B]:
-    """Map in order, with a bounded number of results waiting."""
+    """Map in order with threads, buffering at most `2 * threads` results."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Any] = deque()
         for value in inputs:

@@ -17,15 +17,15 @@ from store.verify import column_folders, find_damaged, open_folder
 
 
 def repair(store: str, name: str | None, overrides: Sequence[str]) -> bool:
-    """Find the damaged shards of a store and encode them again; whether all columns are sound in the end.
+    """Find a store's damaged shards and encode them again; return whether all columns are sound afterwards.
 
     Args:
         store: path or fsspec URL.
         name: of one column; None repairs all.
-        overrides: words for `featurize run`, such as `gpus=1`.
+        overrides: arguments for `featurize run`, such as `gpus=1`.
 
     Raises:
-        UserError: a word names no field of `RunSettings`, or a damaged column cannot be encoded again here.
+        UserError: an override names no field of `RunSettings`, or a damaged column cannot be encoded again here.
     """
     check_overrides(overrides)
     storage = Storage(store)
@@ -41,17 +41,17 @@ def repair(store: str, name: str | None, overrides: Sequence[str]) -> bool:
         damaged = find_damaged(column, corpus)
         console.print(f"{column.name}: {len(damaged)} damaged shards")
         if damaged:
-            left = repair_shards(column, corpus, damaged, overrides)
-            console.print(f"{column.name}: {'not all' if left else 'all'} shards are sound now")
-            sound = sound and not left
+            unsound = repair_shards(column, corpus, damaged, overrides)
+            console.print(f"{column.name}: {'not all' if unsound else 'all'} shards are sound now")
+            sound = sound and not unsound
     return sound
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse words that a repair cannot take.
+    """Refuse overrides that a repair cannot use.
 
     Raises:
-        UserError: one names no field of `RunSettings`, or a value that is not accepted.
+        UserError: an override names no field of `RunSettings`, or its value is not accepted.
     """
     data: dict[str, Any] = {}
     for word in overrides:
@@ -60,11 +60,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[int]:
-    """Withdraw shards, encode those of the plan again with the column's own encoder settings, and check them.
+    """Withdraw shards, encode the planned ones again with the column's own settings, and return those still not sound.
 
-    Those that are not sound now are returned.
-
-    The encoding is `python -m featurize run` in a process of its own; `overrides` are words for it, such as `gpus=1`.
+    Encoding is `python -m featurize run` in a subprocess; `overrides` are its arguments, such as `gpus=1`.
 
     Raises:
         UserError: the column was imported or does not say how it was built, or another process writes to the store.
@@ -84,8 +82,8 @@ def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrid
         config.write_text(yaml.safe_dump({"columns": [column.build]}))
         command = [sys.executable, "-m", "featurize", "run", "--store", column.storage.url, "--config", str(config)]
         subprocess.run([*command, *(f"--shard={shard}" for shard in planned), *overrides], check=False)
-    there = set(column.shards())
-    missing = [shard for shard in planned if shard not in there]
+    stored = set(column.shards())
+    missing = [shard for shard in planned if shard not in stored]
     for shard in missing:
         console.print(f"damaged: {column.name} shard {shard}: was not encoded again", markup=False)
-    return missing + find_damaged(column, corpus, [shard for shard in planned if shard in there])
+    return missing + find_damaged(column, corpus, [shard for shard in planned if shard in stored])

@@ -1,4 +1,4 @@
-"""The configuration of `featurize run`: which columns to make, and with what of the machines."""
+"""The configuration of `featurize run`: the columns to make, and the resources to use."""
 
 import hashlib
 import re
@@ -16,14 +16,14 @@ Counts = tuple[Annotated[int, Field(gt=0)], ...]
 
 
 class EncoderSettings(Settings):
-    """What the settings of all encoders share.
+    """Settings common to all encoders.
 
     Attributes:
-        numerics: raised whenever the same settings give other numbers or captions.
+        numerics: version, raised whenever the same settings give different numbers or captions.
         encoder: `family:architecture/weights`; weights are a published name, or the path of a file or folder.
-        weights_sha256: of the file or folder that weights name; a run adds it to what a column says of its making.
+        weights_sha256: of the weights' file or folder; a run stores it in the column's `build`.
         dtype: of the encoder's arithmetic.
-        batch: frames or segments in one pass; it changes rounding, so it belongs to the column's spec.
+        batch: frames or segments per forward pass; it affects rounding, so it is part of the column's spec.
     """
 
     numerics: ClassVar[int] = 2
@@ -55,10 +55,10 @@ class EncoderSettings(Settings):
         return self._part("weights")
 
     def pinned(self) -> Self:
-        """These settings with the digest of the weights that are there now, where they are a file or a folder.
+        """A copy of these settings with the digest of the current weights, if they are a file or folder.
 
         Raises:
-            UserError: `weights_sha256` is set and these are others.
+            UserError: `weights_sha256` is set and the weights differ from it.
         """
         digest = _digest(Path(self.weights)) if is_path(self.weights) else None
         if digest and self.weights_sha256 not in (None, digest):
@@ -66,29 +66,29 @@ class EncoderSettings(Settings):
         return self.model_copy(update={"weights_sha256": digest or self.weights_sha256})
 
     def _part(self, name: str) -> str:
-        found = ENCODER.fullmatch(self.encoder)
-        assert found
-        return found[name]
+        match = ENCODER.fullmatch(self.encoder)
+        assert match
+        return match[name]
 
 
 def is_path(weights: str) -> bool:
-    """Whether weights name a file or a folder rather than something published, an id on a hub apart."""
+    """Whether weights name a file or folder (or a hub id, which also has a slash) rather than a published tag."""
     return "/" in weights or weights.endswith((".pt", ".pth", ".bin", ".safetensors"))
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, or of the names and digests of a folder's files; None if neither is there."""
+    """SHA-256 of a file, or of the names and digests of a folder's files; None if the path does not exist."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         return None
-    files = sorted(each for each in path.iterdir() if each.is_file())
-    return hashlib.sha256("".join(f"{each.name} {_digest(each)}\n" for each in files).encode()).hexdigest()
+    files = sorted(entry for entry in path.iterdir() if entry.is_file())
+    return hashlib.sha256("".join(f"{entry.name} {_digest(entry)}\n" for entry in files).encode()).hexdigest()
 
 
 class TokenSettings(EncoderSettings):
-    """What the settings of encoders share whose columns hold numbers; their weights may also be `random`.
+    """Settings common to encoders whose columns hold numbers; weights may also be `random`.
 
     Attributes:
         seed: of `random` weights.
@@ -103,9 +103,9 @@ class ClipSettings(TokenSettings):
     """An open_clip visual tower.
 
     Attributes:
-        layer: which block's output to take, as Hugging Face counts hidden states: -2 is the last block but one.
-        pooling: the temporal token of a frame is its class token, or the mean of its patches where a tower has none.
-        frames: the sizes T of the time grid; each divides the largest.
+        layer: which block's output to take, as Hugging Face counts hidden states: -2 is the second to last block.
+        pooling: a frame's temporal token: its class token, or the mean of its patches for towers without one.
+        frames: the time grid sizes T; each must divide the largest.
     """
 
     layer: int = -2
@@ -122,9 +122,9 @@ class ClapSettings(TokenSettings):
     """laion-clap's HTS-AT audio tower.
 
     Attributes:
-        fusion: whether it takes long segments as a whole, shrunk, and three stretches; published weights know.
-        segments: the numbers K of even segments.
-        max_seconds: longer sounds are recorded as too large; an hour takes 0.7 GB of TMPDIR while it is decoded.
+        fusion: whether a long segment is taken as a shrunk whole plus three stretches; published weights tell.
+        segments: the numbers K of equal segments.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
     """
 
     fusion: bool | None = None
@@ -138,8 +138,8 @@ class WhisperSettings(TokenSettings):
 
     Attributes:
         layer: which hidden state to take, as Hugging Face counts them: -1 is the last, after the final norm.
-        segments: the numbers K of even segments.
-        max_seconds: longer sounds are recorded as too large; an hour takes 0.7 GB of TMPDIR while it is decoded.
+        segments: the numbers K of equal segments.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
     """
 
     layer: int = -1
@@ -152,8 +152,8 @@ class BlipSettings(EncoderSettings):
     """BLIP captions of frames.
 
     Attributes:
-        frames: how many frames of a video get a caption.
-        max_tokens: tokens of a caption at most.
+        frames: captioned frames per video.
+        max_tokens: maximum tokens per caption.
     """
 
     frames: Annotated[int, Field(gt=0)] = 8
@@ -162,13 +162,13 @@ class BlipSettings(EncoderSettings):
 
 
 class AudioCaptionSettings(EncoderSettings):
-    """Captions of segments by a Whisper that was trained to describe sounds.
+    """Captions of segments by a Whisper trained to describe sounds.
 
     Attributes:
-        style: what the decoder begins with; the published weights know three styles, one for each of their data sets.
-        segments: the numbers K of even segments.
-        max_seconds: longer sounds are recorded as too large; an hour takes 0.7 GB of TMPDIR while it is decoded.
-        max_tokens: tokens of a caption at most.
+        style: text prefix of the decoder; the published weights know three styles, one per training data set.
+        segments: the numbers K of equal segments.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
+        max_tokens: maximum tokens per caption.
     """
 
     style: str = "clotho > caption: "
@@ -207,13 +207,13 @@ AnyEncoder = Annotated[
 
 
 class RunSettings(Settings):
-    """What a run of `featurize` takes of the machines; none of it shapes the numbers of a column.
+    """Resources and limits of a `featurize` run; none of them affects a column's numbers.
 
     Attributes:
-        workers: processes, or actors of a Ray cluster; by default as many as the CPUs and GPUs admit.
-        cpus: CPU cores of a worker: so many threads decode ahead of its encoders, and torch has as many.
-        gpus: GPUs of a worker; a fraction shares one.
-        max_failed: stop once more than this share of the items seen is unreadable (absent streams do not count).
+        workers: processes, or actors of a Ray cluster; by default as many as the CPUs and GPUs allow.
+        cpus: CPU cores per worker: the number of its decoding threads and of torch's threads.
+        gpus: GPUs per worker; a fraction shares one.
+        max_failed: stop once more than this share of the processed items has failed (absent streams do not count).
     """
 
     workers: Annotated[int, Field(gt=0)] | None = None
@@ -226,7 +226,7 @@ class FeaturizeConfig(RunSettings):
     """Settings of `featurize run`.
 
     Attributes:
-        columns: one encoder each.
+        columns: one encoder per column.
     """
 
     columns: Annotated[tuple[AnyEncoder, ...], Field(min_length=1)]

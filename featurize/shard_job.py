@@ -1,4 +1,4 @@
-"""Encode one shard of the corpus into all the columns that miss it, with one decode of each item."""
+"""Encode one shard into every column that lacks it, decoding each item once."""
 
 import contextlib
 from collections import deque
@@ -16,10 +16,10 @@ from store import Column, Failure, MediaItem, ShardWriter
 
 
 class Batcher:
-    """Cut the rows of consecutive items into batches of one size, whatever the items' own sizes.
+    """Cut the rows of consecutive items into batches of equal size, across item boundaries.
 
-    Batches are formed from one shard's items in order and all have one size, the last one too (`encode_padded`), so
-    that what comes of a row depends on that row alone.
+    Batches take one shard's items in order, and the last one is padded to full size (`encode_padded`), so a row's
+    result depends on that row alone.
     """
 
     def __init__(self, encoder: Encoder[Any], writer: ShardWriter) -> None:
@@ -31,7 +31,7 @@ class Batcher:
         self._waiting = 0
 
     def push(self, item: MediaItem, units: Units) -> None:
-        """Take an item; encode as many whole batches as there now are, and write the items they complete."""
+        """Add an item; encode every full batch and write the items that are complete."""
         self._items.append((item, units))
         self._rows.append(units.rows)
         self._waiting += len(units.rows)
@@ -39,7 +39,7 @@ class Batcher:
             self._encode(self._encoder.settings.batch)
 
     def fail(self, item: MediaItem, error: MediaError) -> None:
-        """Record an item that the column will not hold."""
+        """Record an item as failed; the column will not hold it."""
         failure = Failure(key=item.key, code=error.code, reason=error.reason)
         self.failures.append(failure)
         self._writer.fail(failure)
@@ -63,7 +63,7 @@ class Batcher:
             missing -= len(rows)
         self._waiting -= size
         encoded = self._encoder.encode_padded(batch[0] if len(batch) == 1 else np.concatenate(batch))
-        with self._encoder.transfers.results_of_earlier_batches():  # a GPU is busy with this one meanwhile
+        with self._encoder.transfers.results_of_earlier_batches():  # meanwhile the GPU works on this batch
             self._write_complete()
         self._encoded.extend(encoded)
 
@@ -89,8 +89,8 @@ def encode_shard(
 ) -> ShardReport:
     """Encode the items of one shard and publish the shard in each column.
 
-    `threads` decode ahead of the encoders. With `careful`, for a shard that lost its worker more than once, an item
-    that crashes the decoder becomes a record.
+    `threads` threads decode ahead of the encoders. With `careful`, set after a shard has lost two workers, an item that
+    crashes the decoder is recorded as failed.
     """
     shard = items[0].shard
     with contextlib.ExitStack() as stack:

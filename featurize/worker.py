@@ -1,4 +1,4 @@
-"""What a worker of a run does, in a process of its own on this machine or on a node of a Ray cluster."""
+"""A worker of a run, in its own process on this machine or on a node of a Ray cluster."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class WorkerLostError(Exception):
 
 @dataclass
 class Task:
-    """A shard to encode into the columns `names`; `lost` counts the workers that were lost with it."""
+    """A shard to encode into the columns `names`; `lost` counts the workers lost while encoding it."""
 
     items: Sequence[MediaItem]
     names: Sequence[str]
@@ -26,7 +26,7 @@ class Task:
 class Worker:
     """Holds every encoder of a configuration.
 
-    Encoders are loaded by the first call, not when the worker is made: what goes wrong then comes out as it is.
+    Encoders are loaded by the first call, not by the constructor, so that loading errors reach the caller unchanged.
     """
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
@@ -35,7 +35,7 @@ class Worker:
         self._columns: dict[str, Column] = {}
 
     def columns(self) -> list[str]:
-        """Load the encoders and open their columns, making those that the store has not; their names."""
+        """Load the encoders and open their columns, creating missing ones; return the column names."""
         if not self._columns:
             # torch's threads must not spin while they wait: the decoders need the cores
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

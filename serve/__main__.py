@@ -1,4 +1,4 @@
-"""`python -m serve`: ask a trained checkpoint about a clip, or held-out conversations of a store."""
+"""`python -m serve`: chat with a trained checkpoint about a clip, or evaluate it on held-out conversations."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,20 +53,20 @@ def chat(
 def _features(
     assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: list[Sense]
 ) -> Arrays:
-    """The features of the item for the chosen senses, or for all that it has where none is chosen."""
+    """The item's features for the chosen senses; for every sense it has if none is chosen."""
     from featurize.media import MediaError
 
     arrays: Arrays = {}
-    lacking, source = [], assistant.features
+    reasons, source = [], assistant.features
     for sense in chosen or source.senses:
         try:
             arrays |= source.encode(media, [sense]) if media else source.load(str(store), str(key), [sense])
         except MediaError as error:
-            lacking.append(f"{sense}: {error}")
+            reasons.append(f"{sense}: {error}")
             if chosen or error.code != "absent":
-                raise UserError(f"{media or key}: {lacking[-1]}") from None
+                raise UserError(f"{media or key}: {reasons[-1]}") from None
     if not arrays:
-        raise UserError(f"{media or key}: nothing to perceive: {'; '.join(lacking)}")
+        raise UserError(f"{media or key}: nothing to perceive: {'; '.join(reasons)}")
     return arrays
 
 

@@ -20,7 +20,7 @@ from trainer.prompt import tokenize
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of an item: the turns so far (the last one's response is what is wanted) and its arrays."""
+    """A dialogue about an item, whose last turn awaits its response, and the item's feature arrays."""
 
     turns: tuple[Turn, ...]
     arrays: Arrays
@@ -30,12 +30,12 @@ class Assistant:
     """A checkpoint with its tokenizer.
 
     Attributes:
-        features: gives what its questions are asked about.
+        features: encodes or loads the features of an item.
 
     Args:
-        model: moved to the device; its LLM's attention is `sdpa`.
-        tokenizer: of its LLM.
-        info: what the checkpoint says about itself.
+        model: its LLM uses `sdpa` attention; it is moved to the GPU if there is one.
+        tokenizer: the LLM's.
+        info: the checkpoint's metadata.
     """
 
     def __init__(self, model: AudioVisualLM, tokenizer: Any, info: CheckpointInfo) -> None:
@@ -45,7 +45,7 @@ class Assistant:
 
     @classmethod
     def load(cls, checkpoint: str) -> "Assistant":
-        """The assistant of a checkpoint's folder.
+        """Load a checkpoint from its folder.
 
         Raises:
             UserError: the folder is no checkpoint of this trainer.
@@ -55,10 +55,10 @@ class Assistant:
 
     @torch.inference_mode()
     def stream(self, question: Question, max_new_tokens: int = 256) -> Iterator[str]:
-        """The answer, greedily, in pieces as they come; closing the iterator ends generation at its next step.
+        """Yield the greedy answer piece by piece; closing the iterator stops generation at its next step.
 
         Raises:
-            Exception: what generation raised, at once.
+            Exception: whatever generation raised, as soon as it fails.
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=False, skip_special_tokens=True)
         inputs = {**self._inputs([question]), "max_new_tokens": max_new_tokens, "streamer": streamer}
@@ -86,7 +86,7 @@ class Assistant:
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[Question], max_new_tokens: int = 32) -> list[str]:
-        """The answers to a batch of questions, greedily."""
+        """Greedy answers to a batch of questions."""
         output = self._generate(**self._inputs(questions), max_new_tokens=max_new_tokens)
         return [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
 
@@ -98,7 +98,7 @@ class Assistant:
         return output
 
     def _inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        """Embedded prompts, padded on the left, and the mask of what is not padding."""
+        """Left-padded prompt embeddings [questions, positions, width] and their attention mask."""
         samples = [self._sample(question) for question in questions]
         batch = pack(samples, self.model.widths, max(len(s.tokens.ids) for s in samples)).to(self.device)
         prompts = torch.split(self.model.embed(batch), np.diff(batch.packing.bounds.cpu().numpy()).tolist())
@@ -112,10 +112,10 @@ class Assistant:
 
     def _sample(self, question: Question) -> Sample:
         for turn in question.turns:
-            lacking = FEATURES_OF[turn.modality] - question.arrays.keys()
-            if lacking:
+            missing = FEATURES_OF[turn.modality] - question.arrays.keys()
+            if missing:
                 raise UserError(
-                    f"the question asks by {turn.modality}, but there are no {', '.join(sorted(lacking))} tokens"
+                    f"the question asks by {turn.modality}, but there are no {', '.join(sorted(missing))} tokens"
                 )
         rows = rows_of(question.arrays)
         tokens = tokenize(question.turns, rows, self.tokenizer, self.info.prompt, open_ended=True)

@@ -1,4 +1,4 @@
-"""The features that a question is asked about: encoded from a raw file, or as a store has them."""
+"""The features of the item a question is about: encoded from a raw file, or loaded from a store."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,17 +17,17 @@ from trainer.checkpoint.folder import CheckpointInfo
 
 
 def available_modality(arrays: Arrays) -> Modality:
-    """The modality token that asks for all the features that are there."""
+    """The modality that covers all available features."""
     if "temporal" in arrays:
         return "audio_visual" if "audio" in arrays else "visual"
     return "audio" if "audio" in arrays else "text"
 
 
 class FeatureSource:
-    """Features as a checkpoint reads them. Encoders and columns stay open, so the second item costs no start.
+    """Features in the form a checkpoint was trained on. Encoders and columns stay open for the next item.
 
     Args:
-        info: what the checkpoint says about itself.
+        info: the checkpoint's metadata.
     """
 
     def __init__(self, info: CheckpointInfo) -> None:
@@ -37,14 +37,14 @@ class FeatureSource:
 
     @property
     def senses(self) -> list[Sense]:
-        """What the checkpoint was trained to perceive."""
+        """The senses the checkpoint was trained with."""
         return [sense for sense in get_args(Sense) if sense in self._info.columns]
 
     def encode(self, path: str, senses: Sequence[Sense]) -> Arrays:
-        """Decode and encode a raw file with the encoders that the checkpoint names.
+        """Decode a raw file and encode it with the checkpoint's encoders.
 
         Raises:
-            UserError: an encoder now gives another fingerprint than the one the checkpoint was trained on.
+            UserError: an encoder cannot be built here, or its fingerprint differs from the one in training.
             MediaError: the file cannot be used for one of the senses.
         """
         uri = path if "://" in path else str(Path(path).absolute())
@@ -57,10 +57,10 @@ class FeatureSource:
         return arrays
 
     def load(self, store: str, key: str, senses: Sequence[Sense]) -> Arrays:
-        """The features of an item as a store has them.
+        """Load an item's features from a store.
 
         Raises:
-            UserError: the store lacks the column, or has never seen the item.
+            UserError: the store lacks the column or the item.
             MediaError: the item could not be featurized.
         """
         arrays: Arrays = {}

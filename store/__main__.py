@@ -1,4 +1,4 @@
-"""`python -m store ...`: look at what a store holds, check it, and take care of it."""
+"""`python -m store ...`: list, count, verify and maintain a store."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -35,10 +35,10 @@ DESCRIBED = {"modality", "features"}
 def _counted(
     storage: Storage, name: str | None, corpus: Corpus, damaged: list[DamagedError]
 ) -> Iterator[tuple[Column, ColumnStats]]:
-    """The columns with their counts; what is damaged goes to `damaged` and the rest is counted."""
-    for each in column_folders(storage, name):
+    """The columns with their counts; errors of damaged files are appended to `damaged`, and the rest is counted."""
+    for folder in column_folders(storage, name):
         try:
-            column = open_folder(storage, each)
+            column = open_folder(storage, folder)
         except DamagedError as error:
             damaged.append(error)
         else:
@@ -46,7 +46,7 @@ def _counted(
 
 
 def _end(damaged: list[DamagedError]) -> None:
-    """Say on stderr what is damaged; then the exit status is 1."""
+    """Print the damage on stderr; if there is any, exit with status 1."""
     for error in damaged:
         typer.echo(f"damaged: {line_of(error)}", err=True)
     if damaged:
@@ -73,9 +73,9 @@ def list_store(store: Where, as_json: AsJson = False) -> None:
     columns = list(_counted(storage, None, corpus, damaged))
     talks = {name: len(load_conversations(storage, name)) for name in list_conversations(storage)}
     if as_json:
-        said = [_counts(*each) | each[0].spec.model_dump(mode="json", include=DESCRIBED) for each in columns]
+        reports = [_counts(*pair) | pair[0].spec.model_dump(mode="json", include=DESCRIBED) for pair in columns]
         shards = len(corpus.shards)
-        say_json({"items": len(corpus), "shards": shards, "columns": said, "conversations": talks})
+        say_json({"items": len(corpus), "shards": shards, "columns": reports, "conversations": talks})
     else:
         _say_store(storage, corpus, columns, talks)
     _end(damaged)
@@ -117,25 +117,25 @@ def stats(
     """Count usable and failed items of each column, and say why items failed."""
     storage = Storage(store)
     corpus = Corpus.load(storage)
-    said = []
+    reports = []
     damaged: list[DamagedError] = []
-    for each, found in _counted(storage, column, corpus, damaged):
-        defects = [failure for failure in found.failures if failures and failure.code != "absent"]
-        said.append(_counts(each, found) | {"failures": [failure.model_dump() for failure in defects]})
+    for opened, totals in _counted(storage, column, corpus, damaged):
+        defects = [failure for failure in totals.failures if failures and failure.code != "absent"]
+        reports.append(_counts(opened, totals) | {"failures": [failure.model_dump() for failure in defects]})
         if not as_json:
-            _say_stats(each, found, defects)
+            _say_stats(opened, totals, defects)
     if as_json:
-        say_json(said)
-    elif not said and not damaged:
+        say_json(reports)
+    elif not reports and not damaged:
         console.print(NO_COLUMNS.format(storage.url))
     _end(damaged)
 
 
-def _say_stats(column: Column, found: ColumnStats, defects: list[Failure]) -> None:
-    codes = ", ".join(f"{count} {code}" for code, count in sorted(found.by_code.items()))
+def _say_stats(column: Column, totals: ColumnStats, defects: list[Failure]) -> None:
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(totals.by_code.items()))
     console.print(
-        f"{column.name}: {found.shards}/{found.planned} shards, {found.usable} usable, "
-        f"{len(found.failures)} not ({codes or 'none'}), {found.bytes / 1e6:.1f} MB"
+        f"{column.name}: {totals.shards}/{totals.planned} shards, {totals.usable} usable, "
+        f"{len(totals.failures)} not ({codes or 'none'}), {totals.bytes / 1e6:.1f} MB"
     )
     for failure in defects:
         console.print(f"  {failure.code:<10} {failure.key}: {failure.reason}", markup=False)
@@ -167,7 +167,7 @@ def verify(
 
 
 def _verify(storage: Storage, name: str, corpus: Corpus) -> bool:
-    """Check one column; whether it is sound."""
+    """Verify one column; return whether it is sound."""
     try:
         column = open_folder(storage, name)
     except DamagedError as error:

@@ -1,7 +1,8 @@
-"""The local copies of a remote store's shards: each tar is fetched once, whole, and the least recently used go first.
+"""LRU cache of a remote store's shards on the local disk: each tar is fetched once, whole.
 
-A copy is named by the checksum of its bytes, so one folder serves all stores and runs, and a shard that was written
-again is never confused with what it was. `AVLLM_CACHE` is the folder (~/.cache/avllm), `AVLLM_CACHE_GB` its bound (50).
+A copy is named by the checksum of its bytes, so all stores and runs can share one folder, and a rewritten shard is
+never confused with its old version. `AVLLM_CACHE` sets the folder (default ~/.cache/avllm), `AVLLM_CACHE_GB` the
+maximum size in GB (default 50).
 """
 
 import contextlib
@@ -17,18 +18,18 @@ from store.publish import publish
 from store.shard import shard_name, tar_checksum
 
 DEFAULT_GB = 50.0
-HANDED_OUT = 5.0  # seconds for which a path that was returned is sure to be there; a mapped file outlives its name
+HANDED_OUT = 5.0  # seconds a returned path is safe from eviction; an open or mapped file survives its removal
 
 
 def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3: str) -> str:
-    """The path of a local copy of a shard's tar, fetched if it is not there; open or map it at once.
+    """The path of a local copy of a shard's tar, fetched on a miss; open or map it at once.
 
-    Processes and threads that want the same shard fetch it once. The size and checksum of what arrives are compared
-    with the sidecar's, so what is kept is what was written.
+    Concurrent processes and threads fetch a shard only once. Size and checksum are verified on arrival, so the cache
+    never keeps a damaged tar.
 
     Raises:
-        UserError: the folder cannot be written, or its bound is less than this tar.
-        DamagedError: the tar differs from its sidecar, or is missing.
+        UserError: the folder cannot be written, or the cache's maximum size is smaller than this tar.
+        DamagedError: the tar is missing, or differs from its sidecar.
     """
     folder = _folder()
     path = folder / f"{sidecar_tar_xxh3}.tar"
@@ -48,24 +49,24 @@ def _folder() -> Path:
 
 
 def _bound() -> int:
-    """The bound in bytes."""
-    stated = os.environ.get("AVLLM_CACHE_GB") or DEFAULT_GB
+    """The maximum size of the cache in bytes."""
+    limit = os.environ.get("AVLLM_CACHE_GB") or DEFAULT_GB
     try:
-        return int(float(stated) * 1e9)
+        return int(float(limit) * 1e9)
     except (ValueError, OverflowError):
-        raise UserError(f"AVLLM_CACHE_GB={stated}: expected a number of gigabytes, such as 50") from None
+        raise UserError(f"AVLLM_CACHE_GB={limit}: expected a number of gigabytes, such as 50") from None
 
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a copy, one of 256: a lock file for each shard could never be removed safely."""
+    """Hold the lock of a copy. All copies share 256 lock files: one per shard could never be removed safely."""
     with open(path.with_name(f"{path.name[:2]}.lock"), "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
 def _is_there(path: Path, size: int) -> bool:
-    """Whether the copy is there; it is then the one used last."""
+    """Whether the copy exists with this size; its time is updated, so it counts as the most recently used."""
     with contextlib.suppress(FileNotFoundError):
         os.utime(path)
         return path.stat().st_size == size
@@ -93,7 +94,7 @@ def _digest(path: Path) -> str:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Remove the least recently used copies, and what killed processes left, until `size` more bytes fit the bound."""
+    """Evict the least recently used files, including what killed processes left, until `size` more bytes fit."""
     bound = _bound()
     if size > bound:
         raise UserError(f"AVLLM_CACHE_GB={bound / 1e9:g}: less than one shard of {size / 1e9:.3f} GB")
@@ -105,7 +106,7 @@ def _make_room(folder: Path, size: int) -> None:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a copy that nobody fetches or is about to open; half a copy without its lock is of a killed process."""
+    """Remove a copy unless it is being fetched or about to be opened; an unlocked `.part` is a killed process's."""
     with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(path, wait=False):
         if path.suffix == ".part" or time.time() - path.stat().st_mtime > HANDED_OUT:
             path.unlink()
@@ -114,6 +115,6 @@ def _remove(path: Path) -> bool:
 
 
 def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    with contextlib.suppress(FileNotFoundError):  # another process may be making room too
+    with contextlib.suppress(FileNotFoundError):  # another process may be evicting too
         return entry.stat()
     return None

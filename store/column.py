@@ -1,4 +1,4 @@
-"""A column: what one encoder says about the corpus, one tar for each shard."""
+"""A column: one encoder's features for the corpus, with one tar per shard."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from store.spec import FORMAT, ColumnSpec
 from store.storage import Storage
 
 FOLDER = "columns"
-WRITTEN_AT_ONCE = 4 << 20  # bytes: the kernel keeps large writes in large pages, which are read twice as fast
-FETCHED_AT_ONCE = 32  # an object store answers in tens of milliseconds, whatever the size
+WRITTEN_AT_ONCE = 4 << 20  # bytes: large writes are cached in large pages, which read back twice as fast
+FETCHED_AT_ONCE = 32  # parallel requests: an object store takes tens of milliseconds, whatever the size
 
 
 class ColumnFile(Settings):
-    """What `column.json` holds: the spec that the digest is of, and how its encoder is built again."""
+    """The content of `column.json`: the spec, its digest, and how to build the encoder again."""
 
     format: int = FORMAT
     digest: str
@@ -40,19 +40,19 @@ class Column:
         return self.spec.folder
 
     def path(self, name: str) -> str:
-        """The path of one of its files, from the store's root."""
+        """The path of one of the column's files, relative to the store's root."""
         return f"{FOLDER}/{self.name}/{name}"
 
     def shards(self) -> list[int]:
-        """The shards that are there, by their sidecars, in order."""
+        """The sorted numbers of the published shards: those that have a sidecar."""
         stems = (n.removesuffix(".json") for n in self.storage.names(f"{FOLDER}/{self.name}") if n.endswith(".json"))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def sidecar(self, shard: int) -> Sidecar:
-        """The sidecar of a shard that is there.
+        """The sidecar of a published shard.
 
         Raises:
-            DamagedError: it is not what was written, or describes another shard.
+            DamagedError: the sidecar does not match its checksum, or describes another shard or column.
         """
         name = self.path(shard_name(shard, "json"))
         sidecar = load_sidecar(self.storage, name)
@@ -61,25 +61,25 @@ class Column:
         return sidecar
 
     def sidecars(self, damaged: list[DamagedError] | None = None) -> Iterator[tuple[int, Sidecar]]:
-        """The shards that are there with their sidecars, in order; many are fetched at once.
+        """The published shards with their sidecars, in order; sidecars are fetched in parallel.
 
         Args:
-            damaged: takes the errors of sidecars that are damaged, and these are left out; without it the first raises.
+            damaged: if given, collects the errors of damaged sidecars, which are skipped; else the first one is raised.
 
         Raises:
-            DamagedError: as `sidecar`.
+            DamagedError: as for `sidecar`.
         """
         shards = self.shards()
         with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
             for start in range(0, len(shards), FETCHED_AT_ONCE):
-                some = shards[start : start + FETCHED_AT_ONCE]
-                for shard, found in zip(some, pool.map(self._sidecar_or_error, some), strict=True):
-                    if isinstance(found, Sidecar):
-                        yield shard, found
+                batch = shards[start : start + FETCHED_AT_ONCE]
+                for shard, result in zip(batch, pool.map(self._sidecar_or_error, batch), strict=True):
+                    if isinstance(result, Sidecar):
+                        yield shard, result
                     elif damaged is None:
-                        raise found
+                        raise result
                     else:
-                        damaged.append(found)
+                        damaged.append(result)
 
     def _sidecar_or_error(self, shard: int) -> Sidecar | DamagedError:
         try:
@@ -88,7 +88,7 @@ class Column:
             return error
 
     def withdraw(self, shard: int) -> None:
-        """Make a shard not there, by removing its sidecar."""
+        """Unpublish a shard by removing its sidecar."""
         self.storage.remove(self.path(shard_name(shard, "json")))
 
     def _holds(self, sidecar: Sidecar) -> bool:
@@ -99,22 +99,22 @@ class Column:
 
     @contextlib.contextmanager
     def write_shard(self, shard: int) -> Iterator[ShardWriter]:
-        """Give a writer for a shard; on a normal exit its tar is published, then its sidecar."""
+        """Yield a writer for a shard; a normal exit publishes first the tar, then the sidecar."""
         tar = self.path(shard_name(shard, "tar"))
         with self.storage.writing(tar) as temporary, open(temporary, "w+b", buffering=WRITTEN_AT_ONCE) as file:
             writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
-            if not self._holds(sidecar):  # else it stays there: a worker of a killed run may have been quicker
+            if not self._holds(sidecar):  # else it stays published: a killed run's worker was quicker
                 self.withdraw(shard)
         save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
 
 
 def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) -> Column:
-    """Open the column of `spec`, making it if the store has none.
+    """Open the column of `spec`, and create it if it does not exist.
 
     Raises:
-        UserError: a column whose digest begins with the same six digits has another spec.
+        UserError: an existing column has the same six-digit digest but another spec.
     """
     file = ColumnFile(digest=spec.fingerprint, spec=spec, build=build)
     name = f"{FOLDER}/{spec.folder}/column.json"
@@ -127,18 +127,18 @@ def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) 
 
 
 def open_column(storage: Storage, name: str) -> Column:
-    """Open a column by its folder's name, or by its encoder's name where only one column has it.
+    """Open a column by folder name, or by encoder name if only one column has that encoder.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: no column matches, or several do.
     """
-    found = _folders(storage)
-    matches = [f for f in found if name in (f, f.rpartition(".")[0])]
+    folders = _folders(storage)
+    matches = [f for f in folders if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
-        if not found and not storage.exists(CORPUS):
+        if not folders and not storage.exists(CORPUS):
             raise UserError(f"{storage.url}: no store is there: no {CORPUS}; python -m featurize plan makes one")
         what = "several columns match" if matches else "there is no column"
-        has = ", ".join(found) or "none: python -m featurize run makes them"
+        has = ", ".join(folders) or "none: python -m featurize run makes them"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {has}")
     path = f"{FOLDER}/{matches[0]}/column.json"
     file = parse_settings(ColumnFile, unseal_json(storage.read(path), FORMAT, storage.where(path)), storage.where(path))
@@ -148,10 +148,10 @@ def open_column(storage: Storage, name: str) -> Column:
 
 
 def list_columns(storage: Storage) -> list[Column]:
-    """All columns of a store, by name."""
+    """All columns of a store, sorted by name."""
     return [open_column(storage, name) for name in _folders(storage)]
 
 
 def _folders(storage: Storage) -> list[str]:
-    """The columns that are there: a killed run may leave a folder without its `column.json`."""
+    """The folders that have a `column.json`; a killed run may leave one without."""
     return [name for name in storage.names(FOLDER) if storage.exists(f"{FOLDER}/{name}/column.json")]

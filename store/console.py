@@ -1,4 +1,4 @@
-"""How every command of the house speaks: one line for an error of the user's, progress with rate and ETA."""
+"""Console output shared by all commands: one-line user errors, and progress with rate and ETA."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def make_app(help_text: str) -> typer.Typer:
-    """A typer application in the house's style."""
+    """A typer application with the options that all commands share."""
     return typer.Typer(
         help=help_text,
         no_args_is_help=True,
@@ -32,17 +32,17 @@ def make_app(help_text: str) -> typer.Typer:
 
 
 def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None = None) -> None:
-    """Run an application; a `UserError` becomes one line and exit status 2, Ctrl-C the line `stopped` and 130.
+    """Run an application; a `UserError` prints one line and exits with 2, Ctrl-C prints `stopped` and exits with 130.
 
     Args:
         app: the application.
-        stopped: what Ctrl-C says.
-        extra: has the packages that the application imports only when it needs them.
+        stopped: the line to print on Ctrl-C.
+        extra: the pip extra that provides the application's optional packages, named if one is missing.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:  # torch's waiting threads take each other's cores if they spin for long
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's idle threads would spin and take each other's cores
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
         app()
     except UserError as error:
@@ -53,26 +53,26 @@ def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None =
             raise
         sys.exit(_say(f"error: the package {package} is missing: pip install 'avllm[{extra}]'", 2))
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer makes this of Ctrl-C
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer turns Ctrl-C into this exit code
             raise
         sys.exit(_say(stopped, INTERRUPTED))
 
 
 def _missing(error: BaseException | None) -> str | None:
-    """The package whose absence is behind an error, or None if it is another fault."""
-    found = None
-    while error:  # some packages raise an error of their own in its place
+    """The missing package that caused an error, or None if the cause is something else."""
+    package = None
+    while error:  # some packages wrap the error in their own
         name = error.name if isinstance(error, ModuleNotFoundError) else None
-        found = name.partition(".")[0] if name else found
+        package = name.partition(".")[0] if name else package
         error = error.__cause__ or error.__context__
     try:
-        return found if found and importlib.util.find_spec(found) is None else None
+        return package if package and importlib.util.find_spec(package) is None else None
     except ModuleNotFoundError:
-        return found
+        return package
 
 
 def make_table(*heads: str) -> Table:
-    """A table that folds what is too wide for the terminal: a name that is cut cannot be looked for."""
+    """A table that wraps wide cells instead of cutting them, so that names stay complete."""
     table = Table(*heads)
     for column in table.columns:
         column.overflow = "fold"
@@ -80,13 +80,13 @@ def make_table(*heads: str) -> Table:
 
 
 def line_of(error: UserError) -> str:
-    """An error's line, with the command that mends it where there is one."""
+    """The one-line message of an error, with the repair command if there is one."""
     remedy = isinstance(error, DamagedError) and error.remedy
     return f"{error}; mend it: {remedy}" if remedy else str(error)
 
 
 def say_json(value: object) -> None:
-    """Print one JSON document; a command that does prints nothing else on stdout, so that scripts can read it."""
+    """Print one JSON document. Print nothing else on stdout, so that scripts can parse it."""
     print(json.dumps(value, indent=1))
 
 
@@ -96,7 +96,7 @@ def _say(line: str, status: int) -> int:
 
 
 class Meter:
-    """Progress of a long job: a bar on a terminal, a line now and then elsewhere (a job's log)."""
+    """Progress of a long job: a bar on a terminal, else a line every few seconds (for a log)."""
 
     SECONDS_BETWEEN_LINES = 10.0
 
@@ -129,11 +129,11 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Units done a second, since the start."""
+        """Units per second since the start."""
         return self.done / max(time.monotonic() - self._began, 1e-9)
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more units as done; `note` stands beside the bar."""
+        """Count `count` more units as done, and show `note` beside the bar."""
         self.done += count
         self._note = note
         self._bar.update(self._task, advance=count, note=f"{self.rate:.2f} {self.unit}/s {note}")

@@ -1,4 +1,4 @@
-"""Conversations: what is asked and answered about an item. Many of them read the same columns."""
+"""Conversations: questions and answers about media items. Many data sets can share the same columns."""
 
 import json
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange: `modality` says which token stands in the human's turn (`text`: none)."""
+    """One question and answer; `modality` is what the instruction refers to (`text`: no media)."""
 
     instruction: str
     modality: Modality
@@ -41,10 +41,10 @@ class Conversation:
     """Turns about one media item, or about none.
 
     Attributes:
-        id: the source's own id.
+        id: the id in the source.
         key: the media item's key in the corpus, or None for text only.
-        turns: at least one.
-        meta: whatever else the source says, JSON values by name.
+        turns: one or more.
+        meta: other fields of the source, JSON values by name.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Conversation:
 
     @property
     def modality(self) -> Modality:
-        """All that its turns perceive together."""
+        """The combined modality of all turns."""
         seen = {turn.modality for turn in self.turns} - {"text"}
         if not seen:
             return "text"
@@ -83,18 +83,18 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
     with collector_paused():
         ids, keys, turns, meta = (table[name].to_pylist() for name in SCHEMA.names)
         return [
-            Conversation(id_, key, tuple(Turn(**turn) for turn in said), json.loads(more))
-            for id_, key, said, more in zip(ids, keys, turns, meta, strict=True)
+            Conversation(id_, key, tuple(Turn(**turn) for turn in exchanges), json.loads(details))
+            for id_, key, exchanges, details in zip(ids, keys, turns, meta, strict=True)
         ]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What conversations are about, without their turns.
+    """A summary of conversations without their turns.
 
     Attributes:
-        keys: the media items.
-        splits: the values of `split` in their meta data.
+        keys: keys of the media items.
+        splits: the values of `split` in their metadata.
     """
 
     keys: frozenset[str]
@@ -102,7 +102,7 @@ class Outline:
 
 
 def load_outline(storage: Storage, name: str) -> Outline:
-    """Read what `conversations/<name>.parquet` is about.
+    """Read the outline of `conversations/<name>.parquet`.
 
     Raises:
         UserError: the store has no conversations of that name, or they are damaged.
@@ -115,5 +115,5 @@ def load_outline(storage: Storage, name: str) -> Outline:
 
 
 def list_conversations(storage: Storage) -> list[str]:
-    """The names of a store's conversations, sorted."""
+    """The sorted names of a store's conversation files."""
     return [name.removesuffix(".parquet") for name in storage.names(FOLDER) if name.endswith(".parquet")]

@@ -1,4 +1,4 @@
-"""The corpus plan: an ordered list of media items, cut once into fixed shards of consecutive items."""
+"""The corpus plan: an ordered list of media items, split once into fixed shards of consecutive items."""
 
 import hashlib
 import re
@@ -15,10 +15,10 @@ from store.table import collector_paused, load_table, save_table
 
 Kind = Literal["video", "image", "audio"]
 NAME = "corpus.parquet"
-BYTES = "bytes:"  # begins the URI of a file whose name is not UTF-8: its bytes follow, percent-escaped
+BYTES = "bytes:"  # URI prefix for a file name that is not UTF-8; the name's bytes follow, percent-encoded
 SMALLEST_SHARD, LARGEST_SHARD = 4, 256  # items
-SHARDS = 32  # that a plan has at least, unless they would be smaller than the smallest
-KEY_LENGTH = 80  # characters; a tar member `<key>.spatial.t32.npy` then fits the 100 of a USTAR header
+SHARDS = 32  # minimum number of shards in a plan, unless they would fall below the smallest size
+KEY_LENGTH = 80  # characters; so `<key>.spatial.t32.npy` fits the 100 characters of a USTAR header
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -32,11 +32,11 @@ SCHEMA = pa.schema(
         ("fps", pa.float64()),
     ]
 )
-ADDED = 3  # columns that plans of earlier versions lack
+ADDED = 3  # number of last columns that plans of earlier versions lack
 
 
 class Part(NamedTuple):
-    """What an item is of: a file (or a folder of stills) from `start` to `end` seconds, None where it is whole."""
+    """The source of an item: a file (or folder of stills) from `start` to `end` seconds; None means unbounded."""
 
     uri: str
     start: float | None = None
@@ -45,18 +45,18 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One media file of a corpus, or a part of one.
+    """A media file of the corpus, or a part of one.
 
     Attributes:
         key: unique in the corpus; letters, digits, `_` and `-` only.
         uri: path or fsspec URL of the file, or of a folder of stills that are the frames of a film.
-        kind: what the file is taken for.
-        shard: number of the shard that holds it.
-        position: its place in that shard.
-        bytes: the file's size when it was planned, or None if it could not be seen.
-        start: where the part begins, in seconds; None at the file's beginning.
-        end: where it ends, in seconds; None at the file's end.
-        fps: frames a second of a folder of stills, None where it is not known.
+        kind: what the file is treated as.
+        shard: number of the item's shard.
+        position: the item's position in the shard.
+        bytes: the file's size at planning time, or None if it was unknown.
+        start: start of the part in seconds; None means the start of the file.
+        end: end of the part in seconds; None means the end of the file.
+        fps: frames per second of a folder of stills, or None if unknown.
     """
 
     key: str
@@ -71,20 +71,21 @@ class MediaItem:
 
     @property
     def part(self) -> Part:
-        """What it is of: no two items of a corpus are of the same."""
+        """The item's source; unique in the corpus."""
         return Part(self.uri, self.start, self.end)
 
     @property
     def is_part(self) -> bool:
-        """Whether it has bounds."""
+        """Whether the item is only a part of a file."""
         return self.start is not None or self.end is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A media file or part that a source names, before it has a key and a place: `name` is what its key is made from.
+    """A media file or part from a source, before it is given a key and a shard.
 
-    The other attributes are those of a `MediaItem`.
+    Attributes:
+        name: the key is derived from it; the other attributes are as in `MediaItem`.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Candidate:
 
     @property
     def part(self) -> Part:
-        """What it is of."""
+        """The candidate's source."""
         return Part(self.uri, self.start, self.end)
 
 
@@ -120,34 +121,34 @@ class Corpus:
 
     @property
     def key_of_part(self) -> dict[Part, str]:
-        """The key of each item by what it is of."""
+        """The key of each item, by its source."""
         return {item.part: item.key for item in self.items}
 
     @property
     def stripped(self) -> bool:
-        """Whether some media are named without their folder, as `store push --strip-uris` leaves them."""
+        """Whether some URIs are relative, as `store push --strip-uris` leaves them."""
         return any("://" not in item.uri and not item.uri.startswith("/") for item in self.items)
 
     def append(self, candidates: Iterable[Candidate], shard_size: int | None = None) -> int:
-        """Add the files and parts that are new in fresh shards; return how many were new.
+        """Add new files and parts in new shards; return how many were new.
+
+        Existing shards never grow, as columns may already hold them. For a file already in the plan, only its size is
+        updated, and its frames per second if they were unknown.
 
         Args:
-            candidates: files and parts, known ones among them.
-            shard_size: items in a shard; by default as `even_shard_size` says.
-
-        A shard that exists is never added to: columns may already hold it. Of a file that is known, only the size is
-        taken anew, and the frames a second where they were not known.
+            candidates: files and parts, new or already in the plan.
+            shard_size: items per shard; the default is `even_shard_size`.
 
         Raises:
-            UserError: a folder of stills has other frames a second than it was planned with.
+            UserError: a folder of stills was planned with other frames per second.
         """
         parts = {item.part: item.fps for item in self.items}
         keys = {item.key for item in self.items}
         new: list[tuple[Candidate, str]] = []
-        seen: dict[str, int | None] = {}
+        known_sizes: dict[str, int | None] = {}
         for candidate in candidates:
             if candidate.part in parts:
-                seen[candidate.uri] = candidate.bytes
+                known_sizes[candidate.uri] = candidate.bytes
                 if candidate.fps and candidate.fps != (parts[candidate.part] or candidate.fps):
                     raise UserError(f"{candidate.uri}: was planned with {parts[candidate.part]:g} frames a second")
                 parts[candidate.part] = candidate.fps or parts[candidate.part]
@@ -160,9 +161,9 @@ class Corpus:
             parts[candidate.part] = candidate.fps
             keys.add(key)
             new.append((candidate, key))
-        if seen:
+        if known_sizes:
             self.items = [
-                replace(item, bytes=seen[item.uri], fps=parts[item.part]) if item.uri in seen else item
+                replace(item, bytes=known_sizes[item.uri], fps=parts[item.part]) if item.uri in known_sizes else item
                 for item in self.items
             ]
         first = self.items[-1].shard + 1 if self.items else 0
@@ -172,17 +173,17 @@ class Corpus:
         return len(new)
 
     def save(self, storage: Storage) -> None:
-        """Write the plan."""
+        """Write the plan to a store."""
         columns = {name: [getattr(item, name) for item in self.items] for name in SCHEMA.names}
         columns["uri"] = list(map(_written, columns["uri"]))
         save_table(storage, NAME, columns, SCHEMA)
 
     @classmethod
     def load(cls, storage: Storage) -> "Corpus":
-        """Read the plan.
+        """Read the plan of a store.
 
         Raises:
-            UserError: the store has none, or it is damaged.
+            UserError: the store has no plan, or the plan is damaged.
         """
         if not storage.exists(NAME):
             raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
@@ -194,9 +195,9 @@ class Corpus:
 
 
 def even_shard_size(items: int) -> int:
-    """A size of shards that gives work to many workers where items are few, and few files where they are many.
+    """Items per shard: small shards for few items, to occupy many workers; large ones for many, to limit the files.
 
-    A power of two, as batches are: the last batch of a shard is filled up to its size.
+    Usually a power of two, like batch sizes, because the last batch of a shard is padded to full size.
     """
     size = LARGEST_SHARD
     while size > SMALLEST_SHARD and items < SHARDS * size:
@@ -210,7 +211,7 @@ def _item(candidate: Candidate, key: str, shard: int, position: int) -> MediaIte
 
 
 def _written(uri: str) -> str:
-    """The URI as text: Python holds the bytes of a name that is not UTF-8 as surrogates, which no text file can."""
+    """The URI as valid UTF-8: Python keeps other bytes of a file name as surrogates, which cannot be encoded."""
     try:
         uri.encode()
     except UnicodeEncodeError:
@@ -230,9 +231,9 @@ def _read(uri: str) -> str:
 
 
 def make_key(name: str, salt: str | None = None) -> str:
-    """A key from a file's relative path or id: only letters, digits, `_`, `-`, at most 80 characters.
+    """Derive a key from a file's relative path or id: letters, digits, `_` and `-`, at most 80 characters.
 
-    With a `salt`, or where the name is too long, eight digits of a hash keep it unique.
+    With a `salt`, or if the name is too long, eight digits of a hash keep the key unique.
     """
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")
     if salt is not None or not slug or len(slug) > KEY_LENGTH:

@@ -3,18 +3,18 @@
 import re
 import shlex
 
-SHARD = re.compile(r"(.+?)/columns/[^/]+/\d{6,}\.(?:tar|json): ")  # begins a message about a shard's file
+SHARD = re.compile(r"(.+?)/columns/[^/]+/\d{6,}\.(?:tar|json): ")  # how a message about a shard's file starts
 
 
 class UserError(ValueError):
-    """Bad input or configuration. The message names the file, the field and what would be accepted."""
+    """Bad input or configuration. The message names the file, the field and the accepted values."""
 
 
 class DamagedError(UserError):
-    """Stored bytes differ from the checksum that was taken when they were written."""
+    """Stored bytes do not match the checksum taken when they were written."""
 
     @property
     def remedy(self) -> str:
-        """The command that mends it, if the message is about a file of a shard; else nothing."""
-        found = SHARD.match(str(self))
-        return f"python -m featurize repair {shlex.quote(found[1])}" if found else ""
+        """The command that repairs the shard, or an empty string if the message is not about a shard's file."""
+        match = SHARD.match(str(self))
+        return f"python -m featurize repair {shlex.quote(match[1])}" if match else ""

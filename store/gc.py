@@ -1,4 +1,4 @@
-"""Clear a store of columns that nobody wants, and of what killed runs left behind."""
+"""Garbage collection: remove unwanted columns, and the leftovers of killed runs."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,17 +15,18 @@ from store.storage import Storage
 
 Why = Literal["not wanted", "no column.json", "tar without its sidecar", "temporary file"]
 
-OURS = re.compile(r"column\.json|\d+\.(tar|json)")  # whatever else lies in a column's folder stays
+OURS = re.compile(r"column\.json|\d+\.(tar|json)")  # any other file in a column's folder is kept
 
 
 @dataclass(frozen=True)
 class Rubbish:
-    """Files that go together.
+    """Files that are removed together.
 
     Attributes:
         name: a column's folder, or a single file.
-        files: paths from the store's root, in the order in which they are removed.
-        bytes: of all of them.
+        why: the reason for the removal.
+        files: paths relative to the store's root, in order of removal.
+        bytes: total size of the files.
     """
 
     name: str
@@ -35,36 +36,36 @@ class Rubbish:
 
 
 def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -> list[Rubbish]:
-    """What would go: columns named by `remove`, or all but those of `keep`; and leftovers in any case.
+    """List what `store gc` removes: the columns in `remove`, or all columns not in `keep`, and always the leftovers.
 
-    A column is named by its encoder's name, which means all that have it, or by `name.digest`. One that lost its
-    column.json but has shards is damaged, not a leftover: it goes only if it is named.
+    A name is `name.digest`, or an encoder's name, which selects all its columns. A column that has sidecars but lost
+    its `column.json` is damaged, not a leftover: it is removed only as an unwanted column.
 
     Raises:
-        UserError: a name is that of no column, or both lists are given.
+        UserError: a name matches no column, or both lists are given.
     """
     if keep and remove:
         raise UserError("give either --keep or --remove")
     sizes = _sizes(storage)
     folders = storage.names(FOLDER)
-    wanted, unwanted = _named(storage, folders, keep), _named(storage, folders, remove)
-    unwanted |= set(folders) - wanted if keep else set()
-    found = [_leftover(name, "temporary file", sizes) for name in sizes if TEMPORARY in name.rpartition("/")[2]]
+    kept, unwanted = _named(storage, folders, keep), _named(storage, folders, remove)
+    unwanted |= set(folders) - kept if keep else set()
+    rubbish = [_leftover(name, "temporary file", sizes) for name in sizes if TEMPORARY in name.rpartition("/")[2]]
     for folder in folders:
         inside = f"{FOLDER}/{folder}/"
         files = sorted(name for name in sizes if name.startswith(inside) and OURS.fullmatch(name[len(inside) :]))
         if folder in unwanted:
-            found.append(_column(folder, "not wanted", files, sizes))
+            rubbish.append(_column(folder, "not wanted", files, sizes))
         elif not any(name.endswith(".json") for name in files):
-            found.append(_column(folder, "no column.json", files, sizes))
+            rubbish.append(_column(folder, "no column.json", files, sizes))
         else:
             tars = (name for name in files if name.endswith(".tar") and _sidecar(name) not in sizes)
-            found += [_leftover(name, "tar without its sidecar", sizes) for name in tars]
-    return found
+            rubbish += [_leftover(name, "tar without its sidecar", sizes) for name in tars]
+    return rubbish
 
 
 def clear(storage: Storage, rubbish: Iterable[Rubbish]) -> None:
-    """Remove it. Of a column the sidecars go first: a kill on the way leaves a sound column with fewer shards."""
+    """Remove the files. A column's sidecars go first, so a kill midway leaves a sound column with fewer shards."""
     for heap in rubbish:
         for name in heap.files:
             storage.remove(name)
@@ -74,7 +75,7 @@ def clear(storage: Storage, rubbish: Iterable[Rubbish]) -> None:
 
 
 def orphaned(storage: Storage, rubbish: Iterable[Rubbish]) -> list[str]:
-    """A line for each set of conversations that asks by a sense of which no column would be left."""
+    """A warning line for each conversation file and modality whose last column would be removed."""
     going = {heap.name for heap in rubbish}
     columns = list_columns(storage)
     senses = {column.spec.modality for column in columns}
@@ -90,8 +91,8 @@ def orphaned(storage: Storage, rubbish: Iterable[Rubbish]) -> list[str]:
 
 
 def _sizes(storage: Storage) -> dict[str, int]:
-    found = storage.fs.find(storage.root, detail=True)
-    return {str(path)[len(storage.root) :].lstrip("/"): int(info["size"]) for path, info in found.items()}
+    listing = storage.fs.find(storage.root, detail=True)
+    return {str(path)[len(storage.root) :].lstrip("/"): int(info["size"]) for path, info in listing.items()}
 
 
 def _named(storage: Storage, folders: Sequence[str], names: Sequence[str]) -> set[str]:
@@ -105,7 +106,7 @@ def _named(storage: Storage, folders: Sequence[str], names: Sequence[str]) -> se
 
 
 def _column(folder: str, why: Why, files: Sequence[str], sizes: dict[str, int]) -> Rubbish:
-    """A whole column: its sidecars first, then its tars, and its column.json last, by which it is named again."""
+    """A whole column: sidecars first, then tars, and `column.json` last, so that a rerun still finds the column."""
     order = sorted(files, key=lambda name: (name.endswith("column.json"), name.endswith(".tar"), name))
     return Rubbish(f"{FOLDER}/{folder}", why, tuple(order), sum(sizes[name] for name in files))
 

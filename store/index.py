@@ -1,4 +1,4 @@
-"""Where every array of a column lies: what its sidecars say, in fixed-width arrays of numpy."""
+"""Index of a column: where each array lies, read from the sidecars into fixed-width numpy arrays."""
 
 import itertools
 import json
@@ -17,24 +17,24 @@ from store.settings import parse_settings
 from store.shard import TEXT, Failure, Sidecar, shard_name
 from store.spec import FORMAT, Feature
 
-ITEMS, REST = b',"items":[', b'],"shard":'  # around the items, in canonical JSON; within a string a quote is escaped
+ITEMS, REST = b',"items":[', b'],"shard":'  # around the items in canonical JSON; no string matches: quotes are escaped
 FORMAT_FIELD = re.compile(rb'"format":([0-9]+)')
 
 
 @dataclass(frozen=True)
 class ColumnIndex:
-    """The N usable items of a column are its rows, in the corpus's order; F features of at most R dimensions.
+    """One row for each of a column's N usable items, in corpus order; F features with at most R dimensions.
 
     Attributes:
-        features: the names of the F features, sorted.
-        row: the row of each usable key.
-        failed: the record of each item that the column does not hold.
-        tars: for each shard, the size of its tar in bytes and its xxh3-128.
-        shard: int32 [N].
-        offset: where an array's numbers begin in the tar, bytes, int64 [N, F].
-        shape: int64 [N, F, R], filled up with ones.
-        nbytes: int64 [N, F].
-        xxh3: uint64 [N, F].
+        features: the sorted names of the F features.
+        row: the row of each usable item, by key.
+        failed: the failure record of each item that the column lacks, by key.
+        tars: per shard, the tar's size in bytes and its xxh3-128.
+        shard: the item's shard, int32 [N].
+        offset: where an array's data starts in the tar, in bytes, int64 [N, F].
+        shape: int64 [N, F, R], padded with ones.
+        nbytes: size of an array's data, int64 [N, F].
+        xxh3: checksum of an array's data, uint64 [N, F].
     """
 
     features: tuple[str, ...]
@@ -48,18 +48,18 @@ class ColumnIndex:
     xxh3: NDArray[np.uint64]
 
     def key(self, row: int) -> str:
-        """The key of a row, slowly: for messages."""
+        """The key of a row. Slow: use it only for messages."""
         return next(itertools.islice(self.row, row, None))
 
 
 def build_index(column: Column) -> ColumnIndex:
-    """Read a column's sidecars, compare them with its spec, and their arrays with the sizes of the tars.
+    """Read a column's sidecars; check them against its spec, and the arrays' extents against the tar sizes.
 
-    An item is taken apart by one regular expression that the spec gives: an eighth of the time of JSON and objects, and
-    what the spec does not admit does not match.
+    Items are parsed with one regular expression built from the spec. That takes an eighth of the time of JSON and
+    objects, and items that the spec does not admit do not match.
 
     Raises:
-        DamagedError: a sidecar is damaged, or is not one of this column.
+        DamagedError: a sidecar is damaged, or belongs to another column.
     """
     features = dict(sorted(column.spec.features.items()))
     pattern, fingerprint = _item_pattern(features), column.spec.fingerprint
@@ -100,20 +100,20 @@ def build_index(column: Column) -> ColumnIndex:
 
 
 def _sidecars(column: Column) -> Iterator[tuple[int, str, bytes]]:
-    """Each shard's number, the full name of its sidecar, and what that holds."""
+    """For each shard: its number, and its sidecar's full path and content."""
     storage, shards = column.storage, column.shards()
     with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
         for first in range(0, len(shards), FETCHED_AT_ONCE):
-            some = shards[first : first + FETCHED_AT_ONCE]
-            names = [column.path(shard_name(shard, "json")) for shard in some]
-            read = map(storage.read, names) if storage.local else pool.map(storage.read, names)
-            for shard, name, data in zip(some, names, read, strict=True):
+            batch = shards[first : first + FETCHED_AT_ONCE]
+            names = [column.path(shard_name(shard, "json")) for shard in batch]
+            contents = map(storage.read, names) if storage.local else pool.map(storage.read, names)
+            for shard, name, data in zip(batch, names, contents, strict=True):
                 yield shard, storage.where(name), sealed_body(data, storage.where(name))
 
 
 def _item_pattern(features: dict[str, Feature]) -> re.Pattern[bytes]:
-    """An item as it stands in a sidecar; groups: offset, lengths that vary, bytes of a text and checksum of each array;
-    then the key.
+    """Match an item in a sidecar. Groups: for each array its offset, varying lengths, text size and checksum; last the
+    key.
     """
     arrays = []
     for name, feature in features.items():
@@ -126,7 +126,7 @@ def _item_pattern(features: dict[str, Feature]) -> re.Pattern[bytes]:
 
 @dataclass(frozen=True)
 class _Part:
-    """The items of one shard, as in `ColumnIndex`."""
+    """The rows of one shard; fields as in `ColumnIndex`."""
 
     keys: list[str]
     offset: NDArray[np.int64]
@@ -135,14 +135,14 @@ class _Part:
     xxh3: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, found: list[tuple[bytes, ...]], features: dict[str, Feature]) -> "_Part":
-        """From the groups of `_item_pattern` for each item."""
-        size = len(found), len(features)
+    def of(cls, matches: list[tuple[bytes, ...]], features: dict[str, Feature]) -> "_Part":
+        """Convert the groups of `_item_pattern`, one tuple per item."""
+        size = len(matches), len(features)
         offset, xxh3 = np.empty(size, np.int64), np.empty(size, np.uint64)
         shape = np.ones((*size, max(len(feature.shape) for feature in features.values())), np.int64)
         nbytes = np.empty(size, np.int64)
-        groups = iter(zip(*found, strict=True))
-        for number, feature in enumerate(features.values() if found else ()):
+        groups = iter(zip(*matches, strict=True))
+        for number, feature in enumerate(features.values() if matches else ()):
             offset[:, number] = np.array(next(groups)).astype(np.int64)
             for dimension, length in enumerate(feature.shape):
                 shape[:, number, dimension] = np.array(next(groups)).astype(np.int64) if length is None else length

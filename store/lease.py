@@ -1,8 +1,8 @@
-"""Who writes to a store. An object store has no locks, so a writer there keeps a lease: an object it renews.
+"""One writer at a time for a store. An object store has no locks, so its writer holds a lease: an object it renews.
 
-Leases are numbered. A writer creates the one after the last, which the store lets a single writer do, if the last one
-has ended: it was given back, was not renewed for two minutes, or its process is seen dead. The last lease stays, so
-that a number is never given twice.
+Leases are numbered. Once the last lease has ended, a writer creates the next number with an exclusive create, which
+succeeds for one writer only. A lease ends when it is released, is not renewed for two minutes, or its process is
+known to be dead. The last lease is never deleted, so no number is used twice.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from store.errors import UserError
 if TYPE_CHECKING:
     from store.storage import Storage
 
-RENEWED = 30.0  # seconds between two renewals
-STALE = 120.0  # seconds after which a lease that was not renewed has ended
+RENEWED = 30.0  # seconds between renewals
+STALE = 120.0  # seconds without a renewal after which a lease has ended
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Holder:
     """A process that writes to a store.
 
     Attributes:
-        host: its machine.
-        pid: its id there.
-        kernel: the machine's boot and pid namespace, within which the id names it.
-        since: when it began, seconds UTC.
-        renewed: when it was last heard of, seconds UTC.
-        released: whether it has given the store back.
+        host: the machine's host name.
+        pid: the process id.
+        kernel: boot id and pid namespace; the pid is unique only within them.
+        since: when the process began to write, Unix time in seconds.
+        renewed: the last renewal, Unix time in seconds.
+        released: whether the process has released the lease.
     """
 
     host: str
@@ -53,16 +53,16 @@ class Holder:
 
     @classmethod
     def parse(cls, text: bytes | str) -> "Holder":
-        """What `dump` wrote."""
+        """Parse the output of `dump`."""
         return cls(**json.loads(text))
 
     def dump(self) -> bytes:
-        """As JSON."""
+        """Serialize to JSON."""
         return json.dumps(asdict(self)).encode()
 
     @property
     def ended(self) -> bool:
-        """Whether it gave the store back, is dead, or was not heard of for so long that it must be."""
+        """Whether the lease was released, its process is dead, or it was not renewed for `STALE` seconds."""
         dead = self.kernel == _kernel() and not Path(f"/proc/{self.pid}").exists()
         return self.released or dead or time.time() - self.renewed > STALE
 
@@ -78,10 +78,10 @@ def _kernel() -> str:
 
 @contextlib.contextmanager
 def hold_lease(storage: "Storage", folder: str) -> Iterator[None]:
-    """Keep a lease in `folder` for the block.
+    """Hold a lease in `folder` for the duration of the block.
 
     Raises:
-        UserError: another process holds one; or this one was paused so long that another took its place.
+        UserError: another process holds the lease; or this process was paused so long that another took it over.
     """
     lease = _Lease(storage, folder)
     done = threading.Event()
@@ -98,7 +98,7 @@ def hold_lease(storage: "Storage", folder: str) -> Iterator[None]:
 
 
 class _Lease:
-    """The last lease of a folder, which this process has just created."""
+    """A lease in `folder`, acquired on construction."""
 
     def __init__(self, storage: "Storage", folder: str) -> None:
         self._storage, self._folder = storage, folder
@@ -117,21 +117,21 @@ class _Lease:
             storage.remove(self._name(number))
 
     def renew(self, done: threading.Event) -> None:
-        """Say every half minute that this process lives, until it is done."""
+        """Renew the lease every `RENEWED` seconds until `done` is set."""
         while not done.wait(RENEWED):
-            with contextlib.suppress(UserError):  # the network may be back by the next time
+            with contextlib.suppress(UserError):  # the network may be back by the next renewal
                 if self._is_held():
                     self._storage.write(self._name(self._number), Holder.here(self._since).dump())
 
     def release(self) -> bool:
-        """Give the store back; whether it was held until now."""
+        """Release the lease; return whether it was still held."""
         if not self._is_held():
             return False
         self._storage.write(self._name(self._number), replace(Holder.here(self._since), released=True).dump())
         return True
 
     def _is_held(self) -> bool:
-        """Whether there is no later lease: one that slept between looking and creating may be late."""
+        """Whether no later lease exists: a writer paused between listing and creating may have been overtaken."""
         return self._last() == self._number
 
     def _last(self) -> int:

@@ -1,8 +1,8 @@
-"""The order of training: an endless stream whose every place is a pure function of a seed.
+"""The shuffled order of training samples: an endless stream in which each place depends only on the seed.
 
-`Order` permutes one pool of conversations; `Schedule` says how many of each pool stand in each global batch, and
-`Mixture` in which order. All are pure functions of the place, so a run resumes at any step, and every number of ranks
-sees the same global batches.
+`Order` shuffles one pool of conversations. `Schedule` decides how many samples each pool gives to each global batch,
+and `Mixture` interleaves them. All are pure functions of the place, so a run can resume at any step, and the global
+batches are the same for any number of ranks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER_VERSION = 2  # 2: the shares are exact in every global batch
-BLOCK = 100  # neighbours kept together, so that reading stays nearly sequential
+ORDER_VERSION = 2  # 2: exact shares in every global batch
+BLOCK = 100  # conversations: neighbours stay together, so reads stay nearly sequential
 WINDOW = 16  # blocks shuffled together
 
 
 def _hash(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
-    """`count` well-mixed 64-bit numbers (SplitMix64), the same on every machine and numpy version."""
+    """`count` pseudo-random 64-bit numbers (SplitMix64), identical on every machine and numpy version."""
     with np.errstate(over="ignore"):
         base = np.asarray(0, np.uint64)
         for word in (seed, epoch, stream):
@@ -33,7 +33,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class Order:
-    """A permutation of `size` conversations for each epoch, made of blocks permuted and windows shuffled."""
+    """A new permutation of `size` conversations per epoch: shuffle the blocks, then shuffle within each window."""
 
     def __init__(self, size: int, seed: int) -> None:
         assert size > 0
@@ -46,7 +46,7 @@ class Order:
         return Order, (self.size, self.seed)
 
     def __getitem__(self, cursor: int) -> int:
-        """The conversation at `cursor` of the endless stream; every epoch holds each exactly once."""
+        """The conversation at `cursor` of the endless stream; each occurs exactly once per epoch."""
         epoch, place = divmod(cursor, self.size)
         _, ends = self._starts(epoch)
         window = int(np.searchsorted(ends[WINDOW - 1 :: WINDOW], place, side="right"))
@@ -54,7 +54,7 @@ class Order:
         return int(self._window(epoch, window)[place - first])
 
     def _block_starts(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First member of each block, in the epoch's order of blocks, and the running ends of their lengths."""
+        """The first conversation of each block, in this epoch's block order, and the cumulative block lengths."""
         count = -(-self.size // BLOCK)
         blocks = np.argsort(_hash(self.seed, epoch, 0, count), kind="stable")
         lengths = np.minimum(self.size - blocks * BLOCK, BLOCK)
@@ -68,13 +68,13 @@ class Order:
 
 
 def places_of(step: int, global_batch: int, rank: int, ranks: int) -> range:
-    """The places of the stream that are one rank's part of a step: step * G + rank * (G / W) + i.
+    """One rank's places of the stream in one step: step * G + rank * (G / W) + i.
 
     Args:
-        step: of the run, from 0; with the seed it is all that a run needs to resume.
+        step: the step, from 0; together with the seed it is all that resuming needs.
         global_batch: G, a multiple of `ranks`.
-        rank: of this process.
-        ranks: W.
+        rank: this process's rank.
+        ranks: W, the number of ranks.
     """
     assert global_batch % ranks == 0, f"{global_batch} items for {ranks} ranks"
     first = step * global_batch + rank * (global_batch // ranks)
@@ -82,12 +82,12 @@ def places_of(step: int, global_batch: int, rank: int, ranks: int) -> range:
 
 
 class Mixture:
-    """A periodic schedule over named pools: from the start to any place each has its share to within one.
+    """A periodic interleaving of named pools: up to any place, each pool's count is within one of its share.
 
-    A stretch between any two places therefore holds each pool's share to within two.
+    Between any two places, each pool's count is therefore within two of its share.
 
     Args:
-        weights: a positive integer for each pool; the period is their sum.
+        weights: each pool's positive integer weight; the period is their sum.
     """
 
     def __init__(self, weights: Mapping[str, int]) -> None:
@@ -99,7 +99,7 @@ class Mixture:
         self._before = np.zeros((self.period, len(shares)), np.int64)
         self._counts = shares
         taken = np.zeros(len(shares), np.int64)
-        for place in range(self.period):  # earliest deadline first: the largest deficit first can fall behind by more
+        for place in range(self.period):  # earliest deadline first; largest deficit first can be off by more than one
             ready = taken * self.period < (place + 1) * shares
             due = -(-(taken + 1) * self.period // shares)
             pool = int(np.argmin(np.where(ready, due, self.period + 1)))
@@ -108,29 +108,29 @@ class Mixture:
         assert (taken == shares).all()
 
     def __getitem__(self, place: int) -> tuple[str, int]:
-        """The pool at `place` of the stream, and how many of that pool stand before it (its cursor)."""
+        """The pool at `place` of the stream, and the number of its samples before that place (its cursor)."""
         period, offset = divmod(place, self.period)
         pool = int(self._pool[offset])
         return self.names[pool], int(period * self._counts[pool] + self._before[offset, pool])
 
 
 class Phase(NamedTuple):
-    """A part of a run: so many steps with integer weights of groups of pools, some of which may be zero."""
+    """A part of a run: its number of steps, and the integer weight of each group of pools (zero is allowed)."""
 
     steps: int
     weights: Mapping[str, int]
 
 
 class Schedule:
-    """Which pool stands at each place of a run, with shares that are exact to rounding in every global batch.
+    """The pool at each place of a run; in every global batch, shares are exact up to rounding.
 
-    Pools stand in groups (the modalities, each with the data sets that have it). In a phase each batch holds, of each
-    group, its share of G rounded down or up, and the running counts stay within two of the shares; the places of a
-    group are shared out among its pools in the same way.
+    Pools form groups: one per modality, holding the data sets with that modality. In each batch of a phase, a group
+    gets its share of G, rounded down or up, and its running count stays within two of its share. A group's places are
+    divided among its pools in the same way.
 
     Args:
-        global_batch: G.
-        phases: one after the other.
+        global_batch: G, samples per step over all ranks.
+        phases: the phases, in order.
         pools: for each group, the integer weight of each of its pools.
     """
 
@@ -146,7 +146,7 @@ class Schedule:
         self._mixture = lru_cache(maxsize=256)(self._mixture_of)
 
     def __getitem__(self, place: int) -> tuple[str, int]:
-        """The pool at a place of the run, and how many of that pool stand before it (its cursor)."""
+        """The pool at `place` of the run, and the number of its samples before that place (its cursor)."""
         step, offset = divmod(place, self.global_batch)
         pool, within = self._mixture(tuple(self.counts[step].tolist()))[offset]
         return pool, int(self._before[step, self.names.index(pool)]) + within
@@ -156,18 +156,18 @@ class Schedule:
 
 
 def _share_out(sizes: NDArray[np.int64], weights: Sequence[int]) -> NDArray[np.int64]:
-    """Share out each of S batches by weight: [S, P]. A share is rounded up for those that have fallen behind most."""
+    """Divide each of S batches among P pools by weight: [S, P]. The pools furthest behind are rounded up."""
     total = sum(weights)
-    given = np.zeros((len(sizes), len(weights)), np.int64)
-    behind = [0] * len(weights)  # of its share, times `total`
+    shares = np.zeros((len(sizes), len(weights)), np.int64)
+    deficits = [0] * len(weights)  # each pool's shortfall against its share, times `total`
     for step, size in enumerate(sizes.tolist()):
         if not size:
             continue
         counts = [size * weight // total for weight in weights]
         rounded = [p for p, weight in enumerate(weights) if size * weight % total]
-        behind = [b + size * w - total * c for b, w, c in zip(behind, weights, counts, strict=True)]
-        for pool in sorted(rounded, key=lambda p: (-behind[p], p))[: size - sum(counts)]:
+        deficits = [b + size * w - total * c for b, w, c in zip(deficits, weights, counts, strict=True)]
+        for pool in sorted(rounded, key=lambda p: (-deficits[p], p))[: size - sum(counts)]:
             counts[pool] += 1
-            behind[pool] -= total
-        given[step] = counts
-    return given
+            deficits[pool] -= total
+        shares[step] = counts
+    return shares

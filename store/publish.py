@@ -1,4 +1,4 @@
-"""The one way to put a file or a folder in its place: made under another name, synced, renamed, its parent synced."""
+"""Publish a local file or folder atomically: write under a temporary name, sync, rename, sync the parent folder."""
 
 import contextlib
 import os
@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-TEMPORARY = ".tmp-"  # how the names begin of what a killed process leaves
+TEMPORARY = ".tmp-"  # prefix of temporary names; a killed process may leave such files
 
 
 @contextlib.contextmanager
 def publishing(path: Path) -> Iterator[Path]:
-    """Give the path of a file or a folder to make; on a normal exit it takes that place, else it is removed."""
+    """Yield a temporary path for a file or folder; a normal exit moves it to `path`, an exception removes it."""
     temporary = temporary_beside(path)
     try:
         yield temporary
@@ -22,14 +22,14 @@ def publishing(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name of its own in the folder of `path`, with the same suffix."""
+    """A unique temporary path in the folder of `path`, with the same suffix."""
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Put a file or a folder in the place of `path`, on the disk before it has that name.
+    """Sync a file or folder to disk, then rename it to `path`.
 
-    A folder cannot be renamed over another one, so for a moment there is none of that name.
+    A folder cannot be renamed over another, so when a folder is replaced, `path` is missing for a moment.
     """
     if temporary.is_dir():
         for folder, _, files in os.walk(temporary):
@@ -47,7 +47,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""Read the items of a column: their arrays, straight out of the tars to where they are wanted."""
+"""Read a column's arrays, straight from the tars into the caller's memory."""
 
 import difflib
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from store.shard import decode_array, shard_name
 from store.tars import Tar
 
 Arrays = dict[str, NDArray[Any]]
-OPEN_FILES = 256  # tars held open
-GAP = 16 << 10  # bytes between two arrays that are read and thrown away sooner than a second call is made
+OPEN_FILES = 256  # tars kept open
+GAP = 16 << 10  # bytes: a smaller gap between two arrays is read and discarded, which beats a second call
 
 
 class ColumnReader:
     """The items of a column.
 
-    Each array's checksum is compared when it is first read. Of a store that is not a local disk, whole shards are
-    copied to the cache first (`store.cache`).
+    Each array's checksum is verified on first read. If the store is remote, whole shards are copied to the cache first
+    (`store.cache`).
 
     Attributes:
-        column: that is read.
-        index: where its arrays lie.
-        failed: the record of each item that it does not hold.
-        checked: bool [N, F], the arrays whose checksum was compared in this process.
+        column: the column being read.
+        index: where its arrays are stored.
+        failed: the failure record of each item that the column lacks, by key.
+        checked: bool [N, F], the arrays whose checksum was verified in this process.
     """
 
     def __init__(self, column: Column) -> None:
@@ -38,7 +38,7 @@ class ColumnReader:
         self.index = build_index(column)
         self.failed = self.index.failed
         self.checked = np.zeros(self.index.xxh3.shape, bool)
-        self._scratch = np.empty(GAP, np.uint8)  # takes what nobody reads
+        self._scratch = np.empty(GAP, np.uint8)  # receives the discarded gaps
         self._tars: dict[int, Tar] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class ColumnReader:
         return key in self.index.row
 
     def keys(self) -> list[str]:
-        """The keys of the usable items, in the corpus's order."""
+        """The keys of the usable items, in corpus order."""
         return list(self.index.row)
 
     def shape(self, key: str, name: str) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ class ColumnReader:
         """The row of an item in the index.
 
         Raises:
-            UserError: the column has no such item; says why if it failed.
+            UserError: the column has no such item; the message gives the reason if it failed.
         """
         if key not in self.index.row:
             failure = self.failed.get(key)
@@ -72,7 +72,7 @@ class ColumnReader:
         return self.index.row[key]
 
     def shape_at(self, row: int, feature: int) -> tuple[int, ...]:
-        """The shape of one array, by its row and the number of its feature."""
+        """The shape of one array, by row and feature number."""
         rank = len(self.column.spec.features[self.index.features[feature]].shape)
         return tuple(self.index.shape[row, feature, :rank].tolist())
 
@@ -80,29 +80,29 @@ class ColumnReader:
         """The arrays of an item by feature name.
 
         Raises:
-            UserError: the column has no such item; says why if it failed.
-            DamagedError: the bytes on disk are not those that were written.
+            UserError: the column has no such item; the message gives the reason if it failed.
+            DamagedError: an array does not match its checksum, or the tar cannot be read.
         """
         row = self.row(key)
-        read = [np.empty(size, np.uint8) for size in self.index.nbytes[row].tolist()]
-        self.read_into(row, list(enumerate(read)))
+        buffers = [np.empty(size, np.uint8) for size in self.index.nbytes[row].tolist()]
+        self.read_into(row, list(enumerate(buffers)))
         features = self.column.spec.features
         return {
-            name: decode_array(read[number].data, features[name].dtype, self.shape_at(row, number))
+            name: decode_array(buffers[number].data, features[name].dtype, self.shape_at(row, number))
             for number, name in enumerate(self.index.features)
         }
 
     def read_into(self, row: int, wanted: Sequence[tuple[int, NDArray[Any]]]) -> None:
-        """Fill arrays of an item, and compare each with its checksum at its first touch in this process.
+        """Read arrays of an item into given memory; each checksum is verified on first read in this process.
 
-        Threads may call this at the same time.
+        Thread-safe.
 
         Args:
-            row: of the item.
-            wanted: numbers of features in the index, each with a contiguous array of its size.
+            row: the item's row in the index.
+            wanted: pairs of a feature number in the index and a contiguous array of that feature's size to fill.
 
         Raises:
-            DamagedError: the bytes on disk are not those that were written.
+            DamagedError: an array does not match its checksum, or the tar cannot be read.
         """
         tar = self.open(self.index.shard.item(row))
         offset = self.index.offset
@@ -126,10 +126,10 @@ class ColumnReader:
                 self._check(row, feature, array)
 
     def open(self, shard: int) -> Tar:
-        """The open tar of a shard, fetched to the cache first if the store is not a local disk.
+        """The open tar of a shard; if the store is remote, it is fetched to the cache first.
 
         Raises:
-            DamagedError: it is missing, or of another size than its sidecar says.
+            DamagedError: the tar is missing, or its size differs from its sidecar.
         """
         tar = self._tars.get(shard)
         if tar is None:
@@ -139,10 +139,12 @@ class ColumnReader:
         return tar
 
     def path(self, shard: int) -> str:
-        """The local path of a shard's tar, fetched to the cache if the store is not a local disk; open it at once.
+        """The local path of a shard's tar; if the store is remote, it is fetched to the cache first.
+
+        Open the path at once: the cache may evict it later.
 
         Raises:
-            DamagedError: what is fetched differs from its sidecar, or is missing.
+            DamagedError: the fetched tar is missing, or differs from its sidecar.
         """
         storage = self.column.storage
         if storage.local:

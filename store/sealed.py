@@ -1,8 +1,8 @@
-"""Files that tell when they are damaged: each holds a checksum of all its other bytes, and the number of its format.
+"""Sealed files: each holds its format number and a checksum of all its other bytes, so damage is detected on read.
 
-JSON is canonical and has the checksum as its last field, `xxh3`. A parquet file has both in its footer's metadata,
-`avllm.format` and `avllm.xxh3`; there the checksum is of the file with 32 zeros in its own place.
-The two keep their places in every format to come, so that a newer file is told from a damaged one.
+Sealed JSON is canonical, with the checksum as its last field, `xxh3`. A sealed parquet file has both in its footer's
+metadata, as `avllm.format` and `avllm.xxh3`; its checksum is computed with 32 zeros in the checksum's own place.
+Future formats must keep both in the same place, so that a newer file is not mistaken for a damaged one.
 """
 
 import io
@@ -22,16 +22,16 @@ ZEROS = b"0" * 32
 
 
 def seal_json(content: dict[str, Any]) -> bytes:
-    """Canonical JSON of `content` (whose names sort before `xxh3`) with its checksum."""
+    """Canonical JSON of `content`, with its checksum; the keys of `content` must sort before `xxh3`."""
     body = canonical_json(content)
     return body[:-1] + BEFORE_JSON + xxhash.xxh3_64_hexdigest(body).encode() + b'"}'
 
 
 def unseal_json(data: bytes, newest: int, where: str) -> dict[str, Any]:
-    """What was sealed.
+    """The content of sealed JSON.
 
     Raises:
-        DamagedError: a byte differs.
+        DamagedError: the data does not match its checksum.
         UserError: its format is newer than `newest`.
     """
     content: dict[str, Any] = json.loads(sealed_body(data, where))
@@ -40,10 +40,10 @@ def unseal_json(data: bytes, newest: int, where: str) -> dict[str, Any]:
 
 
 def sealed_body(data: bytes, where: str) -> bytes:
-    """The canonical JSON that was sealed, of whatever format.
+    """The canonical JSON inside sealed JSON, whatever its format number.
 
     Raises:
-        DamagedError: a byte differs.
+        DamagedError: the data does not match its checksum.
     """
     body = data.rpartition(BEFORE_JSON)[0] + b"}"
     if data != body[:-1] + BEFORE_JSON + xxhash.xxh3_64_hexdigest(body).encode() + b'"}':
@@ -52,7 +52,7 @@ def sealed_body(data: bytes, where: str) -> bytes:
 
 
 def seal_table(table: pa.Table, number: int) -> bytearray:
-    """A table as a parquet file of format `number` with its checksum."""
+    """The bytes of a parquet file that holds the table, format `number` and a checksum."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
@@ -65,10 +65,10 @@ def seal_table(table: pa.Table, number: int) -> bytearray:
 
 
 def unseal_table(data: bytes, newest: int, where: str) -> pa.Table:
-    """The table that was sealed.
+    """The table of a sealed parquet file.
 
     Raises:
-        DamagedError: a byte differs.
+        DamagedError: the data does not match its checksum.
         UserError: its format is newer than `newest`.
     """
     start = data.rfind(BEFORE_PARQUET) + len(BEFORE_PARQUET)
@@ -76,7 +76,7 @@ def unseal_table(data: bytes, newest: int, where: str) -> pa.Table:
         raise DamagedError(f"{where}: differs from its checksum, or another program wrote it")
     file = pq.ParquetFile(pa.BufferReader(data))
     check_format(int(file.metadata.metadata[b"avllm.format"]), newest, where)
-    return file.read(use_threads=False)  # threads are suspected of aborts at exit
+    return file.read(use_threads=False)  # pyarrow's threads are suspected of causing aborts at exit
 
 
 def _digest(data: bytes | bytearray, start: int) -> bytes:
@@ -88,10 +88,10 @@ def _digest(data: bytes | bytearray, start: int) -> bytes:
 
 
 def check_format(number: int, newest: int, where: str) -> None:
-    """Refuse a file of a format that is newer than `newest`.
+    """Refuse a file whose format is newer than `newest`.
 
     Raises:
-        UserError: it is.
+        UserError: the format is newer.
     """
     if number > newest:
         raise UserError(f"{where}: format {number}; this version reads formats up to {newest}: upgrade avllm")

@@ -1,4 +1,4 @@
-"""Settings: strict pydantic models, read from YAML, overridden by `key=value` words of the command line."""
+"""Settings: strict pydantic models, read from YAML and overridden by `field=value` arguments of the command line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from store.errors import UserError
 
 
 class Settings(BaseModel):
-    """Base of every settings model: unknown keys are refused, values cannot change after construction."""
+    """Base of every settings model: unknown fields are refused, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,10 +20,10 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
-    """Read `path` (YAML) into `model`; each override is `field=value` or `field.0.inner=value`, its value YAML.
+    """Read a YAML file into `model`; each override is `field=value` or `field.0.inner=value`, with a YAML value.
 
     Raises:
-        UserError: the file cannot be read, or a field is unknown or has a value that is not accepted.
+        UserError: the file cannot be read, a field is unknown, or a value is not accepted.
     """
     try:
         data = yaml.safe_load(Path(path).read_bytes()) or {}
@@ -33,26 +33,30 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
-    for each in overrides:
-        override(data, each)
+    for word in overrides:
+        override(data, word)
     return parse_settings(model, data, str(path))
 
 
 def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
-    """Build `model` from plain data; a refusal names `where`, the field and what it accepts."""
+    """Build `model` from plain data.
+
+    Raises:
+        UserError: a field is unknown or its value is not accepted; the message names `where` and the field.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors()
-        deepest = [e for e in found if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)]
+        errors = error.errors()
+        deepest = [e for e in errors if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in errors)]
         raise UserError(f"{where}: " + "; ".join(_explain(model, data, e) for e in deepest)) from None
 
 
 def override(data: dict[str, Any], word: str) -> None:
-    """Set the field of plain data that `field=value` or `field.0.inner=value` names.
+    """Apply one override, `field=value` or `field.0.inner=value`, to plain data in place.
 
     Raises:
-        UserError: it is no such word, its value is not YAML, or there is no such place.
+        UserError: the override has no `=`, its value is not YAML, or the field's path does not exist.
     """
     name, equals, value = word.partition("=")
     if not equals or not name:
@@ -80,7 +84,7 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
 
 
 def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:
-    """The path as it stands in `data`: without the names that pydantic puts in for the members of a union."""
+    """The path as the user wrote it: without the names that pydantic inserts for union members."""
     typed = []
     for number, part in enumerate(path, 1):
         inside = isinstance(part, int) or (isinstance(data, Mapping) and part in data)
@@ -91,7 +95,7 @@ def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:
 
 
 def _model_at(model: type[BaseModel] | None, path: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that stands at `path`; positions in a list and names in a mapping lead to its members' model."""
+    """The model at `path`; list positions and mapping keys lead to the model of the elements."""
     for part in path:
         if model and part in model.model_fields:
             model = _model_in(model.model_fields[str(part)].annotation)
@@ -101,4 +105,4 @@ def _model_at(model: type[BaseModel] | None, path: Sequence[str | int]) -> type[
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)

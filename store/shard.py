@@ -1,7 +1,7 @@
-"""One shard of a column: a plain WebDataset tar, and the sidecar that makes it visible.
+"""One shard of a column: a plain WebDataset tar, and the sidecar that publishes it.
 
-A shard is there if and only if its sidecar is. The sidecar holds the offset, shape, dtype and checksum of every array,
-so a reader needs no tar parsing, and the items that failed, each with its reason.
+A shard is published if and only if its sidecar exists. The sidecar holds the offset, shape, dtype and checksum of every
+array, so readers need not parse the tar; and it lists the items that failed, each with a reason.
 """
 
 import io
@@ -26,10 +26,14 @@ FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "
 
 
 class ArrayEntry(Settings):
-    """Where an array's numbers lie in the tar (bytes from its start), C order, little-endian; or a text's JSON.
+    """Where an array's data lies in the tar: numbers in C order, little-endian, or a text's JSON.
 
     Attributes:
-        size: bytes of a text; of an array they follow from shape and dtype, and the sidecar does not repeat them.
+        offset: start of the data, in bytes from the start of the tar.
+        shape: the array's shape.
+        dtype: the array's dtype; `text` for strings.
+        xxh3: xxh3-64 of the data, in hexadecimal.
+        size: length of a text's JSON in bytes; None for numbers, as shape and dtype give it.
     """
 
     offset: int
@@ -47,9 +51,9 @@ class Item(Settings):
 
 
 class Failure(Settings):
-    """An item that the column does not hold.
+    """An item that the column lacks, and why.
 
-    `absent` says that the medium has no such stream by nature (a still has no sound); the other codes are defects.
+    The code `absent` means that the medium has no such stream by nature (a still has no sound); all others are defects.
     """
 
     key: str
@@ -58,7 +62,7 @@ class Failure(Settings):
 
 
 class Sidecar(Settings):
-    """What `000012.json` holds."""
+    """The content of a shard's JSON file, such as `000012.json`."""
 
     format: int = FORMAT
     shard: int
@@ -75,7 +79,7 @@ def shard_name(shard: int, suffix: str) -> str:
 
 
 class ShardWriter:
-    """Write one shard's items in order. Equal items give equal bytes: times, owners and order are fixed."""
+    """Write one shard's items in order. The tar is deterministic: times, owners and member order are fixed."""
 
     def __init__(self, file: BinaryIO, features: Mapping[str, Feature]) -> None:
         self._file = file
@@ -85,7 +89,7 @@ class ShardWriter:
         self._failed: list[Failure] = []
 
     def add(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, JsonValue]) -> None:
-        """Add an item: `<key>.<name>.npy` (of a text `.json`) for each feature, then `<key>.json` with the facts."""
+        """Add an item: `<key>.<name>.npy` for each feature (`.json` for a text), then `<key>.json` with the facts."""
         assert arrays.keys() == self._features.keys(), f"{key}: {sorted(arrays)}, not {sorted(self._features)}"
         for name, array in arrays.items():
             dtype = TEXT if array.dtype.kind == "U" else str(array.dtype)
@@ -95,7 +99,7 @@ class ShardWriter:
         self._items.append(Item(key=key, arrays=entries))
 
     def fail(self, failure: Failure) -> None:
-        """Record an item that the shard does not hold."""
+        """Record an item that failed."""
         self._failed.append(failure)
 
     def _add_feature(self, member: str, array: NDArray[Any]) -> ArrayEntry:
@@ -129,7 +133,7 @@ class ShardWriter:
         return start
 
     def close(self, shard: int, column: str) -> Sidecar:
-        """End the tar and describe it; the checksum of the whole tar is taken by reading it back."""
+        """Finish the tar and return its sidecar; the whole tar is read back for its checksum."""
         self._tar.close()
         size = self._file.tell()
         self._file.seek(0)
@@ -144,7 +148,7 @@ class ShardWriter:
 
 
 def tar_checksum(file: BinaryIO) -> str:
-    """The xxh3-128 of a file from where it stands to its end, as a sidecar's `tar_xxh3` has it."""
+    """The xxh3-128 of a file from its current position to its end, in hexadecimal, as in `Sidecar.tar_xxh3`."""
     digest = xxhash.xxh3_128()
     while block := file.read(BLOCK_BYTES):
         digest.update(block)
@@ -152,14 +156,14 @@ def tar_checksum(file: BinaryIO) -> str:
 
 
 def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array out of its bytes: a view of them; strings are copied."""
+    """Decode an array from its bytes: numbers as a view, strings as a copy."""
     if dtype == TEXT:
         return np.array(json.loads(bytes(data)), np.str_).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape)
 
 
 def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
-    """Publish a sidecar, and with it its shard."""
+    """Write a sidecar, which publishes its shard."""
     storage.write(name, seal_json(sidecar.model_dump(mode="json", exclude_none=True)))
 
 
@@ -167,8 +171,8 @@ def load_sidecar(storage: Storage, name: str) -> Sidecar:
     """Read a sidecar.
 
     Raises:
-        UserError: it is missing, or of a newer format.
-        DamagedError: it is not what was written.
+        UserError: the sidecar is missing, or its format is newer.
+        DamagedError: the sidecar does not match its checksum.
     """
     where = storage.where(name)
     return parse_settings(Sidecar, unseal_json(storage.read(name), FORMAT, where), where)

@@ -1,4 +1,4 @@
-"""What a column is: the settings that shape its numbers, and the digest that names it."""
+"""The spec of a column: everything that determines its numbers, and the digest in its name."""
 
 import hashlib
 import json
@@ -8,20 +8,20 @@ from pydantic import Field, JsonValue
 
 from store.settings import Settings
 
-FORMAT = 1  # of columns and shards on disk
+FORMAT = 1  # version of the on-disk format of columns and shards
 
 
 class Feature(Settings):
-    """One array of an item: its shape, with None where the length varies from item to item, and its dtype.
+    """One array of an item: its dtype and shape, with None for each length that varies between items.
 
-    A `text` is a list of strings; in memory, a numpy array of `str`.
+    The dtype `text` means strings: JSON on disk, a numpy array of `str` in memory.
     """
 
     shape: tuple[int | None, ...]
     dtype: Literal["float16", "float32", "text"]
 
     def admits(self, shape: tuple[int, ...], dtype: str) -> bool:
-        """Whether an array of this shape and dtype (`text` for strings of any length) may stand here."""
+        """Whether an array of this shape and dtype (`text` for strings of any length) matches the feature."""
         sized = len(shape) == len(self.shape) and all(
             want in (None, n) for want, n in zip(self.shape, shape, strict=True)
         )
@@ -29,13 +29,13 @@ class Feature(Settings):
 
 
 class ColumnSpec(Settings):
-    """All that shapes the numbers of a column.
+    """Everything that determines a column's numbers.
 
     Attributes:
-        name: the encoder's short name, such as "clip-vit-l-14"; a path component.
-        modality: what the encoder perceives.
+        name: the encoder's short name, such as "clip-vit-l-14"; used as a path component.
+        modality: the encoder's input modality.
         numerics: encoder, weights digest, layer, preprocessing, time grid, compute dtype, version of the numerics.
-        features: the arrays of every item, by name; short, so that a tar member's name fits its header.
+        features: the arrays of each item, by name; names are short, so that member names fit a tar header.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -45,20 +45,20 @@ class ColumnSpec(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON of this spec, in hexadecimal."""
+        """SHA-256 of the spec's canonical JSON, in hexadecimal."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     @property
     def digest(self) -> str:
-        """The first six digits of the fingerprint, as they stand in the column's folder name."""
+        """The first six digits of the fingerprint, used in the column's folder name."""
         return self.fingerprint[:6]
 
     @property
     def folder(self) -> str:
-        """The name of the column's folder: `<name>.<digest>`."""
+        """The column's folder name: `<name>.<digest>`."""
         return f"{self.name}.{self.digest}"
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values give equal bytes."""
+    """Encode as JSON with sorted keys and no spaces, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""Where a store's files lie: a directory, or any fsspec URL. Every file appears whole or not at all."""
+"""File access for a store: a local directory or any fsspec URL. Every write is atomic."""
 
 import contextlib
 import errno
@@ -20,10 +20,10 @@ LOCK = ".lock"
 
 
 class Storage:
-    """The files below one root, named by relative paths with forward slashes.
+    """The files under one root, named by relative paths with forward slashes.
 
-    On a local disk a file is written to a unique temporary name, synced, renamed, and its folder synced.
-    On an object store a PUT is that rename.
+    On a local disk a file is written under a unique temporary name, synced and renamed, and then its folder is synced.
+    On an object store a single PUT is atomic already.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -35,7 +35,7 @@ class Storage:
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system; a process that was forked or unpickled here opens its own connections."""
+        """The fsspec file system; after a fork or unpickling, the new process opens its own connections."""
         if self._process != os.getpid():
             self._fs, self._process = _open(self._given)[0], os.getpid()
         return self._fs
@@ -44,39 +44,39 @@ class Storage:
         return f"Storage({self.url!r})"
 
     def where(self, name: str) -> str:
-        """The full path or URL of `name`, for messages and for other tools."""
+        """The full path or URL of `name`, for messages and other tools."""
         return f"{self.url}/{name}"
 
     def path(self, name: str) -> str:
-        """The path of `name` as the file system takes it."""
+        """The path of `name` to pass to the fsspec file system."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         with self._reached(name):
             return bool(self.fs.exists(self.path(name)))
 
     def size(self, name: str) -> int | None:
-        """The size of a file in bytes, or None if it is not there."""
+        """The size of a file in bytes, or None if it does not exist."""
         with contextlib.suppress(FileNotFoundError), self._reached(name):
             return int(self.fs.size(self.path(name)))
         return None
 
     def names(self, folder: str) -> list[str]:
-        """The names in `folder`, sorted; none if there is no such folder. Temporary files are left out."""
+        """The sorted names in `folder`, without temporary files; empty if the folder does not exist."""
         try:
             with self._reached(folder):
-                found = [str(path).rstrip("/") for path in self.fs.ls(self.path(folder), detail=False)]
+                paths = [str(path).rstrip("/") for path in self.fs.ls(self.path(folder), detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        inside = (path.rpartition("/")[2] for path in found if not path.endswith(self.path(folder)))
+        inside = (path.rpartition("/")[2] for path in paths if not path.endswith(self.path(folder)))
         return sorted(name for name in inside if TEMPORARY not in name)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes of `name`, or those from `start` to `end`.
+        """The bytes of `name`, or the range from `start` to `end`.
 
         Raises:
-            UserError: there is no such file, or it cannot be read.
+            UserError: the file does not exist or cannot be read.
         """
         try:
             with self._reached(name):
@@ -88,29 +88,29 @@ class Storage:
         """Copy the file `name` to a local path.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UserError: it cannot be read, or the path cannot be written.
+            FileNotFoundError: the file does not exist.
+            UserError: the file cannot be read, or the path cannot be written.
         """
         with self._reached(name):
             self.fs.get_file(self.path(name), str(path))
 
     @contextlib.contextmanager
     def _reached(self, name: str, *, is_read: bool = True) -> Iterator[None]:
-        """What keeps a file system from answering (no rights, no network, no credentials) is the user's to mend."""
+        """Turn access errors (permissions, network, credentials) into a UserError: the user can fix them."""
         try:
             yield
-        except Exception as error:  # object stores have exceptions of their own, of no common base
+        except Exception as error:  # each object store raises its own exceptions, with no common base class
             missing = is_read and isinstance(error, FileNotFoundError | NotADirectoryError)
             if missing or _is_full(error) or (self.local and not isinstance(error, OSError)):
                 raise
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.where(name)}: cannot be reached: {said}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.where(name)}: cannot be reached: {reason}") from error
 
     def write(self, name: str, data: bytes | bytearray) -> None:
-        """Publish `data` as `name`, atomically.
+        """Write `data` to `name` atomically.
 
         Raises:
-            UserError: the disk is full or read-only, or the object store refuses it.
+            UserError: the disk is full or read-only, or the object store refuses the write.
         """
         if self.local:
             with self.writing(name) as temporary:
@@ -120,10 +120,12 @@ class Storage:
             self.fs.pipe_file(self.path(name), bytes(data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object if there is none of that name; whether this call did, of all that try at once.
+        """Create an object unless the name exists; return True for the one caller that created it.
+
+        Exclusive: of several concurrent callers, exactly one gets True.
 
         Raises:
-            UserError: the object store refuses it.
+            UserError: the object store refuses the write.
         """
         try:
             with self._reached(name, is_read=False):
@@ -135,16 +137,16 @@ class Storage:
         return True
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(FileNotFoundError), self._reached(name):
             self.fs.rm_file(self.path(name))
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a local file to fill; on a normal exit it is published as `name`, else it is removed.
+        """Yield a local temporary path to write; a normal exit publishes it as `name`, an exception removes it.
 
         Raises:
-            UserError: the disk is full or read-only, or the object store refuses it.
+            UserError: the disk is full or read-only, or the object store refuses the write.
         """
         target = Path(self.path(name))
         folder = target.parent if self.local else _temporary_folder()
@@ -164,13 +166,13 @@ class Storage:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the store for one writer, and clear what killed writers left half written.
+        """Lock the store for one writer, and remove temporary files that killed writers left.
 
-        On a local disk the kernel's lock is held, which ends with its process; elsewhere a lease, an object that is
-        renewed while its holder lives.
+        On a local disk this is flock, which the kernel releases when the process ends; on an object store it is a lease
+        that its holder keeps renewing (`store.lease`).
 
         Raises:
-            UserError: another process holds it, and which; or the store cannot be written.
+            UserError: another process (named in the message) holds the lock, or the store cannot be written.
         """
         if not self.local:
             with hold_lease(self, LOCK):
@@ -184,7 +186,7 @@ class Storage:
             self._take(handle)
             self._clear()
             yield
-            self._clear()  # what writers that were killed on the way left
+            self._clear()  # workers killed in the meantime may have left files
 
     def _clear(self) -> None:
         for pattern in (f"{TEMPORARY}*", f"*/{TEMPORARY}*", f"*/*/{TEMPORARY}*"):
@@ -196,7 +198,7 @@ class Storage:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             who = ""
-            with contextlib.suppress(ValueError, TypeError):  # it may just be writing who it is
+            with contextlib.suppress(ValueError, TypeError):  # the holder may be writing its identity right now
                 who = f": {Holder.parse(handle.read())}"
             raise UserError(f"{self.url}: another process is writing to this store{who}; let it end") from None
         except OSError as error:
@@ -207,7 +209,7 @@ class Storage:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it. Listings are never cached: other processes write too."""
+    """The file system of a URL, and the path within it. Listings are not cached, as other processes write too."""
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:

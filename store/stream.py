@@ -1,6 +1,6 @@
-"""Items of one or several columns by place: read straight into memory that is given, or in batches of fresh memory.
+"""Read items of one or more columns by place: into given memory, or as newly allocated batches.
 
-Legend: B items of a batch, F features, R rows, D the width of a row.
+Shapes: B items per batch, R rows, D row width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from store.shard import TEXT
 
 
 class Replacement(NamedTuple):
-    """A damaged item, why it is taken for one, and the place that was read in its stead."""
+    """A damaged item: its place, key and fault, and the place `by` that was read instead."""
 
     place: int
     key: str | None
@@ -26,17 +26,17 @@ class Replacement(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """The arrays of B items. An item has nothing of a feature whose column does not hold it.
+    """The arrays of B items. If a column lacks an item, the item has no rows of that column's features.
 
     Attributes:
-        places: what was read, B places: those that were asked for, but for damaged items that were replaced.
-        keys: of those items.
-        arrays: for each feature those of all items that have it: [items, *shape] if the shape is fixed, else their
-            rows end to end [R, D].
-        bounds: for each feature, int64 [B + 1]: item i has arrays[name][bounds[name][i] : bounds[name][i + 1]].
-        held: for each feature, bool [B]: whether the item's column holds it.
+        places: the B places read: the requested ones, except where a damaged item was replaced.
+        keys: the items' keys.
+        arrays: per feature, the data of all items that have it: stacked [items, *shape] if the shape is fixed, else
+            concatenated along rows [R, D].
+        bounds: per feature, int64 [B + 1]: item i is arrays[name][bounds[name][i] : bounds[name][i + 1]].
+        held: per feature, bool [B]: whether the column holds the item.
         fixed: the features of fixed shape.
-        replaced: what was found damaged.
+        replaced: the damaged items that were replaced.
     """
 
     places: tuple[int, ...]
@@ -51,17 +51,17 @@ class StreamBatch:
         return len(self.places)
 
     def item(self, number: int) -> Arrays:
-        """The arrays of one item, each in its own shape: views of the batch's."""
-        found: Arrays = {}
+        """The arrays of one item, as views of the batch's arrays."""
+        views: Arrays = {}
         for name, array in self.arrays.items():
             first, end = self.bounds[name][number : number + 2].tolist()
             if self.held[name][number]:
-                found[name] = array[first] if name in self.fixed else array[first:end]
-        return found
+                views[name] = array[first] if name in self.fixed else array[first:end]
+        return views
 
 
 class _Feature(NamedTuple):
-    """A feature that is read: its column's number, its own number in that column's index, dtype, shape."""
+    """A feature to read: the number of its column, its number in that column's index, dtype and shape."""
 
     column: int
     number: int
@@ -70,25 +70,26 @@ class _Feature(NamedTuple):
 
 
 class Stream:
-    """A data set of N places, each an item of some columns.
+    """A data set of N places; each place is one item, with its features from one or more columns.
 
-    `shapes` and `read_into` are the way that training takes: it says where each array is to lie. Batches in fresh
-    memory are for a torch `DataLoader`, with `collate_fn=lambda batch: batch`, also with worker processes, forked or
+    Training uses `shapes` and `read_into`, which read into memory that the caller lays out. A torch `DataLoader` uses
+    indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker processes may be forked or
     spawned.
 
-    Every array is compared with its checksum when it is first read in a process.
+    Each array's checksum is verified on first read in a process.
 
     Args:
-        readers: of columns that have no feature of the same name.
-        keys: the item of each place, or None where nothing is to be read.
-        features: those to read, of numbers; all of them if None.
-        tolerate: damaged items of batches that are replaced, each by the next place that is sound, before it stops.
+        readers: readers of the columns; feature names must be unique across them.
+        keys: the item key at each place, or None for a place without an item.
+        features: names of the numeric features to read; None reads all.
+        tolerate: how many damaged items batches may replace, each by the next sound place, before an error is raised.
 
     Attributes:
-        replaced: the damaged items of batches so far, by place.
+        replaced: the damaged items that batches have replaced so far, by place.
 
     Raises:
-        UserError: a key is held by none of the columns, or a feature is not there or varies in more than its length.
+        UserError: no column holds a key, two columns have a feature of one name, or a feature does not exist or varies
+            in more than its first length.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Stream:
         return len(self._keys)
 
     def shapes(self, place: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each array that the item at a place has, without reading any."""
+        """The shape of each array of the item at `place`; reads no arrays."""
         rows = self._rows[:, place].tolist()
         return {
             name: self._readers[f.column].shape_at(rows[f.column], f.number)
@@ -121,31 +122,31 @@ class Stream:
         }
 
     def read_into(self, place: int, into: Mapping[str, NDArray[Any]]) -> None:
-        """Fill contiguous arrays of the item at a place, by feature name; threads may call this at the same time.
+        """Read the item at `place` into contiguous arrays, given by feature name. Thread-safe.
 
         Raises:
-            DamagedError: the bytes on disk are not those that were written.
+            DamagedError: an array does not match its checksum, or a tar cannot be read.
         """
         for column, names in enumerate(self._names):
             row = self._rows.item(column, place)
-            wanted = [(self._features[name].number, into[name]) for name in names if name in into]
-            if row >= 0 and wanted:
-                self._readers[column].read_into(row, wanted)
+            targets = [(self._features[name].number, into[name]) for name in names if name in into]
+            if row >= 0 and targets:
+                self._readers[column].read_into(row, targets)
 
     def remote_shards(self, place: int) -> list[tuple[ColumnReader, int]]:
-        """The shards with the item at a place that are copied to the cache before they are read."""
+        """The shards of remote columns that hold the item at `place`; reading first copies them to the cache."""
         rows = zip(self._readers, self._rows[:, place].tolist(), strict=True)
         return [(r, r.index.shard.item(row)) for r, row in rows if row >= 0 and not r.column.storage.local]
 
     def __getitem__(self, place: int) -> Arrays:
-        """The arrays of the item at a place, in fresh memory."""
+        """The arrays of the item at `place`, newly allocated."""
         return self.__getitems__([place]).item(0)
 
     def __getitems__(self, places: Sequence[int]) -> StreamBatch:
-        """A batch in fresh memory; each damaged item is replaced by the place after it, until all are sound.
+        """A newly allocated batch; each damaged item is replaced by the next sound place.
 
         Raises:
-            DamagedError: an item is damaged, and no more are tolerated.
+            DamagedError: more than `tolerate` damaged items so far.
         """
         chosen: list[int] = np.asarray(places, np.int64).tolist()
         replaced: list[Replacement] = []
@@ -159,7 +160,7 @@ class Stream:
         return batch
 
     def _fill(self, batch: StreamBatch) -> tuple[int, str] | None:
-        """Read a batch; the number of the first item that is damaged, and how."""
+        """Read the data of a batch; return the number and fault of the first damaged item, or None."""
         for number, place in enumerate(batch.places):
             try:
                 self.read_into(place, batch.item(number))
@@ -168,7 +169,7 @@ class Stream:
         return None
 
     def _room(self, places: list[int], replaced: list[Replacement]) -> StreamBatch:
-        """A batch, its arrays not yet read."""
+        """Allocate a batch without reading its data."""
         arrays: Arrays = {}
         bounds: dict[str, NDArray[np.int64]] = {}
         held: dict[str, NDArray[np.bool_]] = {}
@@ -179,7 +180,7 @@ class Stream:
             if varies := shape[:1] == (None,):
                 counts[held[name]] = self._readers[column].index.shape[rows[held[name]], number, 0]
             bounds[name] = np.concatenate([[0], np.cumsum(counts)])
-            fixed_part = tuple(length or 0 for length in shape[varies:])  # `_choose` has seen that none varies
+            fixed_part = tuple(length or 0 for length in shape[varies:])  # `_choose` checked that these are fixed
             arrays[name] = np.empty((bounds[name][-1], *fixed_part), dtype)
         fixed = frozenset(name for name, feature in self._features.items() if None not in feature.shape)
         keys = tuple(self._keys[place] for place in places)
@@ -187,19 +188,19 @@ class Stream:
 
 
 def _choose(readers: Sequence[ColumnReader], names: Sequence[str] | None) -> dict[str, _Feature]:
-    """The features to read."""
-    found: dict[str, _Feature] = {}
+    """The features to read, checked."""
+    available: dict[str, _Feature] = {}
     for column, reader in enumerate(readers):
         for number, name in enumerate(reader.index.features):
-            if name in found:
+            if name in available:
                 raise UserError(f"feature {name!r}: {reader.column.name} and another column both have it")
             spec = reader.column.spec.features[name]
             if spec.dtype != TEXT:
-                found[name] = _Feature(column, number, spec.dtype, spec.shape)
-    chosen = list(found) if names is None else names
+                available[name] = _Feature(column, number, spec.dtype, spec.shape)
+    chosen = list(available) if names is None else names
     for name in chosen:
-        if name not in found:
-            raise UserError(f"feature {name!r}: the columns have {', '.join(sorted(found))}")
-        if None in found[name].shape[1:]:
-            raise UserError(f"feature {name!r}: {found[name].shape} varies in more than its length")
-    return {name: found[name] for name in chosen}
+        if name not in available:
+            raise UserError(f"feature {name!r}: the columns have {', '.join(sorted(available))}")
+        if None in available[name].shape[1:]:
+            raise UserError(f"feature {name!r}: {available[name].shape} varies in more than its length")
+    return {name: available[name] for name in chosen}

@@ -1,4 +1,4 @@
-"""Tables of a store, as parquet files that tell when they are damaged."""
+"""Tables of a store, as sealed parquet files (`store.sealed`)."""
 
 import contextlib
 import gc
@@ -11,26 +11,26 @@ from store.errors import DamagedError
 from store.sealed import seal_table, unseal_table
 from store.storage import Storage
 
-FORMAT = 1  # of corpus.parquet and conversations/*.parquet
+FORMAT = 1  # version of corpus.parquet and conversations/*.parquet
 
 
 def save_table(storage: Storage, name: str, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
-    """Write the columns, by name, as the parquet file `name`."""
+    """Write columns, given by name, to the parquet file `name`."""
     table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
     storage.write(name, seal_table(table, FORMAT))
 
 
 def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> pa.Table:
-    """The parquet file `name`; the last `added` columns, which older files lack, are null in those.
+    """Read the parquet file `name`; in older files, which lack the last `added` columns, those are null.
 
     Raises:
-        UserError: there is no such file, or its format is newer than this version's.
-        DamagedError: it is not the file that was written.
+        UserError: the file does not exist, or its format is newer than this version supports.
+        DamagedError: the file does not match its checksum or the schema.
     """
     table = unseal_table(storage.read(name), FORMAT, storage.where(name))
     if added and table.schema.equals(pa.schema(list(schema)[:-added])):
-        for each in list(schema)[-added:]:
-            table = table.append_column(each, pa.nulls(len(table), each.type))
+        for field in list(schema)[-added:]:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     if not table.schema.equals(schema):
         raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
     return table
@@ -38,7 +38,7 @@ def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Build millions of objects, all of which stay, without looking for garbage among them: several times faster."""
+    """Pause the garbage collector: building millions of objects that all stay alive is several times faster."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""A tar of a column, out of which arrays are read straight to their place in memory."""
+"""A shard's tar; arrays are read from it straight into given memory."""
 
 import os
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from store.errors import DamagedError
 
 
 class Tar:
-    """An open tar; it closes when nothing refers to it any more, so that no thread loses it while it reads.
+    """An open tar. It closes when its last reference is gone, so it cannot close while a thread is reading.
 
     Args:
-        path: of the file.
-        size: its bytes, as its sidecar says.
+        path: path of the file.
+        size: expected size in bytes, from the sidecar.
 
     Raises:
-        DamagedError: it cannot be opened, or is of another size.
+        DamagedError: the file cannot be opened, or has another size.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -24,19 +24,19 @@ class Tar:
             self._handle = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise DamagedError(f"{path}: cannot be opened: {error.strerror}") from None
-        found = os.fstat(self._handle).st_size
-        if found != size:
-            raise DamagedError(f"{path}: {found} bytes, its sidecar says {size}")
+        actual = os.fstat(self._handle).st_size
+        if actual != size:
+            raise DamagedError(f"{path}: {actual} bytes, its sidecar says {size}")
 
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
 
     def read(self, arrays: Sequence[memoryview], offset: int) -> None:
-        """Fill the memory of arrays, one behind the other, from `offset` on.
+        """Fill the arrays one after another with the tar's bytes from `offset` on.
 
         Raises:
-            DamagedError: the disk fails, or the tar ends early.
+            DamagedError: the read fails, or the tar ends early.
         """
         try:
             if os.preadv(self._handle, arrays, offset) < sum(array.nbytes for array in arrays):
@@ -45,7 +45,7 @@ class Tar:
             raise DamagedError(f"{self._path}: cannot be read: {error.strerror}") from None
 
     def _read_singly(self, arrays: Sequence[memoryview], offset: int) -> None:
-        """Read on wherever a call gives less than was asked for, as signals and network disks have it."""
+        """Retry short reads, which signals and network disks can cause."""
         for array in arrays:
             left = array.cast("B") if array.nbytes else memoryview(b"")
             while len(left):

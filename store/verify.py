@@ -1,4 +1,4 @@
-"""Look after a store: count what it holds, and compare its bytes with the checksums taken when they were written."""
+"""Check a store: count what it holds, and verify its files against their checksums and the corpus plan."""
 
 import re
 import time
@@ -32,14 +32,14 @@ IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)")
 
 @dataclass
 class ColumnStats:
-    """What a column holds of its corpus.
+    """How much of the corpus a column holds.
 
     Attributes:
-        shards: shards that are there.
-        planned: shards of the corpus plan.
-        usable: items that can be read.
-        failures: the records of all others in those shards.
-        bytes: of the tars.
+        shards: number of published shards.
+        planned: number of shards in the corpus plan.
+        usable: number of items that can be read.
+        bytes: total size of the tars.
+        failures: records of the unusable items in the published shards.
     """
 
     shards: int
@@ -50,18 +50,18 @@ class ColumnStats:
 
     @property
     def by_code(self) -> Counter[str]:
-        """How many failures of each code."""
+        """The number of failures per code."""
         return Counter(failure.code for failure in self.failures)
 
 
 def column_stats(column: Column, corpus: Corpus, damaged: list[DamagedError] | None = None) -> ColumnStats:
-    """Count a column's shards, items, failures and bytes, from its sidecars alone.
+    """Count a column's shards, items, failures and bytes; only its sidecars are read.
 
     Args:
-        damaged: takes the errors of sidecars that are damaged, and these are not counted; without it the first raises.
+        damaged: if given, collects the errors of damaged sidecars, which are not counted; else the first one is raised.
 
     Raises:
-        DamagedError: a sidecar is damaged.
+        DamagedError: a sidecar is damaged, and `damaged` is not given.
     """
     stats = ColumnStats(0, len(corpus.shards))
     for _, sidecar in column.sidecars(damaged):
@@ -74,7 +74,7 @@ def column_stats(column: Column, corpus: Corpus, damaged: list[DamagedError] | N
 
 @dataclass(frozen=True)
 class Checked:
-    """A shard that was compared with its checksums: the bytes read, and what is wrong with it or None."""
+    """A verified shard: the bytes read, and what is wrong with it (None if it is sound)."""
 
     shard: int
     bytes: int
@@ -82,7 +82,7 @@ class Checked:
 
 
 def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
-    """The plan and the conversations that are damaged, each with what is wrong and how it is mended."""
+    """The damaged tables (corpus plan and conversations), each with its fault and how to repair it."""
     try:
         Corpus.load(storage)
     except DamagedError as error:
@@ -95,22 +95,22 @@ def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
 
 
 def unknown_files(storage: Storage) -> list[str]:
-    """What lies in the store and is not the store's; nothing reads it."""
+    """Files in the store's folders that do not belong to the store; nothing reads them."""
     columns = (f"{FOLDER}/{name}" for name in storage.names(FOLDER) if COLUMN.fullmatch(name))
     known = KNOWN | dict.fromkeys(columns, IN_COLUMN)
-    found = ((folder, name) for folder in known for name in storage.names(folder) if not known[folder].fullmatch(name))
-    return [f"{folder}/{name}".lstrip("/") for folder, name in found]
+    files = ((folder, name) for folder in known for name in storage.names(folder) if not known[folder].fullmatch(name))
+    return [f"{folder}/{name}".lstrip("/") for folder, name in files]
 
 
 def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None = None) -> Iterator[Checked]:
-    """Check the shards that are there, or those of `shards`, in order; several at once.
+    """Verify all published shards, or those in `shards`; results come in order, several shards are read in parallel.
 
-    A shard is sound if its tar has the size and checksum of the sidecar, its arrays are those of the column's spec, and
-    its usable and failed items are together exactly the corpus's items of that shard, the usable ones in the corpus's
+    A shard is sound if three things hold: its tar has the size and checksum in its sidecar; its arrays match the
+    column's spec; its usable and failed items together are exactly the planned items, with the usable ones in corpus
     order.
 
     Raises:
-        UserError: a file cannot be read, or its format is newer than this version's.
+        UserError: a file cannot be read, or its format is newer than this version supports.
     """
     planned = {shard: [item.key for item in items] for shard, items in corpus.shards.items()}
 
@@ -154,15 +154,15 @@ def _check_tar(column: Column, sidecar: Sidecar) -> None:
 
 
 def column_folders(storage: Storage, name: str | None) -> list[str]:
-    """The folders of the columns, also of those whose `column.json` cannot be read."""
+    """The names of the column folders, including those whose `column.json` cannot be read; or only `name`."""
     return [name] if name else [n for n in storage.names(FOLDER) if storage.names(f"{FOLDER}/{n}")]
 
 
 def open_folder(storage: Storage, name: str) -> Column:
-    """A column by its folder.
+    """Open a column by folder name.
 
     Raises:
-        DamagedError: its `column.json` is damaged or lost; says what mends it.
+        DamagedError: its `column.json` is damaged or missing; the message says how to repair it.
     """
     file = f"{FOLDER}/{name}/column.json"
     try:
@@ -175,12 +175,12 @@ def open_folder(storage: Storage, name: str) -> Column:
 
 
 def find_damaged(column: Column, corpus: Corpus, shards: Sequence[int] | None = None) -> list[int]:
-    """Verify shards of a column (all of them without `shards`), and say on the console what is wrong with each."""
-    damaged, read, began = [], 0, time.monotonic()
+    """Verify a column's shards (all by default); print each fault and return the numbers of the damaged shards."""
+    damaged, bytes_read, started = [], 0, time.monotonic()
     with Meter(f"verify {column.name}", len(column.shards() if shards is None else shards), "shards") as meter:
         for checked in verify_column(column, corpus, shards):
-            read += checked.bytes
-            meter.advance(1, f"{read / 1e6 / (time.monotonic() - began):.0f} MB/s")
+            bytes_read += checked.bytes
+            meter.advance(1, f"{bytes_read / 1e6 / (time.monotonic() - started):.0f} MB/s")
             if checked.fault:
                 damaged.append(checked.shard)
                 console.print(f"damaged: {column.name} shard {checked.shard}: {checked.fault}", markup=False)

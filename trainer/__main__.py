@@ -1,4 +1,4 @@
-"""`python -m trainer train CONFIG`, or the same under torchrun for several processes; what is done with its runs."""
+"""`python -m trainer train CONFIG`, or the same under torchrun for several processes; and export of saved states."""
 
 import runpy
 import sys

@@ -1,10 +1,10 @@
 """Attention over packed rows: each conversation attends to its own earlier positions and to nothing else.
 
-On CUDA one call serves all conversations: flash-attn's variable-length kernel where that package is installed, else
-torch's own; for dtypes and cards that neither takes (float32, before Ampere), torch's memory-efficient kernel. On CPUs
-each conversation goes through torch's causal attention by itself; that is the reference of all others. torch's CPU
-kernel is slow in the backward pass in bfloat16, so there all but very long conversations go through plain matrix
-products. All give the same numbers up to rounding; `kernel_of` names the one that a run takes.
+On CUDA one call serves all conversations: flash-attn's variable-length kernel if that package is installed, else
+torch's own; for dtypes and GPUs that neither supports (float32, before Ampere), torch's memory-efficient kernel. On
+CPUs each conversation goes through torch's causal attention by itself, which is the reference for all others. torch's
+CPU kernel has a slow backward pass in bfloat16, so there all but very long conversations are computed by plain matrix
+products. All give the same numbers up to rounding; `kernel_of` chooses the one that a run uses.
 """
 
 import inspect
@@ -26,17 +26,17 @@ try:
 except ImportError:
     flash_attn_varlen_func = None
 
-NAME = "packed"  # of this attention in a Hugging Face configuration
-PLANNED = "packed_planned"  # the same as a GPU runs it, on tensors without data: for estimates of memory
-PRODUCTS = 2048  # positions up to which products of matrices serve on CPUs: the weights they keep grow as a square
+NAME = "packed"  # this attention's name in a Hugging Face configuration
+PLANNED = "packed_planned"  # the same with a GPU's kernel, on tensors without data: for memory estimates
+PRODUCTS = 2048  # most positions for matrix products on CPUs: the weights they keep grow quadratically
 IGNORED = ("use_cache", "position_ids", "cache_position", "output_attentions", "output_router_logits")  # change nothing
 BLOCK = 256  # queries in one product: few enough to skip most later keys, enough for a fast product
-GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 takes no grouped heads
+GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 lacks grouped heads
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where conversations begin and end in a packed row of S positions: B of them.
+    """Where each of B conversations begins and ends in a packed row of S positions.
 
     Attributes:
         lengths: positions of each, B numbers.
@@ -105,7 +105,7 @@ def varlen_attention(
 def efficient_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """torch's memory-efficient kernel, as its nested tensors call it; any dtype. Otherwise as `torch_attention`."""
+    """torch's memory-efficient kernel, called as its nested tensors do; any dtype. Otherwise as `torch_attention`."""
     longest, causal_from_top_left = max(packing.lengths), 1
     mixed: torch.Tensor = torch.ops.aten._efficient_attention_forward(
         *(x.transpose(1, 2) for x in (query, _repeated(key, query), _repeated(value, query))),
@@ -125,7 +125,7 @@ def efficient_attention(
 def torch_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float | None
 ) -> torch.Tensor:
-    """Each conversation by itself: torch's own attention, or products of matrices where these are faster.
+    """Each conversation by itself: torch's own attention, or matrix products where they are faster.
 
     Args:
         query: [1, heads, S, head_dim].
@@ -151,7 +151,7 @@ def torch_attention(
 def product_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Causal attention of one conversation, written out: the query heads of a key head are rows of one product.
+    """Causal attention of one conversation as matrix products; query heads that share a key head are rows of one.
 
     Each block of queries attends to the keys up to its last query; later keys are never computed.
 
@@ -179,7 +179,7 @@ def product_attention(
 
 
 def _repeated(keys: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Key heads (or value heads), one for each query head."""
+    """Key (or value) heads, repeated so that each query head has one."""
     times = query.shape[1] // keys.shape[1]
     return keys.repeat_interleave(times, 1) if times > 1 else keys
 
@@ -195,7 +195,7 @@ KERNELS: dict[str, Attend] = {
 
 @cache
 def kernel_of(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The name in `KERNELS` of the way that attention goes on a device: one call for all conversations on any GPU."""
+    """The name in `KERNELS` of the kernel used on a device; on any GPU it is one call for all conversations."""
     if device.type != "cuda":
         return "by conversation"
     if dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256:
@@ -218,25 +218,25 @@ def packed_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one packed row, in the form of Hugging Face's attention functions.
+    """Attention of one packed row, with the signature of Hugging Face's attention functions.
 
     Args:
         module: the attention layer; unused.
         query: [1, heads, S, head_dim].
         key: [1, key_value_heads, S, head_dim].
         value: as `key`.
-        attention_mask: unused; `packing` says it all.
+        attention_mask: unused; `packing` takes its place.
         packing: where conversations begin and end.
         scaling: of the scores.
-        sliding_window: positions that a query sees; at least those of the longest conversation.
-        dropout: of the weights; 0.
-        others: `IGNORED` ones, and None.
+        sliding_window: positions that a query sees; must cover the longest conversation.
+        dropout: of the weights; must be 0.
+        others: each must be in `IGNORED`, or None.
 
     Returns:
-        [1, S, heads, head_dim], and no weights.
+        [1, S, heads, head_dim], and None for the weights.
 
     Raises:
-        UserError: the LLM asks for something else.
+        UserError: the LLM asks for something that packed rows do not have.
     """
     if packing is None:
         raise UserError("its layers do not hand on where conversations begin and end")
@@ -246,7 +246,7 @@ def packed_attention(
 
 
 def _check_asked(longest: int, sliding_window: int | None, dropout: float, others: dict[str, Any]) -> None:
-    """Refuse what packed attention does not do: an argument that is let through unread trains another model."""
+    """Refuse arguments that packed attention does not support: to ignore one would train a different model."""
     if sliding_window is not None and sliding_window < longest:
         raise UserError(f"its attention sees {sliding_window} positions; accepted: max_tokens up to {sliding_window}")
     if dropout:
@@ -267,12 +267,12 @@ def planned_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_attention`, by the kernel that a GPU would run, on tensors without data."""
+    """`packed_attention` with the kernel that a GPU would run, on tensors without data."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     attend = varlen_attention if half else torch_attention  # torch 2.11 fails to plan the memory-efficient one
     return attend(query, key, value, packing, scaling), None
 
 
-# Lengths differ in every pass: compiled, each would be a program of its own.
+# Excluded from torch.compile: lengths differ in every pass, so each pass would be compiled anew.
 for name, function in ((NAME, packed_attention), (PLANNED, planned_attention)):
     AttentionInterface.register(name, torch.compiler.disable(function))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Packing: the conversations of a batch in one row, end to end, with no padding and no attention across them."""
+"""Packing: a batch's conversations end to end in one row, with no padding and no attention across conversations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,13 +13,13 @@ from trainer.attention import Packing
 from trainer.features import FEATURES, FEATURES_OF, RowType
 from trainer.prompt import ROW, Tokens
 
-Allocate = Callable[..., NDArray[Any]]  # of a shape and a dtype, as `np.empty`
-Parts = dict[str, list[NDArray[Any]]]  # where an item's rows go, by feature
+Allocate = Callable[..., NDArray[Any]]  # takes a shape and a dtype, like `np.empty`
+Parts = dict[str, list[NDArray[Any]]]  # by feature, the arrays that an item's rows are read into
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation in tokens with its item's arrays, what it perceives, and where it comes from for messages."""
+    """A tokenized conversation, its item's arrays, what it perceives, and its origin for messages."""
 
     tokens: Tokens
     arrays: Arrays
@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed batch of B conversations, S positions in all, R rows of a feature, M response tokens.
+    """A packed batch: B conversations, S positions in all, R rows of each feature, M response tokens.
 
     Attributes:
         ids: int64 [S]; 0 where a row of features stands.
@@ -38,7 +38,7 @@ class Batch:
         rows: for each feature, its rows [R, D], as stored.
         rows_at: for each feature, the positions of its rows, int64 [R].
         targets: the response tokens, int64 [M].
-        targets_at: the position that predicts each of them, int64 [M].
+        targets_at: the position that predicts each target, int64 [M].
     """
 
     ids: torch.Tensor
@@ -50,15 +50,15 @@ class Batch:
     targets_at: torch.Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a device; from pinned memory it may still be under way on the current stream."""
+        """A copy on a device; from pinned memory, the copy may still be running on the current stream."""
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
     def split(self, count: int, host: "Batch") -> tuple["Batch", "Batch"]:
-        """Its first `count` conversations, and the others: both are views of it.
+        """Its first `count` conversations, and the others, both as views.
 
         Args:
             count: of conversations.
-            host: this batch in host memory, where it can be searched at no cost.
+            host: this batch in host memory, where searching it costs no synchronization.
         """
         lengths, bounds = self.packing.lengths, self.packing.bounds
         at = sum(lengths[:count])
@@ -97,14 +97,14 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def share_out(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Share out samples over passes of at most `budget` rows: the longest first, each where it leaves least room.
+    """Distribute samples over passes of at most `budget` rows: the longest first, each into the fullest pass it fits.
 
     Args:
         lengths: rows of each sample, none above `budget`.
         budget: rows of a pass.
 
     Returns:
-        The numbers of each pass's samples, ascending: few passes, hardly any room left in them.
+        The numbers of each pass's samples, ascending; the passes are few and nearly full.
     """
     passes: list[list[int]] = []
     rooms: list[int] = []
@@ -125,24 +125,24 @@ def lay_out(
     max_tokens: int,
     allocate: Allocate = np.empty,
 ) -> tuple[Batch, list[Parts]]:
-    """Lay conversations end to end; where their feature rows go is left for the caller to fill.
+    """Lay conversations end to end; the caller then fills in their feature rows.
 
     Args:
-        conversations: each in tokens, with the number of its item's rows of each feature.
-        rows: what a row of each feature that a run has is: its width D and its dtype.
-        max_tokens: positions of a conversation, which is cut behind them.
-        allocate: gives the memory of the batch's tensors, by shape and dtype.
+        conversations: the tokens of each, and how many rows its item has of each feature.
+        rows: width D and dtype of a row, for each feature of the run.
+        max_tokens: positions after which a conversation is cut.
+        allocate: allocates the batch's tensors, by shape and dtype.
 
     Returns:
-        The batch, and for each conversation its parts of the batch's `rows`: by feature, an array for each turn that
-        perceives it. A part of n rows takes the first n of the item's.
+        The batch, and for each conversation the parts of the batch's `rows` to fill: by feature, one array for each
+        turn that perceives it. A part of n rows takes the item's first n.
     """
     cut = [min(len(tokens.ids), max_tokens) for tokens, _ in conversations]
     starts = np.concatenate([[0], np.cumsum(cut)])
     ids = np.concatenate([np.asarray(t.ids[:n], np.int64) for (t, _), n in zip(conversations, cut, strict=True)])
     answers = np.concatenate([np.asarray(t.answers[:n], bool) for (t, _), n in zip(conversations, cut, strict=True)])
     targets_at = np.flatnonzero(answers) - 1
-    spans: dict[str, list[tuple[int, int, int]]] = {name: [] for name in rows}  # a conversation, a position, rows
+    spans: dict[str, list[tuple[int, int, int]]] = {name: [] for name in rows}  # conversation, position, rows
     bounds = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
     for number, ((tokens, counts), (start, end)) in enumerate(zip(conversations, bounds, strict=True)):
         for modality, first in tokens.media:
@@ -178,13 +178,15 @@ def lay_out(
 
 
 def pack(samples: Sequence[Sample], widths: Mapping[str, int], max_tokens: int) -> Batch:
-    """`lay_out` of samples whose arrays are in memory, with them in it; `widths` are the D of a run's features."""
-    found = {name: [s.arrays[name].dtype for s in samples if name in s.arrays] for name in widths}
-    rows = {n: RowType(width, np.result_type(*found[n]) if found[n] else np.dtype("f4")) for n, width in widths.items()}
+    """`lay_out` of samples whose arrays are in memory, copied into place; `widths` gives D of each feature of a run."""
+    dtypes = {name: [s.arrays[name].dtype for s in samples if name in s.arrays] for name in widths}
+    rows = {
+        n: RowType(width, np.result_type(*dtypes[n]) if dtypes[n] else np.dtype("f4")) for n, width in widths.items()
+    }
     conversations = [(s.tokens, {name: len(array) for name, array in s.arrays.items()}) for s in samples]
     batch, parts = lay_out(conversations, rows, max_tokens)
-    for sample, own in zip(samples, parts, strict=True):
-        for name, arrays in own.items():
+    for sample, destinations in zip(samples, parts, strict=True):
+        for name, arrays in destinations.items():
             for array in arrays:
                 array[:] = sample.arrays[name][: len(array)]
     return batch

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from store import (
     ORDER_VERSION,
@@ -44,7 +45,7 @@ from trainer.prompt import (
 )
 from trainer.settings import Source, TrainConfig
 
-WEIGHT_UNIT = 1000  # weights of sources are held to three decimals
+WEIGHT_UNIT = 1000  # sources' weights are kept to three decimals
 TOKENIZED_AT_ONCE = 1024  # conversations
 
 
@@ -57,12 +58,12 @@ class LeftOut(NamedTuple):
 
 
 class Joined:
-    """The conversations of one source whose media the columns hold.
+    """The conversations of one source, joined with the columns that hold their media.
 
     Attributes:
         store: its URL.
         usable: the conversations to train on.
-        left_out: those that are not.
+        left_out: the others, with reasons.
         columns: the columns that are read.
     """
 
@@ -87,14 +88,14 @@ class Joined:
                 self.usable.append(conversation)
 
     def hollow(self, conversation: Conversation) -> Arrays:
-        """Arrays as long as those of its item, of no width: nothing is read."""
+        """Arrays as long as those of a conversation's item, but of zero width; nothing is read."""
         needed = [r for r in self.readers if conversation.modality in (r.column.spec.modality, "audio_visual")]
         return {
             name: np.empty((r.shape(str(conversation.key), name)[0], 0)) for r in needed for name in r.index.features
         }
 
     def longest(self, grid: Grid) -> dict[Modality, int]:
-        """How many rows each modality takes at most, with any item."""
+        """The most rows that any item takes, by modality."""
         most: dict[str, int] = dict.fromkeys(FEATURES, 0)
         for reader in self.readers:
             for number, name in enumerate(reader.index.features):
@@ -104,7 +105,7 @@ class Joined:
         return rows_of({feature: np.empty((length, 0)) for feature, length in most.items()})
 
     def _fault(self, conversation: Conversation) -> str | None:
-        """Why a conversation cannot be used, or None."""
+        """Why a conversation cannot be used; None if it can."""
         if not any(map(has_response, conversation.turns)):
             return "no response"
         for modality in ("visual", "audio"):
@@ -121,7 +122,7 @@ class Joined:
 
 
 class Pool:
-    """Conversations of one source that perceive alike, with the items they perceive.
+    """Conversations of one source and one modality, with their items.
 
     Attributes:
         store: URL of the source's store.
@@ -131,23 +132,24 @@ class Pool:
     def __init__(self, joined: Joined, conversations: list[Conversation], modality: Modality, grid: Grid) -> None:
         self.store, self.conversations = joined.store, conversations
         self._grid = grid
-        features = [grid.stored[feature] for feature in FEATURES_OF[modality]]
+        self._stored = grid.stored
+        features = [self._stored[feature] for feature in FEATURES_OF[modality]]
         readers = [r for r in joined.readers if modality in (r.column.spec.modality, "audio_visual")]
         keys = [conversation.key if readers else None for conversation in conversations]
         self._rows = grid.row_types([reader.column.spec for reader in readers])
         self._stream = Stream(readers, keys, features)
 
     def pending(self, numbers: Sequence[int], tokenizer: Any, prompt: PromptFormat) -> list["PendingSample"]:
-        """The conversations of these numbers in tokens; no item is read."""
+        """The conversations of these numbers, tokenized; no item is read."""
         shapes = [self._stream.shapes(number) for number in numbers]
-        hollow = [self._grid.select({n: np.empty((shape[0], 0)) for n, shape in each.items()}) for each in shapes]
-        asked = [(self.conversations[n].turns, rows_of(arrays)) for n, arrays in zip(numbers, hollow, strict=True)]
-        tokens = tokenize_all(asked, tokenizer, prompt)
+        hollow = [self._grid.select({n: np.empty((shape[0], 0)) for n, shape in item.items()}) for item in shapes]
+        texts = [(self.conversations[n].turns, rows_of(arrays)) for n, arrays in zip(numbers, hollow, strict=True)]
+        tokens = tokenize_all(texts, tokenizer, prompt)
         rows = [{feature: len(array) for feature, array in arrays.items()} for arrays in hollow]
-        return [PendingSample(self, *each) for each in zip(numbers, tokens, rows, shapes, strict=True)]
+        return [PendingSample(self, *values) for values in zip(numbers, tokens, rows, shapes, strict=True)]
 
     def samples(self, numbers: Sequence[int], tokenizer: Any, prompt: PromptFormat) -> list[Sample]:
-        """The conversations of these numbers, their items read into fresh memory.
+        """The conversations of these numbers, their items read into new memory.
 
         Raises:
             DamagedError: an item is damaged.
@@ -155,37 +157,38 @@ class Pool:
         return [pending.sample() for pending in self.pending(numbers, tokenizer, prompt)]
 
     def read_into(self, number: int, shapes: Mapping[str, tuple[int, ...]], parts: Parts) -> None:
-        """See `PendingSample`."""
+        """See `PendingSample.read_into`."""
         whole: Arrays = {}
+        copies: list[tuple[str, NDArray[Any]]] = []
         for feature, arrays in parts.items():
-            name = self._grid.stored[feature]
-            fits = [array for array in arrays if array.shape == shapes[name]]  # else it is cut or sub-sampled
+            name = self._stored[feature]
+            fits = [array for array in arrays if array.shape == shapes[name]]  # the others are cut or sub-sampled
             whole[name] = fits[0] if fits else np.empty(shapes[name], arrays[0].dtype)
+            copies += [(feature, array) for array in arrays if array is not whole[name]]
         self._stream.read_into(number, whole)
-        selected = self._grid.select(whole)
-        for feature, arrays in parts.items():
-            for array in arrays:
-                if array is not selected[feature]:
-                    array[:] = selected[feature][: len(array)]
+        if copies:
+            selected = self._grid.select(whole)
+            for feature, array in copies:
+                array[:] = selected[feature][: len(array)]
 
     def remote_shards(self, number: int) -> list[tuple[ColumnReader, int]]:
-        """The shards of a conversation's item that are copied to the cache before they are read."""
+        """The shards of a conversation's item that must be copied to the cache before they are read."""
         return self._stream.remote_shards(number)
 
     def room(self, rows: Mapping[str, int]) -> Arrays:
-        """Fresh memory for so many rows of each feature."""
+        """Uninitialized arrays for this many rows of each feature."""
         return {name: np.empty((count, self._rows[name].width), self._rows[name].dtype) for name, count in rows.items()}
 
 
 @dataclass(frozen=True)
 class PendingSample:
-    """A conversation of a pool in tokens, whose item is still to be read.
+    """A tokenized conversation of a pool, whose item is still to be read.
 
     Attributes:
-        pool: that holds it.
-        number: in that pool.
-        tokens: of it.
-        rows: of its item, how many of each feature a run reads.
+        pool: the pool that holds it.
+        number: its number in that pool.
+        tokens: its tokens.
+        rows: how many rows of each feature the run reads of its item.
         shapes: of its item's arrays as stored.
     """
 
@@ -197,14 +200,14 @@ class PendingSample:
 
     @property
     def conversation(self) -> Conversation:
-        """It."""
+        """The conversation itself."""
         return self.pool.conversations[self.number]
 
     def read_into(self, parts: Parts) -> None:
-        """Read the item's rows to where they go; threads may call this at the same time.
+        """Read the item's rows into place; threads may call this concurrently.
 
         Args:
-            parts: by feature, arrays that each take the first of the item's rows, as many as they have.
+            parts: by feature, arrays that each take the item's first rows, as many as they have room for.
 
         Raises:
             DamagedError: the item is damaged.
@@ -212,7 +215,7 @@ class PendingSample:
         self.pool.read_into(self.number, self.shapes, parts)
 
     def sample(self) -> Sample:
-        """It with its item, read into fresh memory.
+        """The conversation as a sample, its item read into new memory.
 
         Raises:
             DamagedError: the item is damaged.
@@ -226,31 +229,31 @@ class PendingSample:
 def split_taught(
     joined: Joined, conversations: Sequence[Conversation], grid: Grid, tokenizer: Any, config: TrainConfig
 ) -> tuple[list[Conversation], list[LeftOut]]:
-    """Conversations that have a response within `max_tokens`, and those that would teach nothing.
+    """Split conversations into those with a response within `max_tokens`, and those that would teach nothing.
 
-    Only those whose texts are so long that it may be beyond are tokenized, as far as the first response begins.
+    Only conversations long enough to be at risk are tokenized, up to where the first response begins.
     """
     longest, start = joined.longest(grid), len(beginning(tokenizer))
     room = config.max_tokens - start
     risky = [n for n, c in enumerate(conversations) if longest_lead(c.turns, longest, config.prompt) >= room]
     mute: set[int] = set()
     for first in range(0, len(risky), TOKENIZED_AT_ONCE):
-        some = risky[first : first + TOKENIZED_AT_ONCE]
-        chosen = [conversations[n] for n in some]
+        numbers = risky[first : first + TOKENIZED_AT_ONCE]
+        chosen = [conversations[n] for n in numbers]
         rows = [rows_of(grid.select(joined.hollow(c))) for c in chosen]
         tokens = tokenize_all(
             [(lead_of(c.turns), r) for c, r in zip(chosen, rows, strict=True)], tokenizer, config.prompt
         )
-        mute |= {n for n, t in zip(some, tokens, strict=True) if not any(t.answers[: config.max_tokens])}
+        mute |= {n for n, t in zip(numbers, tokens, strict=True) if not any(t.answers[: config.max_tokens])}
     reason = f"no response within max_tokens {config.max_tokens}"
     left_out = [LeftOut(conversations[n].id, conversations[n].key, reason) for n in sorted(mute)]
     return [c for n, c in enumerate(conversations) if n not in mute], left_out
 
 
 def asked_by(sense: Sense, conversation: Conversation) -> Conversation | None:
-    """An audio-visual conversation as it is asked by one sense alone; None if a turn needs the other one.
+    """An audio-visual conversation as asked by one sense alone; None if a turn needs the other sense.
 
-    A turn that perceives by both can be asked by either (paper, Table 5: the same model with sight only); one that
+    A turn that perceives by both can be asked by either (paper, Table 5: the same model with sight only); a turn that
     asks by sound cannot be asked by sight.
     """
     seen = {turn.modality for turn in conversation.turns}
@@ -261,17 +264,17 @@ def asked_by(sense: Sense, conversation: Conversation) -> Conversation | None:
 
 
 class TrainingData:
-    """The stream of samples of a run; the place in it is the only state.
+    """A run's stream of samples; its only state is the position in it.
 
     Attributes:
-        size: conversations in an epoch, of the modalities that are mixed.
+        size: conversations in an epoch, of the modalities in the mixture.
         steps: of the run.
         left_out: conversations that are not trained on.
         specs: the columns' specs by modality.
-        builds: how each column's encoder is built again, by modality.
-        rows: what a row of each feature is.
-        damaged: the items that were found damaged, by store and key, and how each is.
-        identity: digest of all that the stream follows from: order version, seed, G, phases, conversations, columns.
+        builds: how to rebuild each column's encoder, by modality.
+        rows: width and dtype of a row of each feature.
+        damaged: the damaged items met so far, by store and key, with what is wrong with each.
+        identity: digest of all that determines the stream: order version, seed, G, phases, conversations, columns.
     """
 
     def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
@@ -279,7 +282,7 @@ class TrainingData:
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
         self._joined = joined = [Joined(source, config.visual, config.audio) for source in config.sources]
-        self.left_out = [each for j in joined for each in j.left_out]
+        self.left_out = [left_out for j in joined for left_out in j.left_out]
         self.specs: dict[str, ColumnSpec] = {}
         self.builds: dict[str, dict[str, object]] = {}
         for column in (column for j in joined for column in j.columns):
@@ -294,18 +297,18 @@ class TrainingData:
         self.size = 0
         for number, source in enumerate(config.sources):
             for name, modality, drawn, times in self._pools_of(joined[number]):
-                asked, mute = split_taught(joined[number], drawn, self._grid, tokenizer, config)
+                taught, mute = split_taught(joined[number], drawn, self._grid, tokenizer, config)
                 self.left_out += mute
-                if not asked:
+                if not taught:
                     continue
                 pool = f"{number}.{name}"
-                self._pools[pool] = Pool(joined[number], asked, modality, self._grid)
-                weights[modality][pool] = max(1, round(WEIGHT_UNIT * source.weight * times * len(asked)))
-                self.size += round(times * len(asked))
-        self.left_out = list(dict.fromkeys(self.left_out))  # also asked by one sense, it is one conversation
+                self._pools[pool] = Pool(joined[number], taught, modality, self._grid)
+                weights[modality][pool] = max(1, round(WEIGHT_UNIT * source.weight * times * len(taught)))
+                self.size += round(times * len(taught))
+        self.left_out = list(dict.fromkeys(self.left_out))  # one that is also asked by a single sense is listed once
         weights = {modality: pools for modality, pools in weights.items() if pools}
         if not weights:
-            reasons = Counter(each.reason for each in self.left_out)
+            reasons = Counter(left_out.reason for left_out in self.left_out)
             raise UserError(f"field 'sources': no usable conversation; left out: {dict(reasons) or 'none'}")
         self.steps = config.steps or math.ceil(self.size * (config.epochs or 0) / config.global_batch)
         phases = self._phases({modality: sum(pools.values()) for modality, pools in weights.items()})
@@ -316,23 +319,23 @@ class TrainingData:
         self.identity = self._digest(phases, weights)
 
     def _pools_of(self, joined: Joined) -> Iterator[tuple[str, Modality, list[Conversation], float]]:
-        """The pools of a source: name, modality, conversations, how often each is drawn."""
+        """The pools of a source: name, modality, conversations, and how often each conversation is drawn."""
         config = self._config
         if isinstance(config.schedule, str):
             mixed = set(config.mixture or FEATURES_OF)
         else:
             mixed = {modality for phase in config.schedule for modality in phase.mixture}
         for modality in FEATURES_OF:
-            own = [c for c in joined.usable if c.modality == modality]
-            if own and modality in mixed:
-                yield modality, modality, own, 1
+            conversations = [c for c in joined.usable if c.modality == modality]
+            if conversations and modality in mixed:
+                yield modality, modality, conversations, 1
         for sense, times in config.augment.items():
-            asked = [changed for c in joined.usable if (changed := asked_by(sense, c))]
-            if asked and sense in mixed:
-                yield f"audio_visual-as-{sense}", sense, asked, times
+            single_sense = [changed for c in joined.usable if (changed := asked_by(sense, c))]
+            if single_sense and sense in mixed:
+                yield f"audio_visual-as-{sense}", sense, single_sense, times
 
     def _phases(self, natural: dict[str, int]) -> list[Phase]:
-        """The parts of the run, with the modalities' weights in each."""
+        """The phases of the run, each with its weights of the modalities."""
         config = self._config
         mixture = {str(m): w for m, w in config.mixture.items()} if config.mixture else natural
         if isinstance(config.schedule, str):
@@ -367,7 +370,7 @@ class TrainingData:
         return {feature: row.width for feature, row in self.rows.items()}
 
     def conversations(self) -> Iterator[tuple[str, Conversation]]:
-        """All that is trained on, each with the URL of its store."""
+        """All conversations that are trained on, each with the URL of its store."""
         return ((pool.store, c) for pool in self._pools.values() for c in pool.conversations)
 
     def counts(self) -> dict[str, int]:
@@ -378,7 +381,7 @@ class TrainingData:
         return dict(counts)
 
     def draw(self, step: int, rank: int, ranks: int) -> list[tuple[str, int]]:
-        """One rank's share of a global batch: `<source>.<modality>` and the conversation's number in that pool.
+        """One rank's share of a global batch: pairs of a pool `<source>.<modality>` and a conversation's number in it.
 
         It is a pure function of the step, the seed and the data.
         """
@@ -386,17 +389,19 @@ class TrainingData:
         return [(pool, self._orders[pool][cursor]) for pool, cursor in chosen]
 
     def pending(self, step: int, rank: int, ranks: int) -> list[PendingSample]:
-        """What is drawn, in tokens; no item is read."""
+        """The drawn conversations, tokenized; no item is read."""
         drawn = self.draw(step, rank, ranks)
-        found: dict[int, PendingSample] = {}
+        samples: dict[int, PendingSample] = {}
         for name in {pool for pool, _ in drawn}:
             places = [place for place, (pool, _) in enumerate(drawn) if pool == name]
             numbers = [drawn[place][1] for place in places]
-            found |= zip(places, self._pools[name].pending(numbers, self._tokenizer, self._config.prompt), strict=True)
-        return [found[place] for place in range(len(drawn))]
+            samples |= zip(
+                places, self._pools[name].pending(numbers, self._tokenizer, self._config.prompt), strict=True
+            )
+        return [samples[place] for place in range(len(drawn))]
 
     def replace(self, pending: PendingSample, error: DamagedError) -> PendingSample:
-        """The conversation after one whose item is damaged, in its stead.
+        """The next conversation of the pool, in place of one whose item is damaged.
 
         Raises:
             DamagedError: more items are damaged than the run tolerates.
@@ -408,7 +413,7 @@ class TrainingData:
         return other
 
     def samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
-        """What is drawn, with its items in fresh memory.
+        """The drawn conversations, with their items in new memory.
 
         Raises:
             DamagedError: more items are damaged than the run tolerates.
@@ -416,17 +421,17 @@ class TrainingData:
         return [self._read(pending) for pending in self.pending(step, rank, ranks)]
 
     def remote_shards(self, step: int, rank: int, ranks: int) -> list[tuple[ColumnReader, int]]:
-        """The shards of what is drawn that are copied to the cache before they are read."""
+        """The shards of the drawn items that must be copied to the cache before they are read."""
         drawn = self.draw(step, rank, ranks) if self.is_remote else []
-        return list(dict.fromkeys(each for name, number in drawn for each in self._pools[name].remote_shards(number)))
+        return list(dict.fromkeys(shard for name, number in drawn for shard in self._pools[name].remote_shards(number)))
 
     @property
     def is_remote(self) -> bool:
-        """Whether a column is not on a local disk."""
+        """Whether any column is not on a local disk."""
         return any(not column.storage.local for joined in self._joined for column in joined.columns)
 
     def items(self, count: int) -> Iterator[Arrays]:
-        """What is read of `count` items of each column, spread over all of it, whatever is drawn of it.
+        """The arrays of `count` items of each column, taken from all over it, whether or not they are ever drawn.
 
         Raises:
             DamagedError: more items are damaged than the run tolerates.
@@ -439,9 +444,9 @@ class TrainingData:
             names = [n for f, n in self._grid.stored.items() if f in FEATURES_OF[spec.modality]]
             before = 0
             for url, reader in readers.items():
-                every = reader.keys()
-                keys = [every[n - before] for n in chosen if before <= n < before + len(every)]
-                before += len(every)
+                stored = reader.keys()
+                keys = [stored[n - before] for n in chosen if before <= n < before + len(stored)]
+                before += len(stored)
                 stream = Stream([reader], keys, names)
                 for place, key in enumerate(keys):
                     try:
@@ -457,7 +462,7 @@ class TrainingData:
                 pending = self.replace(pending, error)
 
     def _note(self, store: str, key: str | None, error: DamagedError) -> None:
-        """Count a damaged item."""
+        """Record a damaged item, and raise its error if that is more than the run tolerates."""
         self.damaged[store, key] = str(error)
         if len(self.damaged) > self._config.tolerate:
             raise error

@@ -1,4 +1,4 @@
-"""What runs forward, backward and the optimizer's step of one rank; one process of plain torch."""
+"""Engines run one rank's forward, backward and optimizer step: their interface, and one process of plain torch."""
 
 import contextlib
 import os
@@ -15,15 +15,15 @@ from trainer.flops import head_dim
 from trainer.model import AudioVisualLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what repeatable bits need, before cuBLAS is first used
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for reproducible bits; set before cuBLAS is first used
 
 
 class Fragment(NamedTuple):
-    """What a rank keeps of a trained parameter: elements from `start` on, of the parameter laid out flat.
+    """The part of a trained parameter that a rank keeps: elements from `start` on, of the parameter flattened.
 
     Attributes:
         name: of the parameter.
-        start: its first element.
+        start: index of the part's first element.
         weight: float32 [n], a view.
         moments: AdamW's exp_avg and exp_avg_sq, float32 [n], views; writing to them changes the optimizer.
     """
@@ -35,13 +35,13 @@ class Fragment(NamedTuple):
 
 
 class Engine(ABC):
-    """Runs forward, backward and the optimizer's step of one rank.
+    """Runs the forward pass, backward pass and optimizer step of one rank.
 
     Attributes:
         rank: of this process.
         ranks: W.
         device: where the model lies.
-        optimizer: its groups take the learning rate.
+        optimizer: its parameter groups hold the learning rate.
     """
 
     rank = 0
@@ -55,42 +55,42 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
-        """Add the gradient of one pass, as its share of a step with `tokens` response tokens; return its loss sum.
+        """Add one pass's share of the gradient of a step with `tokens` response tokens; return the pass's summed loss.
 
-        Every rank makes the same number of passes in a step; `last` says that this one ends it.
+        Every rank makes the same number of passes in a step; `last` marks the step's last one.
         """
 
     @abstractmethod
     def step(self) -> float:
-        """Clip, step, clear; return the gradient's norm before clipping."""
+        """Clip the gradient, update the weights, clear the gradient; return its norm before clipping."""
 
     @abstractmethod
     def total(self, *values: float) -> list[float]:
-        """The sums of numbers over all ranks."""
+        """The sum of each value over all ranks."""
 
     @abstractmethod
     def largest(self, value: int) -> int:
-        """The largest of a number over all ranks."""
+        """The largest value over all ranks."""
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order."""
+        """The value of each rank, in rank order."""
 
     @abstractmethod
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-        """Inside, the tensors are whole on every rank."""
+        """A context in which the tensors are whole on every rank."""
 
     @abstractmethod
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank keeps of each trained parameter, once the optimizer has its moments."""
+        """The part of each trained parameter that this rank keeps; the optimizer must have its moments."""
 
     @abstractmethod
     def start_moments(self, steps: int) -> None:
-        """Give the optimizer moments of zero, as after `steps` steps, for `fragments` to be filled."""
+        """Give the optimizer zero moments, as after `steps` steps, to be filled through `fragments`."""
 
     @torch.no_grad()
     def judge(self, batch: Batch) -> torch.Tensor:
-        """Loss and hit of each response token, float32 [2, M]. Every rank takes part."""
+        """Loss of each response token, and 1 where it is the most likely, float32 [2, M]. All ranks must take part."""
         training = self.model.training
         self.model.eval()
         try:
@@ -102,7 +102,7 @@ class Engine(ABC):
 
     @property
     def attention(self) -> str:
-        """The kernel that computes attention here, torch's version, and the device."""
+        """The attention kernel used here, torch's version, and the device."""
         dtype = torch.bfloat16 if self._bfloat16 else next(self.model.llm.parameters()).dtype
         kernel = kernel_of(self.device, dtype, head_dim(self.model.llm.config))
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -121,8 +121,8 @@ class PlainEngine(Engine):
     Args:
         model: moved to the device.
         optimizer: of its trained parameters.
-        bfloat16: compute in bfloat16 what is kept in float32.
-        clip: largest norm of the gradient.
+        bfloat16: compute in bfloat16; weights stay float32 (autocast).
+        clip: bound on the norm of the gradient.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ def new_moments(weight: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
 
 
 def compute_repeatably() -> None:
-    """Ask CUDA for kernels that give the same bits in every run; the fastest backward pass of attention does not."""
+    """Make CUDA use kernels that give the same bits in every run; the fastest backward pass of attention does not."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's, which makes no such promise
+    torch.backends.cuda.enable_cudnn_sdp(False)  # varlen_attn may take cuDNN's kernel, which does not promise that

@@ -1,7 +1,7 @@
 """Held-out conversations: the loss on their responses, and how many the model would give word for word.
 
-An answer is exact if every token of the reference is the most likely one after those before it. Then, and only then,
-greedy decoding writes the reference; so one forward pass judges what generation would, end of text included.
+An answer is exact if every token of the reference is the most likely one after those before it. Exactly then greedy
+decoding writes the reference, so one forward pass judges what generation would write, end of text included.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,18 +19,18 @@ from trainer.features import FEATURES_OF, Grid
 from trainer.prompt import PromptFormat
 from trainer.settings import Source, TrainConfig
 
-READ_AT_ONCE = 64  # conversations of a rank
+READ_AT_ONCE = 64  # conversations per rank
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a conversation.
+    """The result of one conversation.
 
     Attributes:
         id: of the conversation.
         key: of its item.
         modality: all that it perceives.
-        tokens: of its responses.
+        tokens: number of response tokens.
         loss: sum of their cross-entropies.
         exact: whether each is the most likely token, and none was cut.
     """
@@ -44,7 +44,7 @@ class Judged:
 
 
 class _Asked(NamedTuple):
-    """What makes two conversations one: the medium (a store and a key in it), and what is said."""
+    """What makes two conversations the same: the medium (a store and a key in it), and the texts."""
 
     medium: tuple[str, str] | None
     said: tuple[tuple[str, str], ...]
@@ -62,11 +62,11 @@ class HeldOut:
         visual: the visual column.
         audio: the audio column.
         grid: that the model reads.
-        limit: conversations taken; None takes all.
-        sense: ask the audio-visual ones by this sense alone, and no others; None asks each as it stands.
+        limit: most conversations taken; None takes all.
+        sense: if set, only audio-visual conversations are asked, by this sense alone; None asks each as it stands.
 
     Raises:
-        UserError: there is none.
+        UserError: no conversation is usable.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class HeldOut:
         for joined in (Joined(source, visual, audio) for source in sources):
             usable = joined.usable if sense is None else [a for c in joined.usable if (a := asked_by(sense, c))]
             for modality in FEATURES_OF:
-                if own := [c for c in usable if c.modality == modality]:
-                    members += [(len(self._pools), number) for number in range(len(own))]
-                    self._pools.append(Pool(joined, own, modality, grid))
+                if conversations := [c for c in usable if c.modality == modality]:
+                    members += [(len(self._pools), number) for number in range(len(conversations))]
+                    self._pools.append(Pool(joined, conversations, modality, grid))
         if not members:
             raise UserError(
                 f"field 'sources': no usable conversation to evaluate on: {[s.conversations for s in sources]}"
@@ -97,31 +97,31 @@ class HeldOut:
         return len(self._members)
 
     def overlap(self, trained: Iterable[tuple[str, Conversation]]) -> tuple[int, int]:
-        """How many conversations are trained on too, whoever asks by which sense; and of how many others the media are.
+        """Count the conversations that are also trained on, by whatever sense, and the others whose media are.
 
         Args:
             trained: conversations, each with the URL of its store.
         """
-        asked = [_Asked.of(self._pools[pool].store, self._pools[pool].conversations[n]) for pool, n in self._members]
-        media = {each.medium for each in asked}
-        found = {each for place, c in trained if (each := _Asked.of(place, c)).medium in media}
-        known = {each.medium for each in found if each.medium}
-        same = sum(each in found for each in asked)
-        return same, sum(each not in found and each.medium in known for each in asked)
+        held_out = [_Asked.of(self._pools[pool].store, self._pools[pool].conversations[n]) for pool, n in self._members]
+        media = {asked.medium for asked in held_out}
+        seen = {asked for store, c in trained if (asked := _Asked.of(store, c)).medium in media}
+        seen_media = {asked.medium for asked in seen if asked.medium}
+        same = sum(asked in seen for asked in held_out)
+        return same, sum(asked not in seen and asked.medium in seen_media for asked in held_out)
 
     def judge(
         self, engine: Engine, tokenizer: Any, prompt: PromptFormat, max_tokens: int, meter: Meter | None = None
     ) -> list[Judged]:
-        """This rank's share of the conversations, judged. All ranks call it together; `meter` counts what is done."""
+        """Judge this rank's share of the conversations. All ranks must call it together; `meter` counts progress."""
         share = -(-len(self) // engine.ranks)
         mine = self._members[engine.rank * share : (engine.rank + 1) * share]
         judged: list[Judged] = []
         for first in range(0, share, READ_AT_ONCE):
             part = mine[first : first + READ_AT_ONCE]
-            asked = part or self._members[:1]  # ranks without data still run a pass, or the collectives hang
-            samples = self._samples(asked, tokenizer, prompt)
-            found = _judge(engine, samples, max_tokens)
-            for (pool, number), (tokens, loss, exact) in zip(part, found, strict=False):
+            members = part or self._members[:1]  # ranks without data still run a pass, or the collectives hang
+            samples = self._samples(members, tokenizer, prompt)
+            results = _judge(engine, samples, max_tokens)
+            for (pool, number), (tokens, loss, exact) in zip(part, results, strict=False):
                 c = self._pools[pool].conversations[number]
                 judged.append(Judged(c.id, c.key, c.modality, tokens, loss, exact))
             if meter:
@@ -140,30 +140,35 @@ def _judge(engine: Engine, samples: list[Sample], max_tokens: int) -> list[tuple
     """Tokens, loss and exactness of each sample."""
     lengths = [min(len(s.tokens.ids), max_tokens) for s in samples]
     shares = share_out(lengths, max(max_tokens, *lengths))
-    found: dict[int, tuple[int, float, bool]] = {}
+    results: dict[int, tuple[int, float, bool]] = {}
     for number in range(engine.largest(len(shares))):
         chosen = shares[min(number, len(shares) - 1)]
         batch = pack([samples[i] for i in chosen], engine.model.widths, max_tokens)
         losses, hits = engine.judge(batch.to(engine.device)).cpu().numpy()
         owner = np.searchsorted(batch.packing.bounds.numpy(), batch.targets_at.numpy(), side="right") - 1
         for place, i in enumerate(chosen):
-            own = owner == place
-            exact = len(samples[i].tokens.ids) == lengths[i] and bool(hits[own].all())
-            found[i] = int(own.sum()), float(losses[own].sum(dtype=np.float64)), exact
-    return [found[i] for i in range(len(samples))]
+            of_sample = owner == place
+            exact = len(samples[i].tokens.ids) == lengths[i] and bool(hits[of_sample].all())
+            results[i] = int(of_sample.sum()), float(losses[of_sample].sum(dtype=np.float64)), exact
+    return [results[i] for i in range(len(samples))]
 
 
 def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
-    """Mean loss a response token and share of exact answers, of all and of each modality, over all ranks.
+    """Mean loss per response token and share of exact answers, in total and by modality, over all ranks.
 
     Raises:
-        UserError: no conversation has a response within the bound of its length.
+        UserError: no conversation has a response within `max_tokens`.
     """
     groups = ["", *FEATURES_OF]
     sums: list[float] = []
     for group in groups:
-        own = [j for j in judged if group in ("", j.modality)]
-        sums += [len(own), sum(j.tokens for j in own), sum(j.loss for j in own), sum(j.exact for j in own)]
+        members = [j for j in judged if group in ("", j.modality)]
+        sums += [
+            len(members),
+            sum(j.tokens for j in members),
+            sum(j.loss for j in members),
+            sum(j.exact for j in members),
+        ]
     totals = engine.total(*sums)
     values: dict[str, float] = {}
     for number, group in enumerate(groups):
@@ -177,7 +182,7 @@ def summary(engine: Engine, judged: Sequence[Judged]) -> dict[str, float]:
 
 
 def held_out_of(config: TrainConfig) -> HeldOut | None:
-    """The held-out conversations of a run, if it has any."""
+    """The held-out conversations of a run; None if it has none."""
     if config.evaluation is None:
         return None
     grid = Grid(config.frames, config.segments)

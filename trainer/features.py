@@ -1,4 +1,4 @@
-"""Feature rows of an item, for the T frames and K segments of a run, out of the columns of a store."""
+"""Feature rows of an item, for the T frames and K segments of a run, from the columns of a store."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from store import Arrays, ColumnSpec, Modality, UserError
 
-FEATURES = ("temporal", "spatial", "audio")  # in the order in which their rows stand in the LLM's input
+FEATURES = ("temporal", "spatial", "audio")  # in the order of their rows in the LLM's input
 FEATURES_OF: dict[Modality, frozenset[str]] = {
     "text": frozenset(),
     "visual": frozenset({"temporal", "spatial"}),
@@ -18,7 +18,7 @@ FEATURES_OF: dict[Modality, frozenset[str]] = {
 
 
 class RowType(NamedTuple):
-    """What a row of a feature is: its width D, and its dtype as stored."""
+    """A row of a feature: its width D, and its dtype as stored."""
 
     width: int
     dtype: "np.dtype[Any]"
@@ -26,20 +26,21 @@ class RowType(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """T frames and K segments of a run."""
+    """The time grid of a run: T frames and K segments."""
 
     frames: int
     segments: int
 
     @property
     def stored(self) -> dict[str, str]:
-        """The stored array that each feature is taken from."""
+        """The name of the stored array that each feature is taken from."""
         return {"temporal": "temporal", "spatial": f"spatial.t{self.frames}", "audio": f"audio.k{self.segments}"}
 
     def select(self, arrays: Arrays) -> Arrays:
-        """From an item's arrays as stored: temporal [T, D_t], spatial [N, D_s], audio [K, D_a]; those that are there.
+        """Select a run's features from an item's stored arrays: temporal [T, D_t], spatial [N, D_s], audio [K, D_a].
 
-        Temporal tokens of a coarser grid are a subset of the finer one's, so they are sub-sampled. A still has one.
+        Arrays that the item lacks are skipped. Temporal tokens of a coarser grid are a subset of the finer one's, so
+        they are sub-sampled. A still has one.
         """
         chosen = {feature: arrays[name] for feature, name in self.stored.items() if name in arrays}
         if "temporal" in chosen:
@@ -47,7 +48,7 @@ class Grid:
         return chosen
 
     def row_types(self, specs: Iterable[ColumnSpec]) -> dict[str, RowType]:
-        """What a row of each feature is that the columns give.
+        """Width and dtype of a row, for each feature that the columns give.
 
         Raises:
             UserError: a column does not hold this grid; names what it holds.
@@ -71,7 +72,7 @@ class Grid:
 
 
 def rows_of(arrays: Arrays) -> dict[Modality, int]:
-    """How many rows each modality takes with an item's selected arrays."""
+    """How many rows each modality takes, from an item's selected arrays."""
     return {
         modality: sum(len(arrays[name]) for name in perceives if name in arrays)
         for modality, perceives in FEATURES_OF.items()

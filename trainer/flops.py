@@ -1,7 +1,7 @@
-"""Floating-point operations of a step, and how many a device can do: for MFU and for estimates.
+"""Floating-point operations of a step, and a device's peak rate: for MFU and for estimates.
 
-Counted as in PaLM's appendix B: 2 for each weight of a matrix product and row, twice that for a backward pass; what
-checkpointing computes again is not counted. A frozen LLM needs half a backward pass: the gradient of its inputs.
+Counted as in PaLM's appendix B: 2 for each weight of a matrix product and row, twice that for a backward pass;
+recomputation by checkpointing is not counted. A frozen LLM needs half a backward pass: the gradient of its inputs.
 """
 
 import time
@@ -12,11 +12,11 @@ import torch
 
 
 class Device(NamedTuple):
-    """What a rank runs on, by the vendor's data sheet.
+    """The hardware of a rank, by the vendor's data sheet.
 
     Attributes:
-        name: a part of what the driver calls it.
-        peak: dense bfloat16 operations a second.
+        name: a part of the driver's name for it.
+        peak: dense bfloat16 operations per second.
         memory: bytes.
     """
 
@@ -25,8 +25,8 @@ class Device(NamedTuple):
     memory: float
 
 
-LONG_ENOUGH = 0.05  # seconds of a matrix product that shows a device at its best; on CPUs bfloat16 may be very slow
-LARGEST = 8192  # side of the largest
+LONG_ENOUGH = 0.05  # seconds that a matrix product must take to show the peak; on CPUs bfloat16 may be very slow
+LARGEST = 8192  # side of the largest such product
 DEVICES = (
     Device("H200", 989e12, 141e9),
     Device("H100 PCIe", 756e12, 80e9),
@@ -40,7 +40,7 @@ DEVICES = (
 
 
 def forward_flops(config: Any, lengths: Sequence[int], targets: int) -> float:
-    """Of the LLM's forward pass over packed conversations.
+    """Operations of the LLM's forward pass over packed conversations.
 
     Args:
         config: of a Llama-family LLM.
@@ -48,25 +48,25 @@ def forward_flops(config: Any, lengths: Sequence[int], targets: int) -> float:
         targets: positions whose logits are computed.
     """
     hidden, width = config.hidden_size, config.num_attention_heads * head_dim(config)
-    kept = config.num_key_value_heads * head_dim(config)
-    layer = hidden * (2 * width + 2 * kept) + 3 * hidden * config.intermediate_size
-    attention = 2 * width * sum(n * n for n in lengths)  # scores and mixture, the causal half of each
+    key_width = config.num_key_value_heads * head_dim(config)
+    layer = hidden * (2 * width + 2 * key_width) + 3 * hidden * config.intermediate_size
+    attention = 2 * width * sum(n * n for n in lengths)  # scores and weighted sums, the causal half of each
     products = sum(lengths) * layer
     return float(config.num_hidden_layers * (2 * products + attention) + 2 * targets * hidden * config.vocab_size)
 
 
 def head_dim(config: Any) -> int:
-    """Of a Llama-family LLM."""
+    """The width of an attention head of a Llama-family LLM."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def step_flops(forward: float, trains_llm: bool) -> float:
-    """Of forward and backward: with the LLM frozen (or adapted), its weights' gradients are not computed."""
+    """Operations of forward and backward; weight gradients of a frozen (or adapted) LLM are not computed."""
     return forward * (3 if trains_llm else 2)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a device does at best, operations a second: from its data sheet, else as a matrix product shows."""
+    """The peak rate of a device, in operations per second: from its data sheet, else measured with matrix products."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known in DEVICES:
@@ -76,9 +76,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     while seconds < LONG_ENOUGH and side <= LARGEST:
         a = torch.ones(side, side, device=device, dtype=dtype)
         for _ in range(3):
-            began = time.perf_counter()
+            started = time.perf_counter()
             (a @ a)[0, 0].item()
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - started
             best = max(best, 2 * side**3 / seconds)
         side *= 2
     return best

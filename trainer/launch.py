@@ -12,7 +12,7 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the first rank, before an engine is built."""
+    """Whether this process is the first rank; works before an engine is built."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -22,7 +22,7 @@ def uses_deepspeed(config: TrainConfig) -> bool:
 
 
 def check_world(config: TrainConfig, ranks: int | None = None) -> None:
-    """Refuse what cannot be shared out evenly over `ranks`, or those that were started.
+    """Refuse a run that cannot be divided evenly among `ranks`, or among those that were started.
 
     Raises:
         UserError: several ranks without ZeRO, or a global batch that the ranks do not divide.

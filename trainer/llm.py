@@ -1,7 +1,8 @@
-"""The LLM of a run: what is accepted, its tokenizer, its weights, and how its answers end.
+"""The LLM of a run: which are accepted, its tokenizer, its weights, and how its answers end.
 
-An LLM is accepted if packed rows give the numbers that each conversation gives alone through the plain model. That is
-asked of its own code, on tensors without data, before any weight is read (`check_packing`); docs/llms.md has a table.
+An LLM is accepted if it gives the same numbers for packed rows as the plain model gives for each conversation alone.
+`check_packing` tests that with the LLM's own code, on tensors without data, before any weight is read; docs/llms.md has
+a table.
 """
 
 import copy
@@ -33,15 +34,15 @@ from trainer.attention import Packing, packed_attention
 from trainer.launch import is_first
 
 PROBED = "packed_probed"  # attention that counts its calls
-LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that look at the longest position of a pass
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that depend on the longest position of a pass
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_shape(model: str) -> tuple[Any, Any]:
-    """The configuration of an LLM and its tokenizer, from a folder or a hub.
+    """The configuration and the tokenizer of an LLM, from a folder or a hub.
 
     Raises:
-        UserError: it cannot be found, or its tokenizer does not do.
+        UserError: it cannot be found, or its tokenizer is not accepted.
     """
     if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
         raise UserError(f"field 'model': {model}: no such folder")
@@ -55,7 +56,7 @@ def load_shape(model: str) -> tuple[Any, Any]:
         raise UserError(f"field 'model': {model}: {_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers makes do with an empty one
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers then makes an empty one
         raise UserError(
             f"field 'model': {model}: there is no file of a tokenizer; accepted: tokenizer.json, or tokenizer.model"
         )
@@ -70,17 +71,17 @@ def load_shape(model: str) -> tuple[Any, Any]:
 
 
 def _ids(tokenizer: Any) -> dict[str, int]:
-    """The tokens that conversations are made of: control tokens other than the two marks are never among them."""
+    """The ids of the tokens that conversations can hold: of the control tokens, only the begin and end marks."""
     control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     control -= {tokenizer.bos_token, tokenizer.eos_token}
     return {token: number for token, number in tokenizer.get_vocab().items() if token not in control}
 
 
 def _load_tokenizer(model: str) -> Any:
-    """A tokenizer; one that is published as sentencepiece's file alone gives sentencepiece's own token ids.
+    """A tokenizer; one that is published only as sentencepiece's file gives sentencepiece's own token ids.
 
     Raises:
-        ValueError: the file is none, or cannot be read here.
+        ValueError: the file is no tokenizer, or cannot be read here.
     """
     if _file(model, "tokenizer.json") or not (path := _file(model, "tokenizer.model")):
         return AutoTokenizer.from_pretrained(model)
@@ -107,39 +108,39 @@ def _load_tokenizer(model: str) -> Any:
         ("eos_token", pieces.eos_id()),
         ("unk_token", pieces.unk_id()),
     ):
-        mark = named.get(name)  # early folders name them "", later ones as objects
+        mark = named.get(name)  # early folders give "", later ones an object
         text = (mark.get("content") if isinstance(mark, dict) else mark) or (number >= 0 and pieces.id_to_piece(number))
         if text:
             marks[name] = AddedToken(text, normalized=False)
     legacy, begins, ends = (named.get(name) for name in ("legacy", "add_bos_token", "add_eos_token"))
-    return PreTrainedTokenizerFast.from_pretrained(  # the class of LLaMA's would drop a leading space's own token
+    return PreTrainedTokenizerFast.from_pretrained(  # LLaMA's own class would drop the token of a leading space
         model, legacy=legacy is not False, add_bos_token=begins is not False, add_eos_token=ends is True, **marks
     )
 
 
 def _file(model: str, name: str) -> str | None:
-    """A file of a folder or a hub's repository; None if it is not there."""
-    found: str | None = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-    return found
+    """The path of a file in a folder or in a hub's repository; None if it is not there."""
+    path: str | None = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+    return path
 
 
 def _read_json(model: str, name: str) -> dict[str, Any]:
     path = _file(model, name)
-    found: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
-    return found
+    content: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
+    return content
 
 
 def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: int | None = None) -> tuple[Any, Any]:
-    """An LLM with all its weights and one clean generation configuration, and its tokenizer.
+    """An LLM with all its weights and a clean generation configuration, and its tokenizer.
 
     Args:
         model: a folder or a hub name.
         dtype: of the weights.
-        attention: as Hugging Face names it.
-        longest: positions of a conversation, if packed rows will go through it.
+        attention: its name in Hugging Face.
+        longest: positions of the longest conversation, if packed rows will go through the LLM.
 
     Raises:
-        UserError: it cannot be found, is not accepted, lacks weights, or its tokenizer does not do.
+        UserError: it cannot be found, is not accepted, or lacks weights, or its tokenizer is not accepted.
     """
     config, tokenizer = load_shape(model)
     if longest:
@@ -155,7 +156,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-        llm, found = loaded
+        llm, report = loaded
     except ModuleNotFoundError:
         raise
     except pickle.UnpicklingError:
@@ -165,7 +166,7 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
         ) from None
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"field 'model': {model}: its weights cannot be read: {_line(error)}") from None
-    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    lacking = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if lacking:
         raise UserError(f"field 'model': {model}: lacks {len(lacking)} of its weights, such as {lacking[0]}")
     llm.generation_config = generation_of(llm, tokenizer)
@@ -173,19 +174,19 @@ def load_llm(model: str, dtype: torch.dtype, attention: str = PACKED, longest: i
 
 
 def say_rounding(config: Any, dtype: torch.dtype, model: str) -> None:
-    """Say that float16 weights lose bits in bfloat16, also in stage 1, which does not train them."""
+    """Print that float16 weights lose precision in bfloat16, also in stage 1, which does not train them."""
     if config.dtype == torch.float16 and dtype == torch.bfloat16 and is_first():
         console.print(f"{model}: float16 weights are rounded to bfloat16; precision=float32 keeps them as they are")
 
 
 def digest_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> str:
-    """A name for weights by their content, whatever file they came from: `<dtype>:<digest of all names and bytes>`.
+    """Identify weights by content, whatever file they came from: `<dtype>:<digest of all names and bytes>`.
 
-    It takes 0.1 to 0.2 seconds a GB, far less than reading them did.
+    It takes 0.1 to 0.2 seconds per GB, far less than reading them did.
 
     Args:
         weights: by name, on the CPU.
-        dtype: they are rounded to it first.
+        dtype: weights are first rounded to it.
     """
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(weights, key=lambda named: named[0]):
@@ -195,7 +196,7 @@ def digest_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -
 
 
 def are_weights(digest: str | None, llm: Any) -> bool:
-    """Whether an LLM has the weights of a digest; True where it was read in a coarser type, so that nobody can tell."""
+    """Whether an LLM's weights match a digest; True if they were read in a coarser dtype, which cannot be checked."""
     if digest is None:
         return True
     dtype = getattr(torch, digest.partition(":")[0])
@@ -203,12 +204,12 @@ def are_weights(digest: str | None, llm: Any) -> bool:
 
 
 def generation_of(llm: Any, tokenizer: Any) -> GenerationConfig:
-    """Greedy answers that end at any end mark, the tokenizer's (which training teaches) or the LLM's own.
+    """Greedy decoding that stops at any end mark: the tokenizer's (which training teaches) or the LLM's own.
 
-    Penalties, beams and sampling of an LLM's folder would change what "greedy" answers, and are left out.
+    Penalties, beams and sampling from the LLM's folder would change greedy answers, and are dropped.
     """
     named = (llm.generation_config.eos_token_id, llm.config.eos_token_id)
-    marks = {tokenizer.eos_token_id, *(mark for each in named for mark in _listed(each))}
+    marks = {tokenizer.eos_token_id, *(mark for ids in named for mark in _listed(ids))}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         eos_token_id=sorted(marks),
@@ -222,15 +223,15 @@ def _listed(marks: int | list[int] | None) -> list[int]:
 
 
 def check_packing(config: Any, longest: int, model: str) -> None:
-    """Refuse an LLM whose packed rows would not give the numbers of each conversation alone.
+    """Refuse an LLM that would not give the same numbers for packed rows as for each conversation alone.
 
     Args:
         config: of the LLM.
-        longest: positions of a conversation.
+        longest: positions of the longest conversation.
         model: its name, for messages.
 
     Raises:
-        UserError: says what it asks for that packed rows do not give.
+        UserError: says what the LLM needs that packed rows do not give.
     """
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UserError(
@@ -259,25 +260,25 @@ def check_packing(config: Any, longest: int, model: str) -> None:
 
 
 def _rope_scalings(config: Any) -> Iterator[tuple[str, int]]:
-    """The kind of each rope scaling, and the positions up to which it does not look at lengths."""
-    for each in _rope_parameters(config):
-        original = each.get("original_max_position_embeddings") or config.max_position_embeddings
-        yield str(each.get("rope_type", "default")), original
+    """The kind of each rope scaling, and the positions up to which it does not depend on lengths."""
+    for rope in _rope_parameters(config):
+        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        yield str(rope.get("rope_type", "default")), original
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """One for all layers, or one for each kind of layer."""
-    found = getattr(config, "rope_parameters", None) or {}
-    return [found, *(value for value in found.values() if isinstance(value, dict))]
+    """The dictionaries of rope parameters: one for all layers, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
 
 
 def _probe(config: Any, longest: int, model: str) -> int:
-    """Layers that call our attention, in a forward pass of one conversation on tensors without data."""
+    """Count the layers that call our attention, in a forward pass of one conversation on tensors without data."""
     calls: list[str] = []
 
-    def recorded(module: torch.nn.Module, *given: Any, **words: Any) -> Any:
+    def recorded(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         calls.append(type(module).__name__)
-        return packed_attention(module, *given, **words)
+        return packed_attention(module, *args, **kwargs)
 
     AttentionInterface.register(PROBED, recorded)
     config = copy.deepcopy(config)
@@ -301,7 +302,7 @@ def _probe(config: Any, longest: int, model: str) -> int:
         )
     except UserError as error:
         raise UserError(f"field 'model': {model}: {error}") from None
-    except Exception as error:  # any model's own code
+    except Exception as error:  # the model's own code may raise anything
         why = "its attention is its own" if PROBED in str(error) else _line(error)
         raise UserError(f"field 'model': {model}: a {config.model_type} does not take packed rows: {why}") from None
     return len(calls)

@@ -1,4 +1,4 @@
-"""A rank's batches, read and packed in a thread one step ahead, and copied to the device before they are asked for."""
+"""A rank's batches: read and packed one step ahead in a thread, and on the device before the step needs them."""
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,11 +15,11 @@ from trainer.batch import Allocate, Batch, Parts, lay_out, share_out
 from trainer.data import PendingSample, TrainingData
 from trainer.settings import TrainConfig
 
-ALIGNMENT = 64  # bytes, of an array in a batch's memory
-SLACK = 1.25  # a batch's memory grows to the largest so far and this much more
-THREADS = 2  # that read; a disk, and more so a network's, gives more to several
-FETCHERS = 4  # shards that are copied to the cache at once
-LOOKAHEAD = 32  # steps before its turn that a shard begins to be copied to the cache
+ALIGNMENT = 64  # bytes; each array in a batch's memory starts at a multiple
+SLACK = 1.25  # a batch's memory, when it grows, gets this times the size of the batch that did not fit
+THREADS = 2  # that read; disks, and network storage even more, serve several at once faster
+FETCHERS = 4  # shards copied to the cache at once
+LOOKAHEAD = 32  # steps before its turn at which a shard's copy to the cache starts
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class RankBatch:
 
     Attributes:
         passes: of one step, on the device.
-        host: the same in host memory.
-        tokens: response tokens.
+        host: the same passes in host memory.
+        tokens: number of response tokens.
         lengths: positions of each sample.
     """
 
@@ -39,7 +39,10 @@ class RankBatch:
     lengths: list[int]
 
     def split(self, count: int) -> list[Batch]:
-        """Its passes, the fullest halved until there are `count`, as another rank needs; no more than samples."""
+        """The passes, the fullest halved until there are `count`: all ranks run as many as the one with the most.
+
+        `count` is at most the number of samples.
+        """
         passes = list(zip(self.passes, self.host, strict=True))
         while len(passes) < count:
             fullest = max(range(len(passes)), key=lambda p: (len(passes[p][1].packing.lengths), p))
@@ -51,9 +54,9 @@ class RankBatch:
 
 
 class BatchMemory:
-    """Host memory for one batch after another; page-locked where there is a GPU, which then copies at its own pace.
+    """Host memory reused by one batch after another; page-locked if there is a GPU, so that copies run asynchronously.
 
-    It is as large as the largest batch before; what does not fit gets memory of its own this once.
+    It is as large as the largest batch before; an array that does not fit gets its own memory this once.
     """
 
     def __init__(self) -> None:
@@ -61,14 +64,14 @@ class BatchMemory:
         self._used = 0
 
     def clear(self) -> None:
-        """Begin a batch in the memory of the last one, which nobody must need any more."""
+        """Start a batch in the memory of the last one, which must no longer be in use."""
         if self._used > len(self._memory):
             memory = torch.empty(int(self._used * SLACK), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
             self._memory = memory.numpy()
         self._used = 0
 
     def allocate(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-        """An array of this batch, its values left as they are."""
+        """An uninitialized array of this batch."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         start = self._used
         self._used += -(-size // ALIGNMENT) * ALIGNMENT
@@ -88,7 +91,7 @@ def rank_batch(
 ) -> RankBatch:
     """One rank's share of a global batch in host memory, in as few passes as `batch_tokens` allows.
 
-    The texts say where each item's rows go before any is read, so that they are read straight to their place.
+    The texts decide where each item's rows go before any item is read, so rows are read straight into place.
 
     Args:
         data: of the run.
@@ -96,48 +99,57 @@ def rank_batch(
         step: from 0.
         rank: of this process.
         ranks: W.
-        allocate: gives the memory.
-        pool: of `THREADS` that read; without one, this thread does.
+        allocate: allocates the batch's arrays.
+        pool: of `THREADS` reader threads; without it, the calling thread reads.
 
     Raises:
         DamagedError: more items are damaged than the run tolerates.
     """
     pending = data.pending(step, rank, ranks)
     while True:
-        lengths = [min(len(each.tokens.ids), config.max_tokens) for each in pending]
+        lengths = [min(len(sample.tokens.ids), config.max_tokens) for sample in pending]
         passes: list[Batch] = []
-        wanted: list[tuple[int, Parts]] = []
+        destinations: list[tuple[int, Parts]] = []
         for numbers in share_out(lengths, config.batch_tokens):
             texts = [(pending[n].tokens, pending[n].rows) for n in numbers]
             batch, parts = lay_out(texts, data.rows, config.max_tokens, allocate)
             passes.append(batch)
-            wanted += zip(numbers, parts, strict=True)
-        damaged = _read(pending, wanted, pool)
+            destinations += zip(numbers, parts, strict=True)
+        damaged = read_items(pending, destinations, pool)
         if not damaged:
             return RankBatch(passes, passes, sum(len(batch.targets) for batch in passes), lengths)
         for number in sorted(damaged):
             pending[number] = data.replace(pending[number], damaged[number])
 
 
-def _read(
-    pending: Sequence[PendingSample], wanted: Sequence[tuple[int, Parts]], pool: ThreadPoolExecutor | None
+def read_items(
+    pending: Sequence[PendingSample], destinations: Sequence[tuple[int, Parts]], pool: ThreadPoolExecutor | None
 ) -> dict[int, DamagedError]:
-    """Read the items; those that are damaged, by their number in `pending`."""
+    """Read the items into place.
+
+    Args:
+        pending: the samples.
+        destinations: the number of each sample, and where its item's rows go.
+        pool: of `THREADS` that read; without one, this thread does.
+
+    Returns:
+        The errors of damaged items, by the samples' numbers.
+    """
     damaged: dict[int, DamagedError] = {}
 
-    def read(some: Sequence[tuple[int, Parts]]) -> None:
-        for number, parts in some:
+    def read(chunk: Sequence[tuple[int, Parts]]) -> None:
+        for number, parts in chunk:
             try:
                 pending[number].read_into(parts)
             except DamagedError as error:
                 damaged[number] = error
 
     if pool is None:
-        read(wanted)
+        read(destinations)
         return damaged
-    share = -(-len(wanted) // THREADS)
-    futures = [pool.submit(read, wanted[first : first + share]) for first in range(0, len(wanted), share)]
-    wait(futures)  # all: memory must not be written to once this has raised
+    share = -(-len(destinations) // THREADS)
+    futures = [pool.submit(read, destinations[first : first + share]) for first in range(0, len(destinations), share)]
+    wait(futures)  # for all: no thread may still write to the memory once this raises
     for future in futures:
         future.result()
     return damaged
@@ -146,9 +158,9 @@ def _read(
 class Loader:
     """The batches of a run for one rank.
 
-    A thread makes the next step's batch while this one is trained on, in one of two memories that are used again, and
-    more threads read its items. For a GPU it copies from there on a stream of its own, so each step finds its batch
-    on the device. Shards of a store elsewhere are copied to the cache ahead of their turn.
+    While a step trains, a thread makes the next step's batch in one of two alternating memories, and more threads read
+    its items. For a GPU, the thread then copies the batch on a stream of its own, so each step finds its batch on the
+    device. Shards of a remote store are copied to the cache ahead of their turn.
 
     Args:
         data: of the run.
@@ -156,7 +168,7 @@ class Loader:
         rank: of this process.
         ranks: W.
         device: where the model lies.
-        threads: whether items are read by threads of their own.
+        threads: whether `THREADS` more threads read the items, instead of the one that makes the batch.
     """
 
     def __init__(
@@ -175,7 +187,7 @@ class Loader:
         self._memories = BatchMemory(), BatchMemory()
 
     def batches(self, first: int) -> Generator[RankBatch, None, None]:
-        """The batches of all steps from `first` on, in order; each is valid until the next one is asked for.
+        """The batches of all steps from `first` on, in order; each is valid until the next one is requested.
 
         Raises:
             DamagedError: more items are damaged than the run tolerates.
@@ -209,12 +221,12 @@ class Loader:
         return replace(made, passes=passes)
 
     def _fetch(self, step: int, fetchers: ThreadPoolExecutor) -> None:
-        """Begin to copy the shards of a step; one that fails is met again, and told of, when it is read."""
+        """Start copying a step's shards to the cache; a failure here is ignored, and raised when the shard is read."""
         for reader, shard in self._data.remote_shards(step, self._rank, self._ranks):
             fetchers.submit(reader.open, shard)
 
     def _hold(self, ready: RankBatch) -> None:
-        """Keep a batch's device memory from the stream of copies until the steps that use it are done."""
+        """Keep the copy stream from reusing a batch's device memory before the steps that use it are done."""
         if self._copies:
             for tensor in (tensor for batch in ready.passes for tensor in batch.tensors()):
                 tensor.record_stream(torch.cuda.current_stream(self._device))

@@ -1,4 +1,4 @@
-"""What a run says: a JSON line for each logged step, TensorBoard, and a tracking service if one is wanted."""
+"""The log of a run: a JSON line for each logged step, TensorBoard, and a tracking service if one is chosen."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ class RunLog:
 
     Args:
         config: of the run.
-        first_step: that will be logged; lines of later ones, of a run that was killed, are dropped.
+        first_step: the first that will be logged; lines from it on, left by a killed run, are dropped.
         attention: `Engine.attention`, which every line repeats.
     """
 
@@ -41,7 +41,7 @@ class RunLog:
             self._tracker.log(values, step=step)
 
     def close(self) -> None:
-        """Flush and close all."""
+        """Flush and close all outputs."""
         self._lines.close()
         self._board.close()
         if self._tracker:
@@ -49,14 +49,14 @@ class RunLog:
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of a log; the last may have been cut by a kill."""
+    """The complete lines of a log; a kill may have cut the last one."""
     if not path.exists():
         return []
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _tracker(config: TrainConfig, first_step: int) -> Any:
-    """The module of the tracking service, with a run begun or gone on with; wandb and trackio are called alike."""
+    """The module of the tracking service, with a run started or resumed; wandb and trackio have the same interface."""
     if config.track is None:
         return None
     service = import_tracker(config.track)

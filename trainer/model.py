@@ -1,4 +1,4 @@
-"""AudioVisualLM: three linear projectors and any Hugging Face causal LM of the Llama family."""
+"""AudioVisualLM: a linear projector for each feature, and any Hugging Face causal LM of the Llama family."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Self
@@ -13,14 +13,14 @@ from store import Arrays
 from trainer.batch import Batch
 from trainer.features import FEATURES
 
-STD_FLOOR = 0.01  # of the typical deviation: a dimension that hardly varies is not blown up beyond this
+STD_FLOOR = 0.01  # of the median deviation: a dimension that hardly varies is divided by this at least
 
 
 class Projector(nn.Linear):
     """A linear layer with bias on standardized features: W ((x - mean) / deviation) + b.
 
-    Mean and deviation [D] are those of the column's dimensions and never change, so the layer is linear in x; but its
-    weights are learnt on inputs of one scale, without which weak features (and random ones) are hardly learnt.
+    Mean and deviation [D] are those of the column's dimensions and never change, so the layer is linear in x. Its
+    weights, however, are learnt on inputs of one scale; otherwise weak features (and random ones) are hardly learnt.
     """
 
     mean: torch.Tensor
@@ -32,12 +32,12 @@ class Projector(nn.Linear):
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows float32 [R, D] to [R, D_l] in the weights' dtype."""
+        """Project rows float32 [R, D] to [R, D_l] in the weights' dtype."""
         return super().forward(((rows - self.mean) / self.deviation).to(self.weight.dtype))
 
 
 class AudioVisualLM(nn.Module):
-    """An LLM that reads rows of features where words could stand.
+    """An LLM whose input holds word vectors and rows of features.
 
     Attributes:
         llm: the language model, of width D_l.
@@ -51,15 +51,16 @@ class AudioVisualLM(nn.Module):
         self.projectors = nn.ModuleDict({name: Projector(widths[name], hidden) for name in FEATURES if name in widths})
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What moves or casts a module; buffers in float32 (the projectors' statistics, the frequencies of the LLM's
-        positions) stay so, whatever the weights are cast to.
+        """Move or cast the module, but keep float32 buffers float32, whatever the weights are cast to.
+
+        These are the projectors' statistics and the frequencies of the LLM's rotary positions.
         """
         exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
-            if (now := self.get_buffer(name)).dtype != torch.float32:
-                module, _, own = name.rpartition(".")
-                setattr(self.get_submodule(module), own, buffer.to(now.device))
+            if (moved := self.get_buffer(name)).dtype != torch.float32:
+                module, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(module), attribute, buffer.to(moved.device))
         return self
 
     @property
@@ -75,11 +76,11 @@ class AudioVisualLM(nn.Module):
     def embed(self, batch: Batch) -> torch.Tensor:
         """The LLM's input [S, D_l]: word vectors, with projected features in their places.
 
-        Every projector is called once, on one row more than the batch has, and that row counts zero times: so each
-        takes part on every rank and step, and no collective can wait for one that a batch has no use for.
+        Every projector is called once, with an extra row that counts zero times. So each takes part on every rank in
+        every step, and no collective waits for a projector that some rank's batch does not use.
         """
         embedded: torch.Tensor = self.llm.get_input_embeddings()(batch.ids)
-        if torch.is_autocast_enabled(embedded.device.type):  # else the rows of layers and heads would stay float32
+        if torch.is_autocast_enabled(embedded.device.type):  # else the hidden states would stay float32
             embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         for name, projector in self.linears.items():
             rows = batch.rows[name].float()
@@ -90,16 +91,16 @@ class AudioVisualLM(nn.Module):
     def forward(self, batch: Batch, each: bool = False) -> torch.Tensor:
         """The sum of the cross-entropies of the response tokens, float32; logits are computed for these alone.
 
-        With `each`: float32 [2, M], the cross-entropy of each, and 1 where it is the most likely token.
+        With `each`: float32 [2, M], the cross-entropy of each token, and 1 where it is the most likely one.
         """
-        found = self.llm(
+        output = self.llm(
             inputs_embeds=self.embed(batch)[None],
             position_ids=batch.positions[None],
             packing=batch.packing,
             use_cache=False,
             logits_to_keep=batch.targets_at,
         )
-        logits = found.logits[0].float()
+        logits = output.logits[0].float()
         if not each:
             return F.cross_entropy(logits, batch.targets, reduction="sum")
         losses = F.cross_entropy(logits, batch.targets, reduction="none")
@@ -132,15 +133,15 @@ class ColumnStatistics:
 def initialize_projectors(
     model: AudioVisualLM, statistics: ColumnStatistics, seed: int, names: Collection[str] = FEATURES
 ) -> None:
-    """Start projectors so that their rows have the scale of the LLM's word vectors.
+    """Initialize projectors so that their outputs have the scale of the LLM's word vectors.
 
-    The paper is silent on initialisation. Weights are drawn from a seed; mean and deviation are the column's.
+    The paper does not describe the initialization. Weights are random from a seed; mean and deviation are the column's.
 
     Args:
-        model: that has them.
+        model: whose projectors they are.
         statistics: of the columns.
         seed: of the weights.
-        names: of those to start.
+        names: features whose projectors are initialized.
     """
     scale = model.llm.get_input_embeddings().weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)

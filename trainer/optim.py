@@ -9,7 +9,7 @@ from trainer.settings import TrainConfig
 
 
 def build_optimizer(model: AudioVisualLM, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW over what is trained, in two groups: projectors, and the LLM."""
+    """Fused AdamW over the trained parameters, in two groups: the projectors and the LLM."""
     groups = [
         {"params": [p for p in part.parameters() if p.requires_grad], "peak": peak}
         for part, peak in ((model.projectors, config.projector_lr or config.lr), (model.llm, config.lr))
@@ -32,6 +32,6 @@ def lr_factor(step: int, steps: int, warmup_ratio: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give each group its share of its own peak."""
+    """Set the learning rate of each group to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

@@ -4,7 +4,7 @@
      Human: <instruction> <MOD>
      Assistant: <response>
 
-The modality token is not a word: in its place come the projected rows of the item's features.
+The modality token is not a word: the projected rows of the item's features take its place.
 """
 
 import string
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from store import Modality, Settings, Turn, UserError
 
-ROW = -1  # stands in `ids` where a row of features goes
-GROWTH = 3  # a text in composed form (NFC) takes three times its bytes at most, and each may be a token
-LEAD_SHOWN = 64  # characters of a response that decide where its first token stands
+ROW = -1  # marks the place of a feature row in `ids`
+GROWTH = 3  # NFC makes a text at most three times as many bytes, each of which may be a token
+LEAD_SHOWN = 64  # characters of a response, enough to decide where its first token stands
 BEGINNINGS = [*string.ascii_letters, *string.digits, *"(['\"-#<{*`$"]  # of responses
 
 
 class PromptFormat(Settings):
-    """The texts around instructions and responses. The paper prints no end mark; ours is the tokenizer's own.
+    """The texts around instructions and responses. The paper prints no end mark; ours is the tokenizer's.
 
     Attributes:
         system: the system message.
@@ -36,8 +36,8 @@ class Tokens:
 
     Attributes:
         ids: token ids [S]; `ROW` where a row of features goes.
-        answers: whether each token belongs to a response [S]; the loss is taken on these only.
-        media: for each turn that perceives: its modality and the first of its rows' positions.
+        answers: whether each token belongs to a response [S]; only those count in the loss.
+        media: for each turn that perceives, its modality and the position of its first row.
     """
 
     ids: list[int]
@@ -53,7 +53,7 @@ def tokenize(
     *,
     open_ended: bool = False,
 ) -> Tokens:
-    """`tokenize_all` of one conversation."""
+    """`tokenize_all` for one conversation."""
     return tokenize_all([(turns, rows)], tokenizer, prompt, open_ended=open_ended)[0]
 
 
@@ -64,27 +64,27 @@ def tokenize_all(
     *,
     open_ended: bool = False,
 ) -> list[Tokens]:
-    """Turn conversations into tokens; the tokenizer is called once for all of them, which releases the GIL.
+    """Tokenize conversations, all in one call of the tokenizer, which releases the GIL.
 
-    Control tokens that somebody wrote, such as `</s>`, are text like any other.
+    Control tokens in a text, such as `</s>`, are tokenized like any other text.
 
     Args:
         conversations: the turns of each, and how many feature rows each modality takes for its item.
         tokenizer: a fast Hugging Face tokenizer.
         prompt: the texts around the turns.
-        open_ended: stop where the last response begins, for the model to give it.
+        open_ended: stop where the last response begins, for the model to write it.
     """
     if not conversations:
         return []
     parts = [list(_parts(turns, rows, prompt, open_ended)) for turns, rows in conversations]
-    texts = [part.text for each in parts for part in each]
+    texts = [part.text for conversation in parts for part in conversation]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     encodings = iter(zip(encoded.input_ids, encoded.offset_mapping, strict=True))
     start = beginning(tokenizer)
-    found = []
-    for each in parts:
+    tokenized = []
+    for conversation in parts:
         tokens = Tokens(start.copy(), [False] * len(start), [])
-        for part in each:
+        for part in conversation:
             ids, offsets = next(encodings)
             tokens.ids += ids
             tokens.answers += [at >= part.response_at for at, _ in offsets]
@@ -93,24 +93,24 @@ def tokenize_all(
                 _add(tokens, [ROW] * part.rows, False)
             if part.ends:
                 _add(tokens, [tokenizer.eos_token_id], part.response_at < len(part.text))
-        found.append(tokens)
-    return found
+        tokenized.append(tokens)
+    return tokenized
 
 
 def has_response(turn: Turn) -> bool:
-    """Whether a turn teaches anything; an empty answer, and the end mark behind it, are not learnt."""
+    """Whether a turn teaches anything; an empty answer is not learnt, nor is its end mark."""
     return bool(turn.response.strip())
 
 
 def lead_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns up to the first response, which is cut: where it begins does not depend on how it goes on."""
+    """The turns up to the first response, which is cut short: its start does not depend on the rest of it."""
     number = next((n for n, turn in enumerate(turns) if has_response(turn)), len(turns) - 1)
     first = turns[number]
     return (*turns[:number], replace(first, response=first.response[:LEAD_SHOWN]))
 
 
 def longest_lead(turns: Sequence[Turn], rows: Mapping[Modality, int], prompt: PromptFormat) -> int:
-    """Positions before the first response, at most: computed from the texts' bytes, without a tokenizer."""
+    """A bound on the positions before the first response, computed from the texts' bytes, without a tokenizer."""
     positions = 0
     for part in _parts(turns, rows, prompt, open_ended=False):
         size = len(part.text) if part.text.isascii() else GROWTH * len(part.text.encode())
@@ -121,7 +121,7 @@ def longest_lead(turns: Sequence[Turn], rows: Mapping[Modality, int], prompt: Pr
 
 
 def check_prompt(tokenizer: Any, prompt: PromptFormat) -> None:
-    """Refuse a tokenizer that merges the prompt with the response: what is asked would not be what was taught.
+    """Refuse a tokenizer that merges the prompt with the response: generation would see other tokens than training did.
 
     Raises:
         UserError: names such a token.
@@ -130,10 +130,10 @@ def check_prompt(tokenizer: Any, prompt: PromptFormat) -> None:
         ((Turn("What?", "text", f"{first}es"),), {}) for first in BEGINNINGS
     ]
     whole = tokenize_all(taught, tokenizer, prompt)
-    asked = tokenize_all(taught[:1], tokenizer, prompt, open_ended=True)[0].ids
+    prompt_ids = tokenize_all(taught[:1], tokenizer, prompt, open_ended=True)[0].ids
     for tokens in whole:
-        if tokens.ids[: len(asked)] != asked:
-            token = next(t for n, t in enumerate(tokens.ids) if n == len(asked) or t != asked[n])
+        if tokens.ids[: len(prompt_ids)] != prompt_ids:
+            token = next(t for n, t in enumerate(tokens.ids) if n == len(prompt_ids) or t != prompt_ids[n])
             raise UserError(
                 "field 'model': its tokenizer merges 'Assistant:' with the response, into "
                 f"{tokenizer.decode([token])!r}; accepted: tokenizers that split texts at spaces"
@@ -141,14 +141,14 @@ def check_prompt(tokenizer: Any, prompt: PromptFormat) -> None:
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before a text; not the end mark that some put behind it."""
+    """The tokens that a tokenizer puts before a text, without the end mark that some add after it."""
     text, whole = (list(tokenizer("a", add_special_tokens=added).input_ids) for added in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)
     return whole[:at]
 
 
 class _Part(NamedTuple):
-    """A text whose tokens belong to a response from the character `response_at` on, and what follows it."""
+    """A text, whose tokens from the character `response_at` on belong to a response, and what follows the text."""
 
     text: str
     response_at: int

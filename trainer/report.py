@@ -1,4 +1,4 @@
-"""What a run says of its data before it begins."""
+"""What a run prints about its data before it trains."""
 
 import json
 from collections import Counter
@@ -9,17 +9,17 @@ from trainer.data import TrainingData
 from trainer.evaluation import HeldOut
 from trainer.settings import TrainConfig
 
-NAMED = 5  # conversations that were left out, for each reason
+NAMED = 5  # left-out conversations named for each reason
 
 
 def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | None, write: bool = True) -> None:
-    """Say what is trained on and what was left out; `left_out.jsonl` in the output folder names the latter.
+    """Print what is trained on and what was left out; `left_out.jsonl` in the output folder lists the latter.
 
     Args:
         data: of the run.
         config: of the run.
-        held_out: conversations that are asked, which should not be trained on.
-        write: that file.
+        held_out: conversations for evaluation, which should not be trained on.
+        write: whether to write that file.
     """
     counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
     console.print(f"{data.size} usable conversations ({counts})")
@@ -27,10 +27,10 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
         path = Path(config.output) / "left_out.jsonl"
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(each._asdict()) + "\n" for each in data.left_out))
+            path.write_text("".join(json.dumps(conversation._asdict()) + "\n" for conversation in data.left_out))
         console.print(f"{len(data.left_out)} conversations left out{f': {path}' if write else ''}")
-        for reason, count in sorted(Counter(each.reason for each in data.left_out).items()):
-            ids = [each.id for each in data.left_out if each.reason == reason]
+        for reason, count in sorted(Counter(conversation.reason for conversation in data.left_out).items()):
+            ids = [conversation.id for conversation in data.left_out if conversation.reason == reason]
             console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
     same, media = held_out.overlap(data.conversations()) if held_out else (0, 0)
     if same or media:

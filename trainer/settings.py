@@ -26,10 +26,10 @@ class Source(Settings):
 
 
 class PhaseConfig(Settings):
-    """A part of a run with a mixture of its own.
+    """A part of a run with its own mixture.
 
     Attributes:
-        share: of the run's steps, beside the other phases' shares.
+        share: of the run's steps, relative to the other phases' shares.
         mixture: integer weights of the modalities in every batch of the phase.
     """
 
@@ -45,12 +45,12 @@ class Zero(Settings):
 
 
 class Lora(Settings):
-    """Low-rank adapters (peft) in the LLM, trained in its place in stage 2.
+    """Low-rank adapters (peft), which stage 2 trains in place of the LLM's weights.
 
     Attributes:
         rank: of each adapter.
-        alpha: an adapter counts alpha / rank times.
-        dropout: of an adapter's input.
+        alpha: an adapter's output is scaled by alpha / rank.
+        dropout: on an adapter's input.
         targets: names of the linear layers that get one; `all-linear` for all but the head.
     """
 
@@ -61,12 +61,12 @@ class Lora(Settings):
 
 
 class Evaluation(Settings):
-    """Held-out conversations that are asked during training.
+    """Held-out conversations that are evaluated on during training.
 
     Attributes:
         sources: the conversations.
         every: steps between evaluations; the last step is always followed by one.
-        limit: conversations asked, the first of a fixed shuffled order; None asks all.
+        limit: most conversations asked, the first of a fixed shuffled order; None asks all.
         patience: evaluations without a lower loss after which training stops; None never stops early.
     """
 
@@ -77,7 +77,7 @@ class Evaluation(Settings):
 
     @property
     def asked(self) -> tuple[list[str], int | None]:
-        """What is asked, wherever it lies: losses on anything else are not comparable."""
+        """What is evaluated on, wherever it lies; losses on anything else are not comparable."""
         return [source.conversations for source in self.sources], self.limit
 
 
@@ -90,35 +90,35 @@ class TrainConfig(Settings):
         sources: the conversations, each with the store that holds its columns.
         visual: the visual column, by encoder name or `name.digest`; None trains without sight.
         audio: the audio column; None trains without sound.
-        frames: T; the column's grid holds it.
-        segments: K; the column holds it.
-        mixture: integer weights of the modalities in every batch; None takes the shares of the data.
+        frames: T, which the column's grid must hold.
+        segments: K, which the column must hold.
+        mixture: integer weights of the modalities in every batch; None takes the data's proportions.
         schedule: `mat` mixes all modalities in every batch (paper, section 3.3); `pt1` trains on audio-visual
-            conversations first and on visual-only and audio-only ones then; `pt2` the other way round; or phases.
-        augment: audio-visual conversations that are also asked by one sense alone: how often, beside once by both.
+            conversations first, then on visual-only and audio-only ones; `pt2` the other way round; or phases.
+        augment: asks audio-visual conversations by one sense alone too: by sense, how often for each time by both.
         output: folder of checkpoints and logs.
-        overwrite: replace what an earlier run left in `output`; without it a run that stopped goes on, a finished one
-            and one with other settings are refused.
+        overwrite: replace what an earlier run left in `output`; without it, a stopped run is resumed, and a finished
+            run or other settings are refused.
         global_batch: conversations in one optimizer step, over all ranks.
-        batch_tokens: rows of LLM input in one pass of a rank; a step has as many passes as its conversations need.
-        epochs: passes over the conversations; or give `steps`.
+        batch_tokens: most rows of LLM input in one pass of a rank; a step has as many passes as its conversations need.
+        epochs: times that the conversations are trained on; or give `steps`.
         lr: peak learning rate.
-        projector_lr: that of the projectors; None for `lr`.
-        warmup_ratio: share of the steps in which the rate rises; then it falls as a cosine to zero.
-        clip: largest norm of the gradient; None for no bound.
+        projector_lr: peak learning rate of the projectors; None for `lr`.
+        warmup_ratio: share of the steps in which the rate rises linearly; then it falls as a cosine to zero.
+        clip: bound on the norm of the gradient; None for no bound.
         precision: of the arithmetic. Trained parameters are always kept in float32.
-        max_tokens: a conversation is cut after so many rows of LLM input.
+        max_tokens: a conversation is cut after this many rows of LLM input.
         lora: adapters that stage 2 trains in place of the LLM's own weights.
         freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.
         compile: torch.compile for the LLM's layers: faster, less memory, a slower first step; losses equal to rounding.
-        deterministic: on GPUs, ask for kernels that give the same bits in every run; CPUs always do.
+        deterministic: on GPUs, use kernels that give the same bits in every run; CPUs always do.
         zero: DeepSpeed's settings; None for one process of plain torch.
-        tolerate: damaged items, found while reading, that are each replaced by its neighbour before a run stops.
+        tolerate: how many damaged items are replaced by their neighbours; one more stops the run.
         log_every: steps between lines of the log.
         track: a service that also gets the log, under the name of `output`; a resumed run continues its tracked run.
-        save_every: steps between saved states, from which the same command goes on; None saves none.
-        keep: newest states that are kept.
+        save_every: steps between saved states, from which the same command resumes; None saves none.
+        keep: how many of the newest states are kept.
         evaluation: held-out conversations; the state with the lowest loss on them is kept too.
     """
 
@@ -176,8 +176,8 @@ class TrainConfig(Settings):
         return self
 
 
-# What may differ when a stopped run goes on: none of it changes the data or the arithmetic beyond rounding. (That the
-# sources hold the same data is checked by its identity, wherever they lie now.)
+# Settings that may differ when a run is resumed: none changes the data or the arithmetic beyond rounding. (Sources may
+# have moved; `TrainingData.identity` checks that they hold the same data.)
 FREE_ON_RESUME = {
     *("output", "overwrite", "batch_tokens", "gradient_checkpointing", "compile", "deterministic", "zero"),
     *("tolerate", "log_every", "track", "save_every", "keep", "evaluation", "sources"),

@@ -40,11 +40,11 @@ from trainer.zero import build_engine
 
 
 def train(config: TrainConfig) -> None:
-    """Run a stage, or go on with it where it stopped, and leave its checkpoint in `<output>/checkpoint`.
+    """Run a stage, or resume it where it stopped, and leave its checkpoint in `<output>/checkpoint`.
 
     Raises:
-        UserError: the configuration does not fit the data, the model, the processes that were started or what the run
-            was before it stopped.
+        UserError: the configuration does not fit the data, the model, the processes that were started, or the run that
+            it would resume.
     """
     check_world(config)
     output, states = Path(config.output), States(config.output)
@@ -69,8 +69,8 @@ def train(config: TrainConfig) -> None:
         if config.overwrite:
             for old in ("checkpoint", states.folder.name, "tensorboard"):
                 shutil.rmtree(output / old, ignore_errors=True)
-        for left in output.glob(f"{TEMPORARY}*-checkpoint*"):
-            shutil.rmtree(left)
+        for leftover in output.glob(f"{TEMPORARY}*-checkpoint*"):
+            shutil.rmtree(leftover)
         states.clear()
     engine = build_engine(model, build_optimizer(model, config), config)
     if saved:
@@ -90,12 +90,12 @@ def train(config: TrainConfig) -> None:
         run.saver.close()
         if log:
             log.close()
-    engine.close()  # not after an error of one rank: that would wait for the others, and they for it
+    engine.close()  # not after an error: one failed rank and the others would wait for each other
 
 
 @dataclass
 class Run:
-    """A stage under way; `log` is that of the first rank, `base` the digest of the LLM's first weights."""
+    """A stage in progress; only the first rank has a `log`, and `base` is the digest of the LLM's initial weights."""
 
     config: TrainConfig
     data: TrainingData
@@ -117,11 +117,11 @@ class Run:
         self._loader = Loader(self.data, self.config, engine.rank, engine.ranks, engine.device)
 
     def all_steps(self) -> int:
-        """Train to the end, saving states on the way; the steps that are done then."""
+        """Train to the end, saving states on the way; return the number of steps done."""
         config, first = self.config, self.saved.step if self.saved else 0
         if self.saved and self.saved.asked == (config.evaluation and config.evaluation.asked):
             self.best = self.saved.best
-        else:  # losses on other conversations say nothing about these
+        else:  # losses on other held-out conversations are not comparable
             self._since = first
         if self.log:
             self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
@@ -131,13 +131,13 @@ class Run:
             meter = stack.enter_context(Meter(name, self.data.steps - first, "steps")) if self.log else None
             batches = stack.enter_context(contextlib.closing(self._loader.batches(first)))
             while done < self.data.steps and not self._tired(done):
-                asked = time.perf_counter()
+                started = time.perf_counter()
                 ready = next(batches)
-                waited = time.perf_counter() - asked
+                waited = time.perf_counter() - started
                 set_lr(self.engine.optimizer, lr_factor(done, self.data.steps, config.warmup_ratio))
-                torch.manual_seed((config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63)  # of dropout
+                torch.manual_seed((config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63)  # for dropout
                 values = self._step(ready)
-                self._add_speed(values, ready, waited, time.perf_counter() - asked)
+                self._add_speed(values, ready, waited, time.perf_counter() - started)
                 done += 1
                 loss = self._evaluate(done, values)
                 if self.log and meter:
@@ -156,9 +156,9 @@ class Run:
         needed = self.engine.largest(len(passes))
         if needed > len(passes):
             passes = ready.split(needed)
-        found, damaged = self.engine.total(ready.tokens, len(self.data.damaged))
+        response_tokens, damaged = self.engine.total(ready.tokens, len(self.data.damaged))
         self._bound_damaged(int(damaged))
-        tokens = max(1, int(found))
+        tokens = max(1, int(response_tokens))
         losses = [self.engine.backward(batch, tokens, number == len(passes) - 1) for number, batch in enumerate(passes)]
         norm = self.engine.step()
         (loss,) = self.engine.total(float(torch.stack(losses).sum()))
@@ -170,7 +170,7 @@ class Run:
         return {"loss": loss / tokens, "grad_norm": norm, "lr": self.engine.optimizer.param_groups[-1]["lr"]}
 
     def _bound_damaged(self, count: int) -> None:
-        """Stop where the ranks together met more damaged items than the run tolerates; `count` is the sum of theirs."""
+        """Raise if all ranks together met more damaged items than the run tolerates; `count` is the sum over ranks."""
         if count == self._damaged:
             return
         self._damaged = count
@@ -179,7 +179,7 @@ class Run:
             raise DamagedError(next(iter(damaged.values())))
 
     def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
-        """How fast the step was, over all ranks; memory is that of this one."""
+        """Add to `values` how fast the step was, over all ranks, and the memory of this rank."""
         config = self.config
         forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.tokens)
         flops = step_flops(forward, config.stage == 2 and not config.lora)
@@ -195,7 +195,7 @@ class Run:
             values["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def _evaluate(self, done: int, values: dict[str, float]) -> float | None:
-        """Ask the held-out conversations, if it is time; their loss."""
+        """Evaluate on the held-out conversations, if it is time; return their loss."""
         evaluation = self.config.evaluation
         if self.held_out is None or evaluation is None or (done % evaluation.every and done != self.data.steps):
             return None
@@ -207,7 +207,7 @@ class Run:
         return loss
 
     def _tired(self, done: int) -> bool:
-        """Whether the loss on held-out conversations has not fallen for too long."""
+        """Whether the held-out loss has not fallen for `patience` evaluations."""
         evaluation = self.config.evaluation
         if evaluation is None or evaluation.patience is None:
             return False
@@ -233,7 +233,7 @@ class Run:
         )
 
     def save_checkpoint(self, steps: int) -> None:
-        """Write the model as it is."""
+        """Write the current model as the run's checkpoint."""
         model, dtype = self.engine.model, precision(self.config)
         weights = gather_weights(model, dtype, self.engine.gathered, self.engine.rank == 0)
         if self.engine.rank == 0:
@@ -248,7 +248,7 @@ class Run:
 
 
 def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str) -> CheckpointInfo:
-    """What the checkpoint of a run says."""
+    """The metadata of a run's checkpoint."""
     if is_checkpoint(config.model):
         base = read_info(config.model).base
     else:

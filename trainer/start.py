@@ -1,4 +1,4 @@
-"""The model with which a stage starts: its LLM, and projectors from a checkpoint or from the statistics of columns."""
+"""The model that a stage starts with: its LLM, and projectors from a checkpoint or from the statistics of columns."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors
 from trainer.settings import TrainConfig
 from trainer.trainable import choose_trained
 
-STATISTICS_ITEMS = 512  # of a column, that its projectors' start is computed from
+STATISTICS_ITEMS = 512  # of a column, from which its projectors' statistics are computed
 
 
 def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisualLM:
-    """The model of a stage: projectors from a checkpoint, those that it lacks started from the columns' statistics."""
+    """The model of a stage: projectors from a checkpoint, those that it lacks initialized from column statistics."""
     model = AudioVisualLM(llm, data.widths)
     trained: dict[str, torch.Tensor] = {}
     if is_checkpoint(config.model):
@@ -25,11 +25,11 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
         check_llm(config.model, read_info(config.model), llm)
         trained = load_projectors(config.model)
     known = {name.split(".")[0] for name in trained}
-    if started := data.widths.keys() - known:
+    if missing := data.widths.keys() - known:
         statistics = ColumnStatistics()
         for arrays in data.items(STATISTICS_ITEMS):
             statistics.add(arrays)
-        initialize_projectors(model, statistics, config.seed, started)
+        initialize_projectors(model, statistics, config.seed, missing)
     model.projectors.load_state_dict(
         {name: w for name, w in trained.items() if name.split(".")[0] in data.widths}, strict=False
     )
@@ -38,19 +38,21 @@ def build_model(config: TrainConfig, data: TrainingData, llm: Any) -> AudioVisua
 
 
 def check_checkpoint(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse to go on from a checkpoint with other columns; say what else differs from how it was trained.
+    """Refuse to train a checkpoint further on other columns; print what else differs from how it was trained.
 
     Raises:
-        UserError: a column is another one than it was trained on.
+        UserError: a column is not the one it was trained on.
     """
     info = read_info(config.model)
     then, now = (
         {"frames": info.frames, "segments": info.segments},
         {"frames": config.frames, "segments": config.segments},
     )
-    other = [f"{field} {then[field]} (now {now[field]})" for field in then if then[field] != now[field]]
-    if other and is_first():
-        console.print(f"warning: {config.model} was trained with {', '.join(other)}; its projectors know that grid")
+    differences = [f"{field} {then[field]} (now {now[field]})" for field in then if then[field] != now[field]]
+    if differences and is_first():
+        console.print(
+            f"warning: {config.model} was trained with {', '.join(differences)}; its projectors know that grid"
+        )
     for modality, spec in data.specs.items():
         trained = info.columns.get(modality)
         if trained is None:

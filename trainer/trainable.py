@@ -12,29 +12,31 @@ from trainer.launch import uses_deepspeed
 from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
-ADAPTER = "default"  # peft's name of the adapters that a run trains
+ADAPTER = "default"  # peft's name for the adapters that a run trains
 
 
 def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
-    """Say what of a model is trained: projectors, and in stage 2 the LLM or adapters in it; keep that in float32.
+    """Select what is trained (projectors; in stage 2 also the LLM, or adapters in it), and keep that in float32.
 
     Raises:
-        UserError: a pattern of `freeze` names no parameter that would be trained, or all of them are frozen.
+        UserError: a pattern of `freeze` matches no parameter that would be trained, or all of them are frozen.
     """
     llm = model.llm
     llm.requires_grad_(config.stage == 2)
     if config.lora:
         _add_adapters(config, llm)
     for pattern in config.freeze:
-        named = [p for name, p in model.named_parameters() if p.requires_grad and fnmatch.fnmatch(name, pattern)]
-        if not named:
-            some = [name for name, p in model.named_parameters() if p.requires_grad][:3]
-            raise UserError(f"field 'freeze': {pattern} matches no trained parameter; there are {', '.join(some)} ...")
-        for parameter in named:
+        matching = [p for name, p in model.named_parameters() if p.requires_grad and fnmatch.fnmatch(name, pattern)]
+        if not matching:
+            examples = [name for name, p in model.named_parameters() if p.requires_grad][:3]
+            raise UserError(
+                f"field 'freeze': {pattern} matches no trained parameter; there are {', '.join(examples)} ..."
+            )
+        for parameter in matching:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("field 'freeze': nothing is left to train")
-    by_deepspeed = uses_deepspeed(config)  # it keeps float32 originals of its own
+    by_deepspeed = uses_deepspeed(config)  # DeepSpeed keeps its own float32 originals
     for name, parameter in model.named_parameters():
         if name.startswith("projectors.") or (parameter.requires_grad and not by_deepspeed):
             parameter.data = parameter.data.float()
@@ -63,15 +65,15 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
         base_model_name_or_path=config.model,
     )
     linear = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
-    torch.manual_seed(config.seed % 2**63)  # of the adapters' start
+    torch.manual_seed(config.seed % 2**63)  # for the adapters' initial weights
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
-            warnings.filterwarnings("ignore", "The following .*_pattern keys")  # of a mixture's experts: refused too
+            warnings.filterwarnings("ignore", "The following .*_pattern keys")  # for mixtures of experts: refused too
             inject_adapter_in_model(settings, llm, ADAPTER)
     except ValueError as error:
         raise UserError(f"field 'lora.targets': {' '.join(str(error).split())[:300]}") from None
-    weights = dict(llm.named_parameters())  # what is tied has one name
+    weights = dict(llm.named_parameters())  # tied weights appear under one name only
     for name, module in llm.named_modules():
         if isinstance(module, ParamWrapper):
             raise UserError(
@@ -83,5 +85,5 @@ def _add_adapters(config: TrainConfig, llm: Any) -> None:
 
 
 def precision(config: TrainConfig) -> torch.dtype:
-    """Of the arithmetic and of a checkpoint's LLM."""
+    """The dtype of the arithmetic and of a checkpoint's LLM."""
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32

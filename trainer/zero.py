@@ -1,6 +1,6 @@
 """Several processes with DeepSpeed ZeRO: the same steps and the same losses as one process of plain torch.
 
-This module alone imports DeepSpeed and reads fields that it does not publish.
+This module alone imports DeepSpeed and reads its private fields.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from trainer.model import AudioVisualLM
 from trainer.settings import TrainConfig
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found nothing better
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no accelerator
 
 
 class ZeroEngine(Engine):
@@ -27,7 +27,7 @@ class ZeroEngine(Engine):
     def __init__(self, model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         import deepspeed
 
-        super().__init__(model)  # what DeepSpeed computes in bfloat16 is kept so
+        super().__init__(model)  # no autocast: in bfloat16 runs DeepSpeed's weights are bfloat16
         assert config.zero is not None
         self.rank, self.ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._deepspeed = deepspeed
@@ -35,7 +35,7 @@ class ZeroEngine(Engine):
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        else:  # only inference uses it; it compiles for a minute, and a kill meanwhile leaves a lock on which runs hang
+        else:  # for inference only; it compiles for a minute, and a kill meanwhile leaves a lock that hangs later runs
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo")
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -47,7 +47,7 @@ class ZeroEngine(Engine):
     def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
         self._engine.set_gradient_accumulation_boundary(last)
         loss: torch.Tensor = self._engine(batch)
-        self._engine.backward(loss * (self.ranks / tokens))  # DeepSpeed takes the mean over ranks
+        self._engine.backward(loss * (self.ranks / tokens))  # DeepSpeed averages over ranks
         return loss.detach()
 
     @override
@@ -58,22 +58,22 @@ class ZeroEngine(Engine):
 
     @override
     def total(self, *values: float) -> list[float]:
-        summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(summed)
-        found: list[float] = summed.tolist()
-        return found
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        sums: list[float] = tensor.tolist()
+        return sums
 
     @override
     def largest(self, value: int) -> int:
-        found = torch.tensor(value, device=self.device)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-        return int(found.item())
+        maximum = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+        return int(maximum.item())
 
     @override
     def gather(self, value: Any) -> list[Any]:
-        found = [None] * self.ranks
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values = [None] * self.ranks
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     @override
     def gathered(self, tensors: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
@@ -97,7 +97,7 @@ class ZeroEngine(Engine):
 
     @property
     def _flats(self) -> list[torch.Tensor]:
-        """The flat float32 tensors that the optimizer sees on this rank."""
+        """The flat float32 tensors that the optimizer updates on this rank."""
         zero = self._engine.optimizer
         flats: list[torch.Tensor] = (
             zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
@@ -105,17 +105,17 @@ class ZeroEngine(Engine):
         return flats
 
     def _place(self, parameter: Any) -> tuple[int, int, int, int]:
-        """Which flat tensor holds this rank's part of a parameter, where in it, its first element, and its size."""
+        """Where this rank's part of a parameter lies: flat tensor, offset in it, the part's first element, and size."""
         if self._stage == 3:
             zero = self._engine.optimizer
             group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
             start = parameter.ds_tensor.numel() * self.rank
             return group, offset, start, max(0, min(size, parameter.ds_numel - start))  # what follows is padding
-        kept = parameter._hp_mapping
-        if kept is None:
+        mapping = parameter._hp_mapping
+        if mapping is None:
             return 0, 0, 0, 0
-        place = kept.hp_fragment_address
-        return kept.param_group_index, place.start, kept.lp_fragment_address.start, place.numel
+        place = mapping.hp_fragment_address
+        return mapping.param_group_index, place.start, mapping.lp_fragment_address.start, place.numel
 
     @override
     def start_moments(self, steps: int) -> None:
@@ -129,13 +129,13 @@ class ZeroEngine(Engine):
 
 
 def deepspeed_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration of a run."""
+    """DeepSpeed's configuration of a run."""
     assert config.zero is not None
     zero: dict[str, Any] = {"stage": config.zero.stage, "overlap_comm": torch.cuda.is_available()}
     if config.zero.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        "train_batch_size": ranks,  # counted in passes; how many a step takes is said at each
+        "train_batch_size": ranks,  # counted in passes; each pass says whether it is the step's last
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.clip or 0.0,
@@ -147,7 +147,7 @@ def deepspeed_config(config: TrainConfig, ranks: int) -> dict[str, Any]:
 
 
 def build_engine(model: AudioVisualLM, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Engine:
-    """DeepSpeed where `zero` is set and a launcher started this process, else plain torch."""
+    """DeepSpeed if `zero` is set and a launcher started this process, else plain torch."""
     if config.deterministic and torch.cuda.is_available():
         compute_repeatably()
     if uses_deepspeed(config):

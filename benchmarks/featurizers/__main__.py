@@ -5,10 +5,10 @@
 
 The clips are made here: 22 of 28 are H.264 and AAC in mp4, 6 VP9 and Opus in webm, about 10 s each, 320 x 240 to
 640 x 360; more clips are the same under other names. Each contender is a process as a user starts it, `featurize run`
-or a script of the peer's own documents (`scripts`); CPU seconds are its own and all its descendants'. Each runs on few
-clips and on many. What the second takes more is free of the start, and the rest is the start; so the few have to make a
-shard for each worker of ours, or the many pay another one's start. Files lie in the file cache. Decoders and torch take
-the threads they take by default (decord one), and nothing here sets how torch's threads wait.
+or a script after the peer's documentation (`scripts`); CPU seconds include all its descendants'. Each runs on few clips
+and on many: their difference is the cost without the start, and the rest is the start. So the few must give each of our
+workers a shard; otherwise the many would also pay for a worker's start. Files are in the page cache. Decoders and torch
+use their default number of threads (decord one), and nothing here sets how torch's threads wait.
 """
 
 import sys

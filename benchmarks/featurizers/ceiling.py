@@ -1,4 +1,4 @@
-"""The ceiling: the encoder alone, on rows that lie ready in memory.
+"""The ceiling: the encoder alone, on rows already in memory.
 
 python -m benchmarks.featurizers.ceiling CONFIG.yaml CLIPS
 """

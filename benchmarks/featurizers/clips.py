@@ -8,14 +8,14 @@ import imageio_ffmpeg
 
 from store.publish import publishing
 
-CLIPS = 28  # distinct ones; more are the same files under other names
+CLIPS = 28  # distinct films; further clips are the same files under other names
 SIZES = ((320, 240), (426, 240), (480, 270), (640, 360))
 WEBM = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "600k", "-c:a", "libopus")
 MP4 = ("-c:v", "libx264", "-c:a", "aac", "-movflags", "+faststart")  # x264's own defaults
 
 
 def clips(folder: Path, count: int) -> Path:
-    """A folder of `count` clips, made at the first call; a `CLIPS`-th part of them are of one film."""
+    """A folder of `count` clips, made at the first call; they repeat `CLIPS` films under other names."""
     made = [_made(folder / "made", number) for number in range(min(count, CLIPS))]
     named = folder / str(count)
     named.mkdir(exist_ok=True)
@@ -28,7 +28,7 @@ def clips(folder: Path, count: int) -> Path:
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
-    """Three files that no run should lose its other files for: an empty one, a film cut short, and a text."""
+    """Three bad files that should not cost a run its good ones: an empty one, a film cut short, and a text."""
     whole = _made(folder / "made", 0).read_bytes()
     contents = {"empty": b"", "cut in the middle": whole[: len(whole) // 2], "text": b"This is no film.\n" * 100}
     (folder / "bad").mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
 
 
 def _made(folder: Path, number: int) -> Path:
-    """The film of that number; 6 of 28 are VP9, spread evenly."""
+    """The film of that number, made if it does not exist; 6 of 28 are VP9, spread evenly."""
     vp9 = number % 14 in (3, 7, 11)
     path = folder / f"film-{number:02d}{'.webm' if vp9 else '.mp4'}"
     if not path.exists():

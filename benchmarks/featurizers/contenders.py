@@ -1,4 +1,4 @@
-"""What takes part: `featurize run`, its peers' scripts, and the encoder alone; each a command, and what it has kept."""
+"""The contenders: `featurize run`, the peers' scripts and the encoder alone, each a command and what it keeps."""
 
 import os
 import subprocess
@@ -18,18 +18,18 @@ from store import Column, Corpus, Sidecar, Storage, list_columns
 from store.shard import shard_name
 
 OURS, CEILING = "avllm", "encoder alone"
-SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what this process or `make` has set is none of theirs
+SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # how threads wait: contenders do not inherit our setting
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is encoded.
+    """One encoding task.
 
     Attributes:
-        what: in words.
-        column: the settings of `featurize run`.
-        peers: the scripts that do the same.
-        few: clips of the short run; what the long one takes more is free of the start.
+        what: its description.
+        column: its column's settings for `featurize run`.
+        peers: names of the peers' scripts that do the same.
+        few: clips of the short run; the long run's excess over it is free of the start.
         many: clips of the long run.
     """
 
@@ -56,7 +56,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How all are run.
+    """How every contender is run.
 
     Attributes:
         python: the peers' interpreter.
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """A contender's work on a folder of clips; what it writes is under `out`, which is its own."""
+    """A contender's work on a folder of clips; it alone writes under `out`."""
 
     name: str
     case: Case
@@ -80,7 +80,7 @@ class Job(ABC):
     settings: Settings
 
     def plan(self) -> Spent | None:
-        """Do what has to be done once before the first run."""
+        """Do the one-time work before the first run, if there is any."""
         return None
 
     @abstractmethod
@@ -90,19 +90,19 @@ class Job(ABC):
     @property
     @abstractmethod
     def kept(self) -> set[str]:
-        """The stems of the clips whose features are there."""
+        """The stems of the clips whose features exist."""
 
     @abstractmethod
     def encoded(self, since: float) -> int:
-        """How many clips the last run has encoded, which began at `since`."""
+        """How many clips the last run, which began at `since`, has encoded."""
 
     def record(self, stem: str) -> str | None:
-        """What is recorded of a clip that cannot be used."""
+        """The reason recorded for an unusable clip, if any."""
         return None
 
     @property
     def log(self) -> Path:
-        """What its last command has said."""
+        """The output of its last command."""
         return self.out / "log"
 
     def _module(self, python: str, *words: str, until: Until = never, **more: str) -> Spent:
@@ -111,7 +111,7 @@ class Job(ABC):
 
 
 class Ours(Job):
-    """`featurize run`; what it has said of a clip stands in a shard's sidecar."""
+    """`featurize run`; what it records of a clip is in its shard's sidecar."""
 
     @override
     def plan(self) -> Spent:
@@ -140,12 +140,12 @@ class Ours(Job):
         return records.get(stem)
 
     def _written(self) -> dict[str, float]:
-        """When the shard was written that holds a clip's features."""
-        found = {}
+        """When each clip's shard was written, by the clip's stem."""
+        times = {}
         for column, sidecar in self._sidecars():
             path = self.out / "store" / column.path(shard_name(sidecar.shard, "json"))
-            found.update({self._stems[item.key]: path.stat().st_mtime for item in sidecar.items})
-        return found
+            times.update({self._stems[item.key]: path.stat().st_mtime for item in sidecar.items})
+        return times
 
     def _sidecars(self) -> Iterator[tuple[Column, Sidecar]]:
         for column in list_columns(Storage(str(self.out / "store"))):
@@ -161,7 +161,7 @@ class Ours(Job):
 
 
 class Script(Job):
-    """A peer's script, in the peers' environment; it says a line for each clip that it has encoded."""
+    """A peer's script, in the peers' environment; it prints a line for each encoded clip."""
 
     @override
     def run(self, until: Until = never) -> Spent:
@@ -172,7 +172,7 @@ class Script(Job):
     @property
     @override
     def kept(self) -> set[str]:
-        if (self.out / "features" / "state.json").exists():  # one data set of all, written at the end
+        if (self.out / "features" / "state.json").exists():  # one dataset of all clips, written at the end
             return {clip.stem for clip in self.clips.iterdir()}
         return {path.stem for path in self.out.glob("*.npz")}
 
@@ -182,7 +182,7 @@ class Script(Job):
 
 
 class Alone(Job):
-    """The encoder alone: it writes nothing, and is done with all if it ends well."""
+    """The encoder alone: it writes nothing; all clips count as kept if it succeeds."""
 
     @override
     def run(self, until: Until = never) -> Spent:
@@ -201,34 +201,34 @@ class Alone(Job):
 
 
 def job(name: str, case: Case, clips: Path, out: Path, settings: Settings) -> Job:
-    """The work of the contender of that name."""
+    """The job of the contender of that name."""
     kinds: dict[str, type[Job]] = {OURS: Ours, CEILING: Alone}
     return kinds.get(name, Script)(name, case, clips, out, settings)
 
 
 def write_config(case: Case, folder: Path) -> str:
-    """The configuration of `featurize run`."""
+    """Write the configuration of `featurize run`. Returns its path."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"columns": [dict(case.column)]}))
     return str(path)
 
 
 def versions(python: str) -> str:
-    """The peers' packages."""
+    """The versions of the peers' packages."""
     names = ("torch", "transformers", "open_clip_torch", *FILMS, "librosa")
     code = f"from importlib.metadata import version; print(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _ffmpeg(python: Path, folder: Path) -> dict[str, str]:
-    """Where peers find FFmpeg: librosa takes its command, torchcodec its libraries, which are those PyAV carries."""
-    (carried,) = python.parent.parent.glob("lib/python*/site-packages/av.libs")
+    """Variables by which peers find FFmpeg: the command for librosa, PyAV's libraries for torchcodec."""
+    (libraries,) = python.parent.parent.glob("lib/python*/site-packages/av.libs")
     names = {"ffmpeg": Path(imageio_ffmpeg.get_ffmpeg_exe())}
-    for path in carried.glob("lib*.so.*"):  # libavcodec-5e6b81c2.so.62.28.102 as libavcodec.so.62
+    for path in libraries.glob("lib*.so.*"):  # libavcodec-5e6b81c2.so.62.28.102 as libavcodec.so.62
         stem, _, version = path.name.partition(".so.")
         names[f"{stem.partition('-')[0]}.so.{version.partition('.')[0]}"] = path
     folder.mkdir(exist_ok=True)
     for name, path in names.items():
         if not (folder / name).exists():
             (folder / name).symlink_to(path)
-    return {"PATH": f"{folder}:{os.environ['PATH']}", "LD_LIBRARY_PATH": f"{folder}:{carried}"}
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "LD_LIBRARY_PATH": f"{folder}:{libraries}"}

@@ -61,9 +61,9 @@ def killed(case: Case, folder: Path, settings: Settings, count: int) -> None:
                 first = work.run(lambda work=work: work.encoded(0) >= count / 2)  # type: ignore[misc]
                 if first.code != -signal.SIGKILL:
                     raise SystemExit(f"{name}: status {first.code} before it was killed; take more clips")
-                encoded, kept, again = work.encoded(0), len(work.kept), time.time()
+                encoded, kept, restart = work.encoded(0), len(work.kept), time.time()
                 work.run()
-                cells = (encoded, kept, work.encoded(again), len(work.kept))
+                cells = (encoded, kept, work.encoded(restart), len(work.kept))
             table.add_row(name, *map(str, cells))
             meter.advance(1, name)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Run a command as a user does, and count what it took with all its descendants (Linux)."""
+"""Run a command as a user does, and measure it with all its descendants (Linux)."""
 
 import contextlib
 import ctypes
@@ -24,9 +24,9 @@ class Spent:
 
     Attributes:
         wall: seconds until it ended.
-        cpu: seconds of all cores, its descendants' among them.
+        cpu: CPU seconds on all cores, its descendants' included.
         code: its exit status; negative for a signal.
-        said: its lines on both outputs.
+        said: the lines of its stdout and stderr.
     """
 
     wall: float
@@ -36,21 +36,21 @@ class Spent:
 
 
 def never() -> bool:
-    """Have a command run to its end."""
+    """Let a command run to its end."""
     return False
 
 
 def run_process(words: Sequence[str], log: Path, env: Mapping[str, str], until: Until) -> Spent:
-    """Run a command to its end, and wait for all it has started; `until` has it killed (-9) once it is true."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what it leaves behind becomes our child
-    began, ended = time.perf_counter(), threading.Event()
+    """Run a command and wait for it and all its descendants; kill it (-9) once `until()` is true."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its orphans become our children
+    start, ended = time.perf_counter(), threading.Event()
     with open(log, "w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=env)
     seen: dict[int, float] = {}
     watcher = threading.Thread(target=_watch, args=(process.pid, seen, until, ended))
     watcher.start()
     _, status, usage = os.wait4(process.pid, 0)
-    wall, reaped = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+    wall, reaped = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
     process.returncode = os.waitstatus_to_exitcode(status)
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -58,12 +58,12 @@ def run_process(words: Sequence[str], log: Path, env: Mapping[str, str], until: 
             reaped += usage.ru_utime + usage.ru_stime
     ended.set()
     watcher.join()
-    # A parent that ignores its children's end (Ray's raylet) loses their time, a watcher what came after its last look.
+    # Reaping misses children of a parent that ignores their end (Ray's raylet), watching what follows the last poll.
     return Spent(wall, max(reaped, sum(seen.values())), process.returncode, log.read_text().splitlines())
 
 
 def _watch(pid: int, seen: dict[int, float], until: Until, ended: threading.Event) -> None:
-    """Note the CPU seconds of each descendant, again and again."""
+    """Poll the CPU seconds of each descendant; kill the command once `until()` is true."""
     me = psutil.Process()
     while not ended.wait(POLL_SECONDS):
         for child in me.children(recursive=True):

@@ -42,7 +42,7 @@ def race(case: Case, folder: Path, settings: Settings, rounds: int) -> None:
 
 
 def _whole(work: Job, count: int) -> Spent:
-    """Run it; all clips have to be there."""
+    """Run a job; end the benchmark unless it kept all clips."""
     spent = work.run()
     if spent.code or len(work.kept) != count:
         raise SystemExit(f"{work.name}: status {spent.code}\n" + "\n".join(spent.said[-20:]))
@@ -58,14 +58,17 @@ def _machine(case: Case, settings: Settings) -> None:
 
 
 def _table(case: Case, names: Sequence[str], taken: NDArray[np.float64]) -> None:
-    """Medians over the rounds; without the start is what the long run takes more, for each clip more."""
-    each = _each(case, taken)
+    """Print medians over the rounds; without the start is the long run's excess, per additional clip."""
+    per_clip = _each(case, taken)
     table = make_table(
         "CPU / wall seconds", "a clip, without start", "start", f"{case.few} clips", f"{case.many} clips"
     )
     for turn, name in enumerate(names):
-        start = taken[:, turn, 0] - case.few * each[:, turn]
-        cells = (_cell(each[:, turn], 3), *(_cell(part, 1) for part in (start, taken[:, turn, 0], taken[:, turn, 1])))
+        start = taken[:, turn, 0] - case.few * per_clip[:, turn]
+        cells = (
+            _cell(per_clip[:, turn], 3),
+            *(_cell(part, 1) for part in (start, taken[:, turn, 0], taken[:, turn, 1])),
+        )
         table.add_row(name, *cells)
     console.print(table)
 
@@ -76,23 +79,23 @@ def _cell(taken: NDArray[np.float64], digits: int) -> str:
 
 
 def _each(case: Case, taken: NDArray[np.float64]) -> NDArray[np.float64]:
-    each: NDArray[np.float64] = (taken[:, :, 1] - taken[:, :, 0]) / (case.many - case.few)
-    return each
+    per_clip: NDArray[np.float64] = (taken[:, :, 1] - taken[:, :, 0]) / (case.many - case.few)
+    return per_clip
 
 
 def _ratios(case: Case, taken: NDArray[np.float64]) -> None:
-    """Ours against the best of the peers, and against the encoder alone: medians of the rounds' ratios."""
-    each = _each(case, taken)
+    """Print ours against the best peer, and against the encoder alone: medians of the rounds' ratios."""
+    per_clip = _each(case, taken)
     measured = {
-        "CPU s a clip, without start": each[..., CPU],
+        "CPU s a clip, without start": per_clip[..., CPU],
         f"CPU s of {case.few} clips": taken[:, :, 0, CPU],
         f"CPU s of {case.many} clips": taken[:, :, 1, CPU],
         f"wall s of {case.many} clips": taken[:, :, 1, WALL],
-        "wall s a clip, without start": each[..., WALL],
+        "wall s a clip, without start": per_clip[..., WALL],
     }
     for what, seconds in measured.items():  # ours first, the ceiling last
         best = 1 + int(np.argmin(np.median(seconds[:, 1:-1], 0)))
         ratio = np.median(seconds[:, 0] / seconds[:, best])
         console.print(f"{what}: {ratio:.2f} of the best peer's, {case.peers[best - 1]}")
-    of_ceiling = np.median(each[:, -1, WALL] / each[:, 0, WALL])
+    of_ceiling = np.median(per_clip[:, -1, WALL] / per_clip[:, 0, WALL])
     console.print(f"clips/s without start: {of_ceiling:.2f} of the encoder alone")

@@ -1,10 +1,10 @@
-"""The peers: what a user writes with each library, as its own documents show it.
+"""The peers: what a user would write with each library, after its documentation.
 
     python -m benchmarks.featurizers.scripts torchcodec CLIPS OUT ViT-S-32
 
 Each takes the frames or segments that `featurize run` takes, encodes them with as many blocks of seeded random weights,
-keeps class tokens and the mean of patch tokens as float16, and says a line for each clip it has encoded. Torch takes as
-many threads as it takes by default.
+keeps class tokens and the mean of patch tokens as float16, and prints a line for each encoded clip. Torch uses its
+default number of threads.
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import Any
 
 FRAMES, SEGMENTS = 8, 4
 SIDE = 224
-WIDTHS = {"ViT-S-32": 384, "ViT-B-16": 768}  # of CLIPVisionModel: 64 a head, four times as wide inside a block
+WIDTHS = {"ViT-S-32": 384, "ViT-B-16": 768}  # of CLIPVisionModel; a head is 64 wide, an MLP four times the width
 
 
 def torchcodec_script(clips: Path, out: Path, architecture: str) -> None:
@@ -31,7 +31,7 @@ def torchcodec_script(clips: Path, out: Path, architecture: str) -> None:
 def decord_script(clips: Path, out: Path, architecture: str) -> None:
     """decord: a reader that resizes, and one batch of frames by number; open_clip encodes.
 
-    One thread decodes: with as many as decord takes by default it stops at VP9 films (dmlc/decord#246).
+    It decodes with one thread: with decord's default number it stops at VP9 films (dmlc/decord#246).
     """
     import decord
 
@@ -93,12 +93,12 @@ def librosa_script(clips: Path, out: Path, architecture: str) -> None:
 
 
 def chosen(total: int) -> list[int]:
-    """The frames that `featurize run` takes."""
+    """The indices of the frames that `featurize run` takes."""
     return [i * total // FRAMES for i in range(FRAMES)]
 
 
 def _open_clip(architecture: str) -> Callable[[Any], dict[str, Any]]:
-    """From frames uint8 [T, 3, 224, 224] to the arrays of a clip."""
+    """A function from a clip's frames, uint8 [T, 3, 224, 224], to its arrays."""
     import open_clip
     import torch
 

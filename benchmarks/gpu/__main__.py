@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`; apart from `check`, since processes that are spawned cannot import a `__main__`."""
+"""`python -m benchmarks.gpu`; separate from `check`, since spawned processes cannot import a `__main__`."""
 
 import sys
 

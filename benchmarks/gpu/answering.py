@@ -1,4 +1,4 @@
-"""Answers of a model of Vicuna-7B's shape with random weights: tokens a second of many questions at once."""
+"""Generation speed of a model of Vicuna-7B's shape with random weights, on batches of questions."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ AT_ONCE = (1, 16, 64)
 
 
 def measure(report: Report) -> None:
-    """Tokens a second, and whether answers asked together are those asked alone."""
+    """Measure tokens a second at each batch size, and check that every question gets an answer."""
     import time
 
     tokens = 4 if report.tiny else 64
@@ -33,10 +33,10 @@ def measure(report: Report) -> None:
             continue
         assistant.answer([question] * count, 2)
         wait_for(report.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         answers = assistant.answer([question] * count, tokens)
         wait_for(report.device)
-        taken = time.perf_counter() - began
+        taken = time.perf_counter() - start
         report.measured(f"{count} questions at once, {tokens} tokens each: tokens/s",
                         f"{count * tokens / taken:.0f} ({count / taken:.2f} answers/s)")  # fmt: skip
         report.fact(f"{count} questions at once: answers", len(answers), str(count), len(answers) == count)

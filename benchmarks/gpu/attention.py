@@ -1,4 +1,4 @@
-"""The kernels against each other: the same numbers, the same bits each time, and how fast."""
+"""The attention kernels compared: agreement with a reference, bitwise repeatability, and speed."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Tensors = list[torch.Tensor]
 
 
 def inputs(lengths: Sequence[int], heads: int, groups: int, width: int, device: torch.device) -> Tensors:
-    """Query, key, value and the gradient of the result, bfloat16."""
+    """Query, key, value and the output's gradient, bfloat16."""
     torch.manual_seed(0)
     shapes = [(1, count, sum(lengths), width) for count in (heads, groups, groups)]
     made = [torch.randn(shape, device=device).bfloat16().requires_grad_() for shape in shapes]
@@ -27,20 +27,20 @@ def inputs(lengths: Sequence[int], heads: int, groups: int, width: int, device: 
 
 
 def forward_and_backward(name: str, tensors: Tensors, packing: Packing) -> Tensors:
-    """The result, and the gradients of query, key and value."""
-    query, key, value, wanted = tensors
+    """The output, and the gradients of query, key and value."""
+    query, key, value, gradient = tensors
     mixed = KERNELS[name](query, key, value, packing, None)
-    return [mixed, *torch.autograd.grad(mixed, [query, key, value], wanted)]
+    return [mixed, *torch.autograd.grad(mixed, [query, key, value], gradient)]
 
 
 def exactly(tensors: Tensors, packing: Packing) -> Tensors:
-    """The same in float32, from the same rounded inputs, each conversation by itself."""
-    *given, wanted = (tensor.detach().float() for tensor in tensors)
-    return forward_and_backward(LOOP, [*(x.requires_grad_() for x in given), wanted], packing)
+    """The reference: the same in float32, from the same rounded inputs, each conversation by itself."""
+    *given, gradient = (tensor.detach().float() for tensor in tensors)
+    return forward_and_backward(LOOP, [*(x.requires_grad_() for x in given), gradient], packing)
 
 
 def measure(report: Report) -> None:
-    """Agreement of each kernel with the reference, repeatability, and times on the paper's lengths."""
+    """Check each kernel's agreement with the reference and its repeatability; time it on the paper's lengths."""
     device, gpu = report.device, report.device.type == "cuda"
     rows, width = (600, 16) if report.tiny else (8192, 128)
     names = [LOOP]
@@ -59,18 +59,18 @@ def measure(report: Report) -> None:
             bound = 2e-3 + 2 * max(relative(a, b) for a, b in zip(
                 forward_and_backward(LOOP, tensors, packing), exact, strict=True))  # fmt: skip
             for name in names:
-                found = forward_and_backward(name, tensors, packing)
-                again = forward_and_backward(name, tensors, packing)
-                error = max(relative(a, b) for a, b in zip(found, exact, strict=True))
+                outputs = forward_and_backward(name, tensors, packing)
+                repeated = forward_and_backward(name, tensors, packing)
+                error = max(relative(a, b) for a, b in zip(outputs, exact, strict=True))
                 report.agrees(f"{name}, {kind}, {heads} heads of {groups}: result and gradients", error, bound)
-                same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+                same = all(torch.equal(a, b) for a, b in zip(outputs, repeated, strict=True))
                 report.fact(f"{name}, {kind}, {heads} heads of {groups}: the same bits twice", same, "True", same)
     plan_without_data(report)
     times(report, names, paper)
 
 
 def fullest(rows: int) -> list[int]:
-    """Lengths of conversations like the paper's that fill a pass of so many rows."""
+    """Lengths of conversations like the paper's that best fill a pass of so many rows."""
     samples = make_samples(draw(256, ("LLaVA", "Valley", "paper")), word_tokenizer())
     lengths = [min(length, rows) for length in lengths_of(samples)]
     numbers = max(share_out(lengths, rows), key=lambda numbers: sum(lengths[i] for i in numbers))
@@ -78,7 +78,7 @@ def fullest(rows: int) -> list[int]:
 
 
 def times(report: Report, names: Sequence[str], lengths: Sequence[int]) -> None:
-    """Forward and backward at Vicuna-7B's heads, in turns."""
+    """Time forward and backward passes with Vicuna-7B's heads, in turns."""
     heads, width = (4, 16) if report.tiny else (32, 128)
     packing = Packing.of(lengths).to(report.device)
     tensors = inputs(lengths, heads, heads, width, report.device)
@@ -90,17 +90,17 @@ def times(report: Report, names: Sequence[str], lengths: Sequence[int]) -> None:
     where = f"{len(lengths)} conversations, {sum(lengths)} rows, {heads} heads"
     for name, taken in seconds.items():
         ratio = median_ratio(seconds[LOOP], taken)
-        asked = {"varlen_attn": 1.5}.get(name)
+        target = {"varlen_attn": 1.5}.get(name)
         report.measured(
             f"{name}: forward and backward of {where}",
             f"{1e3 * statistics.median(taken):.2f} ms, {ratio:.2f} x the loop over conversations",
-            f">= {asked} x" if asked else "",
-            None if asked is None else ratio >= asked,
+            f">= {target} x" if target else "",
+            None if target is None else ratio >= target,
         )
 
 
 def plan_without_data(report: Report) -> None:
-    """A pass as a GPU's kernel runs it, on tensors without data, as a dry run counts its memory."""
+    """Count the memory of a pass on tensors without data, through the GPU's kernel, as a dry run does."""
     from benchmarks.gpu.training import configuration_of, some_load
 
     shape = shape_of("tiny")

@@ -1,9 +1,9 @@
-"""Run every part of the GPU check in a process of its own; print and keep what was measured after each.
+"""Run every part of the GPU check in its own process; print and save the measurements after each.
 
-    python -m benchmarks.gpu            # all parts, on a machine with a GPU; no network, no file beside the checkout
+    python -m benchmarks.gpu            # all parts, on a machine with a GPU; needs no network and no other files
     python -m benchmarks.gpu --tiny     # the same parts on CPUs, in tiny shapes: proves the check, measures nothing
 
-A part whose packages are missing is left out. One that fails or takes too long does not stop the next.
+A part whose packages are missing is left out. One that fails or exceeds its time limit does not stop the next.
 This file imports the standard library alone, so that it runs whatever is missing.
 """
 
@@ -34,7 +34,7 @@ DEEPSPEED = (*TRAINING, "deepspeed")
 ENCODERS = ("pydantic", "torch", "av", "featurize.shard_job")
 TOTAL_SECONDS = 480.0
 TINY_SECONDS = 120.0
-AT_ONCE = 2  # parts of a tiny check, where nothing is timed
+AT_ONCE = 2  # parts that run at once in a tiny check, where nothing is timed
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Part:
     """A part of the check.
 
     Attributes:
-        name: on the command line.
+        name: its name on the command line.
         function: `module:function` that measures it.
         needs: modules without which it is left out.
-        seconds: that it may take.
+        seconds: its time limit.
     """
 
     name: str
@@ -69,7 +69,7 @@ PARTS = (
     Part("films", "films:measure", (*ENCODERS, "open_clip"), 90),
     Part("answering", "answering:measure", (*TRAINING, "av"), 75),
 )
-FOUND_ONLY = ("laion_clap",)  # importing it asks a model hub; our encoder reads its files
+FOUND_ONLY = ("laion_clap",)  # importing it contacts a model hub; our encoder only reads its files
 
 
 def missing(needs: Sequence[str]) -> str | None:
@@ -89,7 +89,7 @@ def missing(needs: Sequence[str]) -> str | None:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether an error says that somebody else's package is not there, or lacks a package of its own."""
+    """Whether an error means that somebody else's package is missing, or lacks a package that it needs."""
     if not isinstance(error, ImportError):
         before = error.__cause__ or error.__context__
         return before is not None and is_missing(before)
@@ -97,8 +97,8 @@ def is_missing(error: BaseException) -> bool:
 
 
 def run_part(part: Part, tiny: bool, folder: Path) -> None:
-    """Measure a part in this process, whose output goes to `<part>.log`."""
-    os.setsid()  # so that it ends with all that it started
+    """Measure a part in this process; its output goes to `<part>.log`."""
+    os.setsid()  # its own process group, so that all it starts is killed with it
     log = os.open(folder / f"{part.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -114,14 +114,14 @@ def run_part(part: Part, tiny: bool, folder: Path) -> None:
         report.end("left out", str(error))
     except BaseException as error:
         traceback.print_exc()
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        report.end("left out" if is_missing(error) else "failed", said)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        report.end("left out" if is_missing(error) else "failed", reason)
 
 
 class Running:
-    """A part that is measured in a process of its own.
+    """A part that is measured in its own process.
 
-    A tiny check forks it off this process, which has imported everything already; CUDA does not survive a fork.
+    A tiny check forks it, since this process has imported everything already; CUDA does not survive a fork.
     """
 
     def __init__(self, part: Part, tiny: bool, folder: Path, limit: float) -> None:
@@ -134,11 +134,11 @@ class Running:
 
     @property
     def left(self) -> float:
-        """Seconds of its limit."""
+        """Seconds until its time limit."""
         return self._began + self._limit - time.monotonic()
 
     def end(self) -> dict[str, Any]:
-        """Kill the part's process group; its result."""
+        """Kill the part's process group. Returns its result."""
         late = self.process.is_alive()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -152,7 +152,7 @@ class Running:
 
 
 def measure(parts: Sequence[Part], tiny: bool, folder: Path, patience: float) -> Iterator[dict[str, Any]]:
-    """What each part found, as they end; each has its own limit, and all together have one."""
+    """Run the parts. Yields each one's result as it ends; each has a time limit, and so have all together."""
     deadline = time.monotonic() + patience * (TINY_SECONDS if tiny else TOTAL_SECONDS)
     waiting = list(parts)
     running: list[Running] = []
@@ -164,15 +164,15 @@ def measure(parts: Sequence[Part], tiny: bool, folder: Path, patience: float) ->
             else:
                 running.append(Running(part, tiny, folder, min(patience * part.seconds, left)))
         if running:
-            soonest = max(0.0, min(each.left for each in running))
-            multiprocessing.connection.wait([each.process.sentinel for each in running], soonest)
-        for each in [each for each in running if each.left <= 0 or not each.process.is_alive()]:
-            running.remove(each)
-            yield each.end()
+            soonest = max(0.0, min(child.left for child in running))
+            multiprocessing.connection.wait([child.process.sentinel for child in running], soonest)
+        for child in [child for child in running if child.left <= 0 or not child.process.is_alive()]:
+            running.remove(child)
+            yield child.end()
 
 
 def markdown(result: dict[str, Any], tiny: bool) -> str:
-    """A part's table: what was measured, and what was asked for."""
+    """A part's table of measurements and targets."""
     head = f"### {result['part']}: {result['status']}" + (f" ({result['reason']})" if result.get("reason") else "")
     lines = [head if tiny else f"{head}, {result['took']:.0f} s"]
     if result["rows"]:
@@ -184,23 +184,23 @@ def markdown(result: dict[str, Any], tiny: bool) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where this runs, as far as it can be told."""
+    """The hardware and package versions here, as far as they can be found."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
-    found["python"] = platform.python_version()
+    facts: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count()}
+    facts["python"] = platform.python_version()
     for name in ("torch", "transformers", "flash-attn", "deepspeed", "open-clip-torch", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            facts[name] = version(name)
     cards = ""
     with contextlib.suppress(OSError):
         words = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         cards = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
-    return {**found, "cards": cards}
+    return {**facts, "cards": cards}
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Measure all that runs on a GPU.")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on CPUs: proves the check, measures nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for gpu.json, gpu.md and logs")
@@ -211,13 +211,13 @@ def arguments() -> argparse.Namespace:
 
 
 def check(tiny: bool, out: Path, only: Sequence[str] | None, patience: float) -> int:
-    """Measure the parts; 1 if one failed. What falls short of what is asked is marked, and fails nothing.
+    """Measure the parts. Returns 1 if one failed; a figure that misses its target is marked, and fails nothing.
 
     Args:
-        tiny: shapes on CPUs.
-        out: folder of what is written.
-        only: names of parts; all without them.
-        patience: times the limits.
+        tiny: use tiny shapes on CPUs.
+        out: output folder.
+        only: names of parts; None runs all.
+        patience: factor on the time limits.
     """
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -226,19 +226,19 @@ def check(tiny: bool, out: Path, only: Sequence[str] | None, patience: float) ->
     if tiny:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         for need in dict.fromkeys(need for part in chosen for need in part.needs):
-            missing([need])  # imports it
+            missing([need])  # imports it before the forks
     about = machine()
     print(f"{', '.join(f'{name} {value}' for name, value in about.items() if value)}\n", flush=True)
     results: list[dict[str, Any]] = []
     for result in measure(chosen, tiny, out, patience):
         results.append(result)
         print(markdown(result, tiny), flush=True)
-        (out / "gpu.md").write_text("\n".join(markdown(each, tiny) for each in results))
+        (out / "gpu.md").write_text("\n".join(markdown(ended, tiny) for ended in results))
         write_json(out / "gpu.json", {"machine": about, "tiny": tiny, "parts": results})
     failed = [result["part"] for result in results if result["status"] == "failed"]
-    left = [result["part"] for result in results if result["status"] == "left out"]
+    left_out = [result["part"] for result in results if result["status"] == "left out"]
     short = [row["what"] for result in results for row in result["rows"] if row["met"] is False]
-    print(f"{len(results) - len(failed) - len(left)} parts ran, {len(left)} left out, {len(failed)} failed; "
+    print(f"{len(results) - len(failed) - len(left_out)} parts ran, {len(left_out)} left out, {len(failed)} failed; "
           f"{len(short)} figures fall short; {out / 'gpu.json'}")  # fmt: skip
     for name in failed:
         print(f"failed: {name}: see {out / name}.log")

@@ -1,4 +1,4 @@
-"""Encoders as a run uses them against the packages' own forward passes, on tensors that are on the device already."""
+"""Encoders as a run uses them, against the packages' own forward passes on tensors already on the device."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from featurize.settings import ClapSettings, ClipSettings, TokenSettings
 
 BATCHES = 8  # in a round
 ROUNDS = 5
-SHARE = 0.95  # of the package's own speed
+SHARE = 0.95  # target share of the package's own speed
 TO_COMPARE = 4  # rows that are also encoded in float32 on the CPU
 
 
@@ -31,19 +31,27 @@ def images(report: Report) -> None:
     side = encoder.size
     count = 2 if report.tiny else BATCHES
     batches = [rng.integers(0, 256, (settings.batch, side, side, 3), np.uint8) for _ in range(count)]
-    there = [
+    on_device = [
         ((torch.from_numpy(b).permute(0, 3, 1, 2).float().div(255).to(report.device) - encoder._mean) / encoder._std)
         .to(encoder.dtype).contiguous()
         for b in batches
     ]  # fmt: skip
-    own = {"indices": [encoder.block], "stop_early": True, "intermediates_only": True}  # no further than ours goes
-    speeds(report, "images", settings, encoder, batches, lambda n: encoder.tower.forward_intermediates(there[n], **own))
+    # up to the same block as ours
+    options = {"indices": [encoder.block], "stop_early": True, "intermediates_only": True}
+    speeds(
+        report,
+        "images",
+        settings,
+        encoder,
+        batches,
+        lambda n: encoder.tower.forward_intermediates(on_device[n], **options),
+    )
     tower, *_ = load_tower(settings)
-    pixels = there[0][:TO_COMPARE].float().cpu()
-    found = tower.eval().forward_intermediates(
+    pixels = on_device[0][:TO_COMPARE].float().cpu()
+    outputs = tower.eval().forward_intermediates(
         pixels, indices=[encoder.block], intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
     )
-    exact = torch.cat([found["image_intermediates_prefix"][0], found["image_intermediates"][0]], 1)
+    exact = torch.cat([outputs["image_intermediates_prefix"][0], outputs["image_intermediates"][0]], 1)
     compare(report, settings, encoder, batches[0], exact)
 
 
@@ -57,18 +65,23 @@ def sounds(report: Report) -> None:
     shape = (settings.batch, encoder.config["clip_samples"])
     count = 1 if report.tiny else BATCHES
     batches = [0.1 * rng.standard_normal(shape, np.float32) for _ in range(count)]
-    there = [torch.from_numpy(batch).to(report.device) for batch in batches]
+    on_device = [torch.from_numpy(batch).to(report.device) for batch in batches]
     speeds(report, "segments", settings, encoder, batches,
-           lambda n: encoder.tower({"waveform": there[n]}, device=report.device))  # fmt: skip
+           lambda n: encoder.tower({"waveform": on_device[n]}, device=report.device))  # fmt: skip
     tower, _ = load_tower(settings, False)
     exact = tower.eval()({"waveform": torch.from_numpy(batches[0][:TO_COMPARE])}, device=torch.device("cpu"))
     compare(report, settings, encoder, batches[0], exact["embedding"])
 
 
 def speeds(
-    report: Report, what: str, settings: TokenSettings, encoder: Encoder[Any], batches: Sequence[NDArray[Any]], own: Any
+    report: Report,
+    what: str,
+    settings: TokenSettings,
+    encoder: Encoder[Any],
+    batches: Sequence[NDArray[Any]],
+    forward: Any,
 ) -> None:
-    """Batches from host memory to tokens on the device, against the package's forward pass of the same batches."""
+    """Time batches from host memory to tokens on the device, against the package's forward pass on the same batches."""
 
     def ours() -> None:
         for batch in batches:
@@ -77,7 +90,7 @@ def speeds(
     @torch.inference_mode()
     def theirs() -> None:
         for number in range(len(batches)):
-            own(number)
+            forward(number)
 
     seconds = race({"ours": ours, "own": theirs}, report.device, 1 if report.tiny else ROUNDS)
     rows = sum(map(len, batches))
@@ -94,9 +107,9 @@ def speeds(
 def compare(
     report: Report, settings: TokenSettings, encoder: Encoder[Any], batch: NDArray[Any], exact: torch.Tensor
 ) -> None:
-    """Tokens against those of the plain tower in float32 on the CPU."""
-    found = encoder.encode_padded(batch)[:TO_COMPARE]
-    assert isinstance(found, torch.Tensor)
-    error = relative(found.cpu()[: len(exact)], exact.detach())
+    """Compare tokens with the plain tower's in float32 on the CPU."""
+    tokens = encoder.encode_padded(batch)[:TO_COMPARE]
+    assert isinstance(tokens, torch.Tensor)
+    error = relative(tokens.cpu()[: len(exact)], exact.detach())
     report.agrees(f"{settings.encoder}, {settings.dtype}: tokens against float32 on the CPU", error,
                   1e-2 if settings.dtype == "float16" else 1e-3)  # fmt: skip

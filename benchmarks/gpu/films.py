@@ -1,4 +1,4 @@
-"""Whole shards of films, decoded and encoded as a worker does: how much of the encoder's own speed is left."""
+"""Whole shards of films, featurized as a worker does: how much of the encoder's own speed remains."""
 
 import os
 import statistics
@@ -21,11 +21,11 @@ from store import MediaItem, Storage, create_column
 
 WIDTH, HEIGHT, RATE, SECONDS = 320, 240, 30, 4
 FILES, FILMS = 16, 128  # files on disk; items of a shard, over the same files
-SHARE = 0.9  # of the encoder's own speed with the most threads
+SHARE = 0.9  # target share of the encoder's own speed, with the most threads
 
 
 def write_film(path: Path, seed: int, seconds: float) -> None:
-    """An H.264 film of moving shapes, with a key frame each second."""
+    """Write an H.264 film of moving shapes, with a key frame each second."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w") as container:
@@ -38,15 +38,15 @@ def write_film(path: Path, seed: int, seconds: float) -> None:
 
 
 def encode(items: Sequence[MediaItem], encoder: Encoder[Any], threads: int) -> None:
-    """A shard, as a worker of `featurize run` encodes it."""
+    """Featurize a shard as a worker of `featurize run` does."""
     with tempfile.TemporaryDirectory() as folder:
         column = create_column(Storage(folder), encoder.spec, {})
-        found = encode_shard(items, [encoder], [column], threads)
-        assert not found.failures[column.name], found.failures
+        report = encode_shard(items, [encoder], [column], threads)
+        assert not report.failures[column.name], report.failures
 
 
 def measure(report: Report) -> None:
-    """Films a second with 1, 4 and 8 decoding threads, against the encoder on frames that are decoded already."""
+    """Measure films a second with 1, 4 and 8 decoding threads, against the encoder alone on decoded frames."""
     if report.tiny:
         settings = ClipSettings(encoder="clip:ViT-S-32/random", layer=1, frames=(2,), batch=4)
         files, films, threads, seconds, rounds = 2, 4, [1, 2], 0.5, 1
@@ -76,13 +76,13 @@ def measure(report: Report) -> None:
         report.measured("encoder alone, frames decoded already: films/s", f"{rate:.1f}")
         for count in threads:
             ratio = median_ratio(taken["encoder alone"], taken[f"{count} threads"])
-            asked = count == threads[-1]
+            is_target = count == threads[-1]
             report.measured(
                 f"decoded and encoded with {count} threads: films/s, share of the encoder alone",
                 f"{films / statistics.median(taken[f'{count} threads']):.1f}, {ratio:.2f}",
-                f">= {SHARE}" if asked else "",
-                ratio >= SHARE if asked else None,
+                f">= {SHARE}" if is_target else "",
+                ratio >= SHARE if is_target else None,
             )
         config = FeaturizeConfig(columns=(settings,), cpus=threads[-1], gpus=float(torch.cuda.is_available()))
-        found = estimate(items, config, min(films, 32))
-        report.measured("featurize estimate says", found.bound(config.cpus / (config.gpus or 1)))
+        forecast = estimate(items, config, min(films, 32))
+        report.measured("featurize estimate says", forecast.bound(config.cpus / (config.gpus or 1)))

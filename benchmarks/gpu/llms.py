@@ -10,7 +10,7 @@ from benchmarks.conversations import WORDS
 from trainer.attention import NAME as PACKED
 from trainer.planning.shapes import LLMS, llama
 
-TINY = (64, 128, 2, 4, 2, 512, False)  # a row as of `trainer.planning.shapes.LLMS`
+TINY = (64, 128, 2, 4, 2, 512, False)  # like a row of `trainer.planning.shapes.LLMS`
 PUBLISHED = {
     "7B": "lmsys/vicuna-7b-v1.5",
     "1B": "meta-llama/Llama-3.2-1B",
@@ -22,8 +22,8 @@ def shape_of(name: str, layers: int | None = None) -> LlamaConfig:
     """The configuration of an LLM that never ends an answer by itself.
 
     Args:
-        name: of `PUBLISHED`, or `tiny`.
-        layers: in place of its own number.
+        name: a key of `PUBLISHED`, or `tiny`.
+        layers: how many layers; None keeps its own number.
     """
     shape = llama(*(LLMS[PUBLISHED[name]] if name in PUBLISHED else TINY))
     shape.max_position_embeddings = 16384
@@ -35,7 +35,7 @@ def shape_of(name: str, layers: int | None = None) -> LlamaConfig:
 def build_llm(
     shape: LlamaConfig, device: torch.device, dtype: torch.dtype = torch.bfloat16, attention: str = PACKED
 ) -> Any:
-    """Such an LLM with random weights, the same every time."""
+    """Build an LLM of a shape with random weights, the same every time."""
     torch.manual_seed(0)
     with device:
         return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -44,10 +44,10 @@ def build_llm(
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word is a token."""
+    """A tokenizer with one token for each word."""
     vocabulary = {word: number for number, word in enumerate(["<unk>", "</s>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    made: Any = PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerFast = made(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    build: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = build(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
     return tokenizer

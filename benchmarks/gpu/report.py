@@ -1,4 +1,4 @@
-"""What a part found, kept on disk after each figure, and how it measures. Imports torch only where it is used."""
+"""The figures of a part, saved after each, and helpers that measure. Imports torch only where it is used."""
 
 import gc
 import json
@@ -21,12 +21,12 @@ class Report:
     """The figures of one part.
 
     Args:
-        path: of a JSON file that is replaced after each figure.
+        path: JSON file, replaced after each figure.
         tiny: tiny shapes on CPUs, whose times and speeds say nothing and are not kept.
 
     Attributes:
         tiny: as above.
-        device: that the part runs on.
+        device: the device the part runs on.
     """
 
     device: "torch.device"
@@ -48,25 +48,25 @@ class Report:
             raise LeftOutError("there is no GPU here; --tiny proves the check on CPUs")
 
     def fact(self, what: str, value: object, asked: str = "", met: bool | None = None) -> None:
-        """Keep something that is so at any size: an agreement, a count, a name."""
+        """Record something that holds at any size: an agreement, a count, a name."""
         self._found["rows"].append({"what": what, "value": str(value), "asked": asked, "met": met})
         self._write()
 
     def measured(self, what: str, value: str, asked: str = "", met: bool | None = None) -> None:
-        """Keep a figure that tells something about this machine; of a tiny check only that it ran."""
+        """Record a figure about this machine; a tiny check records only that it ran."""
         self.fact(what, "ran" if self.tiny else value, asked, None if self.tiny else met)
 
     def agrees(self, what: str, error: float, bound: float) -> None:
-        """Keep a relative error.
+        """Record a relative error.
 
         Raises:
-            AssertionError: it is above its bound, or no number.
+            AssertionError: it is above its bound, or NaN.
         """
         self.fact(what, f"{error:.1e}", f"<= {bound:.1e}", error <= bound)
         assert error <= bound, f"{what}: {error} > {bound}"
 
     def end(self, status: str, reason: str = "") -> None:
-        """Say how the part ended."""
+        """Record how the part ended."""
         self._found |= {"status": status, "reason": reason}
         self._write()
 
@@ -75,37 +75,37 @@ class Report:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file."""
+    """Write JSON to a file atomically."""
     path.with_suffix(".part").write_text(json.dumps(value, indent=1))
     os.replace(path.with_suffix(".part"), path)
 
 
 def relative(found: "torch.Tensor", exact: "torch.Tensor") -> float:
-    """The norm of the difference by that of the exact values."""
+    """The relative error: the norm of the difference over that of the exact values."""
     return float((found.double() - exact.double()).norm() / exact.double().norm())
 
 
 def race(contenders: Mapping[str, Callable[[], Any]], device: "torch.device", rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in each round; they take turns, after two rounds that are not counted."""
+    """Seconds of each contender in each round; they take turns, after two warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 2):
         for name, contender in contenders.items():
             wait_for(device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             contender()
             wait_for(device)
             if number >= 2:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
-    """The median of the ratios of the same rounds."""
+    """The median of the ratios within each round."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def wait_for(device: "torch.device") -> None:
-    """Until all that was launched is done."""
+    """Wait until all launched work is done."""
     import torch
 
     if device.type == "cuda":
@@ -113,7 +113,7 @@ def wait_for(device: "torch.device") -> None:
 
 
 def forget(device: "torch.device") -> None:
-    """Give back the memory of what is no longer used, and begin a new peak."""
+    """Free unused device memory and reset its peak."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""The tests that are marked `gpu`, where a GPU is; their equals where none is."""
+"""The tests marked `gpu`; without a GPU, their CPU equivalents."""
 
 import contextlib
 import io
@@ -15,11 +15,11 @@ REPO = Path(__file__).parents[2]
 
 
 class Errors(list[BaseException]):
-    """A pytest plugin: what tests and their collection raised."""
+    """A pytest plugin that collects what tests and their collection raise."""
 
     @pytest.hookimpl
     def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
-        """Called by pytest for each."""
+        """Called by pytest for each exception."""
         assert call.excinfo is not None
         self.append(call.excinfo.value)
 
@@ -30,13 +30,13 @@ def run(report: Report, file: str) -> None:
     Raises:
         ImportError: every failure was a missing package.
     """
-    said, errors = io.StringIO(), Errors()
-    with contextlib.redirect_stdout(said):
+    output, errors = io.StringIO(), Errors()
+    with contextlib.redirect_stdout(output):
         status = pytest.main(["-q", "-p", "no:cacheprovider", "-rf", str(REPO / "tests" / file)], [errors])
-    sys.stdout.write(said.getvalue())
+    sys.stdout.write(output.getvalue())
     if status and errors and all(map(is_missing, errors)):
         raise errors[0]
-    (counts,) = re.findall(r"^((?:\d+ \w+(?:, )?)+) in [\d.]+s", said.getvalue(), re.MULTILINE)[-1:]
+    (counts,) = re.findall(r"^((?:\d+ \w+(?:, )?)+) in [\d.]+s", output.getvalue(), re.MULTILINE)[-1:]
     report.fact(file, counts, "none failed", status == 0)
     assert status == 0, f"{file}: {counts}"
 

@@ -35,8 +35,8 @@ from trainer.zero import build_engine
 
 ITEMS = 256  # of the store; conversations are drawn again and again
 WARM_UP = 2  # steps that are not counted
-HOST_SHARE = 0.6  # of the host's free memory that an offloaded run may plan to take
-NEAR = 0.1  # how far measured memory may be from what a dry run said
+HOST_SHARE = 0.6  # share of the host's free memory that an offloaded run may plan for
+NEAR = 0.1  # largest relative difference of measured memory from a dry run's
 
 
 def configuration_of(report: Report, stage: int, store: str, output: str, batch: int, steps: int) -> TrainConfig:
@@ -46,7 +46,7 @@ def configuration_of(report: Report, stage: int, store: str, output: str, batch:
 
 
 def some_load(config: TrainConfig, shape: LlamaConfig) -> tuple[Load, dict[str, int]]:
-    """A step's load of conversations of the paper's kinds, without a store, and the width of each feature."""
+    """One step's load of conversations like the paper's, without a store, and each feature's width."""
     widths = column_widths(config)
     return load_of([paper_conversations(config, config.global_batch)], config, shape, widths, 1), widths
 
@@ -66,20 +66,20 @@ class Bench:
         write_store(folder / "store", 16 if report.tiny else items)
 
     def settings(self, stage: int, batch: int, steps: int, **changes: Any) -> TrainConfig:
-        """Of a run on the store; tiny ones have small batches and few steps."""
+        """Settings of a run on the store; a tiny check has small batches and few steps."""
         batch, steps = (4, WARM_UP + 1) if self.report.tiny else (batch, steps)
         output = str(self.folder / "run")
         config = configuration_of(self.report, stage, str(self.folder / "store"), output, batch, steps)
         return TrainConfig.model_validate({**config.model_dump(), **changes})
 
     def run(self, what: str, shape: LlamaConfig, config: TrainConfig, mfu: float | None = None) -> list[dict[str, Any]]:
-        """Train; report rows a second, MFU, data wait, memory beside what a dry run says. Returns the log's lines.
+        """Train; report rows/s, MFU, data wait, and memory beside a dry run's estimate. Returns the log's lines.
 
         Args:
-            what: is trained.
-            shape: of the LLM.
-            config: of the run.
-            mfu: that is asked for.
+            what: the run's label.
+            shape: configuration of the LLM.
+            config: settings of the run.
+            mfu: target MFU, if there is one.
         """
         device = self.report.device
         data = TrainingData(config, self.tokenizer)
@@ -102,25 +102,25 @@ class Bench:
 
     def _report(self, what: str, lines: list[dict[str, Any]], planned: Memory, mfu: float | None) -> None:
         report = self.report
-        found = {
+        median = {
             name: statistics.median(line.get(name, 0.0) for line in lines[WARM_UP:])
             for name in ("tokens_per_second", "mfu", "seconds", "data_wait")
         }
         report.fact(f"{what}: attention", lines[-1]["attention"])
         report.measured(
             f"{what}: rows/s",
-            f"{found['tokens_per_second']:.0f} ({found['seconds']:.2f} s a step, first {lines[0]['seconds']:.1f} s)",
+            f"{median['tokens_per_second']:.0f} ({median['seconds']:.2f} s a step, first {lines[0]['seconds']:.1f} s)",
         )
-        report.measured(f"{what}: MFU", f"{found['mfu']:.2f}", f">= {mfu}" if mfu else "",
-                        found["mfu"] >= mfu if mfu else None)  # fmt: skip
-        report.measured(f"{what}: data wait", f"{found['data_wait']:.2%}", "< 1%", found["data_wait"] < 0.01)
-        peak, said = lines[-1]["memory_gb"], max(planned.totals) / 1e9
-        near = abs(said / peak - 1) <= NEAR
-        report.measured(f"{what}: peak GB (a dry run says)", f"{peak:.2f} ({said:.2f})", "within 10%", near)
+        report.measured(f"{what}: MFU", f"{median['mfu']:.2f}", f">= {mfu}" if mfu else "",
+                        median["mfu"] >= mfu if mfu else None)  # fmt: skip
+        report.measured(f"{what}: data wait", f"{median['data_wait']:.2%}", "< 1%", median["data_wait"] < 0.01)
+        peak, planned_peak = lines[-1]["memory_gb"], max(planned.totals) / 1e9
+        near = abs(planned_peak / peak - 1) <= NEAR
+        report.measured(f"{what}: peak GB (a dry run says)", f"{peak:.2f} ({planned_peak:.2f})", "within 10%", near)
 
 
 def dry_run(config: TrainConfig, shape: LlamaConfig, data: TrainingData, device: torch.device) -> Memory:
-    """What `train --dry-run` says of the memory of one rank."""
+    """`train --dry-run`'s estimate of one rank's memory."""
     load = load_of([data.samples(0, 0, 1)], config, shape, data.widths, 1)
     parameters = Parameters.of(build_shape(config, shape, data.widths))
     sharded = uses_deepspeed(config)
@@ -137,7 +137,7 @@ def bench(report: Report, items: int = ITEMS) -> Iterator[Bench]:
 
 
 def named(report: Report, name: str, layers: int | None = None) -> tuple[str, LlamaConfig]:
-    """The shape of that name, and what to call it; of a tiny check the tiny one."""
+    """A label and the shape of that name; a tiny check takes the tiny shape."""
     if report.tiny:
         return f"tiny for {name}", shape_of("tiny")
     return name if layers is None else f"{layers} layers of {name}", shape_of(name, layers)
@@ -151,8 +151,8 @@ def stage1(report: Report) -> None:
             for checkpointing in (False, True):
                 words = [*(["compiled"] * compiled), *(["checkpointing"] * checkpointing)]
                 config = runs.settings(1, 64, WARM_UP + 3, compile=compiled, gradient_checkpointing=checkpointing)
-                asked = 0.5 if words == ["compiled"] else None
-                runs.run(", ".join(["stage 1", name, *words]), shape, config, asked)
+                target = 0.5 if words == ["compiled"] else None
+                runs.run(", ".join(["stage 1", name, *words]), shape, config, target)
 
 
 def feeding(report: Report) -> None:
@@ -196,12 +196,12 @@ def offload(report: Report) -> None:
             raise LeftOutError(f"{free / 1e9:.0f} GB of host memory hold not even 4 layers of 7B and their optimizer")
         runs.run(f"stage 2, {name}, ZeRO 3, optimizer offloaded", shape, config)
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        said = host_bytes(config, shape, data) / 1e9
-        report.measured("the same: GB of host memory (a dry run says)", f"{held:.1f} ({said:.1f})")
+        planned = host_bytes(config, shape, data) / 1e9
+        report.measured("the same: GB of host memory (a dry run says)", f"{held:.1f} ({planned:.1f})")
 
 
 def host_bytes(config: TrainConfig, shape: LlamaConfig, data: TrainingData) -> float:
-    """What a dry run says that the host holds in training."""
+    """A dry run's estimate of host memory in training, in bytes."""
     load = load_of([data.samples(0, 0, 1)], config, shape, data.widths, 1)
     parameters = Parameters.of(build_shape(config, shape, data.widths))
     one = Device("this", 1.0, 0)
@@ -209,7 +209,7 @@ def host_bytes(config: TrainConfig, shape: LlamaConfig, data: TrainingData) -> f
 
 
 def become_one_rank() -> None:
-    """As a launcher starts one process on one machine."""
+    """Set the variables that a launcher gives to a single process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

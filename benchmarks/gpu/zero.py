@@ -1,4 +1,4 @@
-"""DeepSpeed with one rank: the losses of plain torch, and a killed run that resumes bit for bit."""
+"""DeepSpeed with one rank: losses match plain torch's, and a killed run resumes bit for bit."""
 
 import json
 import multiprocessing
@@ -20,24 +20,24 @@ from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
-SAVED, KILLED = 3, 5  # steps between saved states; steps that are logged when it is killed
-ROUNDING = {"float32": 1e-4, "bfloat16": 1e-2}  # by which losses may differ, relative
+SAVED, KILLED = 3, 5  # steps between saved states; steps logged before the kill
+ROUNDING = {"float32": 1e-4, "bfloat16": 1e-2}  # largest relative difference of losses
 
 
 def runs_of(report: Report, folder: Path) -> dict[str, TrainConfig]:
-    """A run for each precision and way of sharding, on a small LLM in a folder."""
-    found = {}
+    """Settings of a run for each precision and way of sharding, on a folder's small LLM."""
+    runs = {}
     config = configuration_of(report, 2, str(folder / "store"), "", 4, 9 if report.tiny else 40)
     for precision in ROUNDING:
         for name, zero in {"plain": None, "ZeRO 2": {"stage": 2}, "ZeRO 3": {"stage": 3}}.items():
             changes = {"model": str(folder / "llm"), "precision": precision, "zero": zero, "save_every": SAVED,
                        "lr": 1e-3, "output": str(folder / f"{name}, {precision}")}  # fmt: skip
-            found[f"{name}, {precision}"] = TrainConfig.model_validate({**config.model_dump(), **changes})
-    return found
+            runs[f"{name}, {precision}"] = TrainConfig.model_validate({**config.model_dump(), **changes})
+    return runs
 
 
 def prepare(folder: Path) -> None:
-    """The store and the LLM."""
+    """Write the store and the LLM."""
     write_store(folder / "store", 24)
     build_llm(shape_of("tiny"), torch.device("cpu")).save_pretrained(folder / "llm")
     word_tokenizer().save_pretrained(folder / "llm")
@@ -51,14 +51,14 @@ def train_all(configs: list[TrainConfig]) -> None:
 
 
 def logged(config: TrainConfig) -> list[dict[str, Any]]:
-    """The whole lines of a run's log."""
+    """The complete lines of a run's log."""
     path = Path(config.output) / "log.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def in_process(report: Report, function: Any, *given: Any) -> Any:
-    """Start a function in another process, which can be killed; this one never touches the GPU."""
+    """Start a function in another process, which can be killed; this process never touches the GPU."""
     start_method: Any = multiprocessing.get_context("fork" if report.tiny else "spawn")
     process = start_method.Process(target=function, args=given)
     process.start()
@@ -66,7 +66,7 @@ def in_process(report: Report, function: Any, *given: Any) -> Any:
 
 
 def finish(process: Any) -> None:
-    """Wait for a process to end well."""
+    """Wait for a process to succeed."""
     process.join()
     assert process.exitcode == 0, f"a training process ended with {process.exitcode}"
 
@@ -95,7 +95,7 @@ def measure(report: Report) -> None:
 
 
 def compare_losses(report: Report, runs: dict[str, TrainConfig]) -> None:
-    """Of ZeRO and plain torch, step by step."""
+    """Compare the losses of ZeRO and plain torch, step by step."""
     for name, config in runs.items():
         plain = logged(runs[f"plain, {config.precision}"])
         errors = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(logged(config), plain, strict=True)]
@@ -105,7 +105,7 @@ def compare_losses(report: Report, runs: dict[str, TrainConfig]) -> None:
 
 
 def compare_runs(report: Report, whole: TrainConfig, killed: TrainConfig) -> None:
-    """Losses and weights of a run that was never killed and of one that was."""
+    """Compare the losses and weights of a run that was never killed and of one that was."""
     losses = [[(line["step"], line["loss"], line["grad_norm"]) for line in logged(run)] for run in (whole, killed)]
     report.fact("resumed: losses and norms equal bit for bit", losses[0] == losses[1], "True", losses[0] == losses[1])
     equal = count = 0

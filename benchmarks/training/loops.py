@@ -36,14 +36,14 @@ from trainer.start import build_model
 
 
 def our_trainer(config: TrainConfig) -> dict[str, list[float]]:
-    """A run of ours: what its log says of each step."""
+    """Train with our loop. Returns the figures its log has for each step."""
     train(config)
     lines = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
     return {name: [line[name] for line in lines] for name in ("seconds", "loss", "data_wait")}
 
 
 class InOrder(torch.utils.data.Dataset[Sample]):
-    """The conversations of a run of ours, one by one, in its order."""
+    """The conversations one by one, in the order of our loop."""
 
     def __init__(self, data: TrainingData, batch: int) -> None:
         self.data, self.batch = data, batch
@@ -57,7 +57,7 @@ class InOrder(torch.utils.data.Dataset[Sample]):
 
 
 def usual_trainer(config: TrainConfig, micro: int) -> dict[str, list[float]]:
-    """A Hugging Face Trainer on the same conversations: padded, logits everywhere, a loader that reads ahead."""
+    """Train with a Hugging Face Trainer on the same conversations: padded, all logits, a loader that prefetches."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     ends: list[float] = []
@@ -110,11 +110,11 @@ def contender(name: str, stage: int, model: Path, folder: Path, batch: int, micr
     """One run in this process: prints what each step took, its loss, and the peak of memory, as JSON."""
     config = configuration(stage, model, str(folder), str(folder / f"{name}-{stage}"), batch, steps)
     if name == TRAINER:
-        found: dict[str, Any] = {**usual_trainer(config, micro)}
+        figures: dict[str, Any] = {**usual_trainer(config, micro)}
     else:
-        found = {**our_trainer(config.model_copy(update={"compile": name == COMPILED}))}
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps(found))
+        figures = {**our_trainer(config.model_copy(update={"compile": name == COMPILED}))}
+    figures["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps(figures))
 
 
 def trainer(
@@ -127,18 +127,18 @@ def trainer(
     """Print samples a second of both stages, ours (plain and compiled) and a Hugging Face Trainer's; our data wait."""
     make_llm(model)
     names = (OURS, COMPILED, TRAINER)
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {(stage, name): [] for stage in (1, 2) for name in names}
-    with tempfile.TemporaryDirectory() as folder, Meter("running", rounds * len(found), "runs") as meter:
+    results: dict[tuple[int, str], list[dict[str, Any]]] = {(stage, name): [] for stage in (1, 2) for name in names}
+    with tempfile.TemporaryDirectory() as folder, Meter("running", rounds * len(results), "runs") as meter:
         write_store(Path(folder), max(64, batch * steps))
         for _ in range(rounds):
-            for stage, name in found:
+            for stage, name in results:
                 words = [name, stage, model.absolute(), folder, batch, micro, steps]
-                found[stage, name].append(_child("contender", *words))
+                results[stage, name].append(_child("contender", *words))
                 meter.advance(1, f"stage {stage}, {name}")
     show_machine(f"SmolLM2-135M, bfloat16, {batch} conversations a step, {steps - 1} steps measured in {rounds} runs")
     table = Table("stage", "trainer", "s/step", "samples/s", "first step", "peak GB", "wait", "first loss")
     medians: dict[tuple[int, str], float] = {}
-    for (stage, name), runs in found.items():
+    for (stage, name), runs in results.items():
         medians[stage, name] = middle = statistics.median(s for run in runs for s in run["seconds"][1:])
         waits = [wait for run in runs for wait in run.get("data_wait", [])[1:]]
         table.add_row(
@@ -155,7 +155,7 @@ def trainer(
     for stage, name in itertools.product((1, 2), (OURS, COMPILED)):
         ratios = [
             theirs / mine
-            for a, b in zip(found[stage, name], found[stage, TRAINER], strict=True)
+            for a, b in zip(results[stage, name], results[stage, TRAINER], strict=True)
             for mine, theirs in zip(a["seconds"][1:], b["seconds"][1:], strict=True)
         ]
         console.print(
@@ -165,7 +165,7 @@ def trainer(
 
 
 def _child(*words: object) -> Any:
-    """What a hidden command prints as its last line, from a process of its own."""
+    """Run a hidden command in its own process. Returns its last line, parsed as JSON."""
     call = [sys.executable, "-m", "benchmarks.training", *map(str, words)]
     done = subprocess.run(
         call, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}

@@ -28,23 +28,23 @@ from trainer.trainable import choose_trained
 
 
 def cut(numbers: Sequence[int], batch: int) -> list[list[int]]:
-    """Batches in the order that stands."""
+    """Split into batches, keeping the order."""
     return [list(numbers[i : i + batch]) for i in range(0, len(numbers), batch)]
 
 
 def by_length(lengths: Sequence[int], numbers: Sequence[int], window: int) -> list[int]:
-    """The numbers in an order that keeps like lengths together, sorted in windows, as LLaVA's sampler does."""
+    """Sort the numbers by length within windows, as LLaVA's sampler does."""
     return [n for part in cut(numbers, window) for n in sorted(part, key=lambda n: -lengths[n])]
 
 
 def real_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Of the token slots of padded batches, the share that holds tokens."""
+    """The share of the token slots of padded batches that hold tokens."""
     slots = sum(len(numbers) * max(lengths[n] for n in numbers) for numbers in batches)
     return sum(lengths[n] for numbers in batches for n in numbers) / slots
 
 
 def report_shares(samples: Sequence[Sample]) -> None:
-    """A table of the shares of token slots that hold tokens."""
+    """Print a table of the shares of token slots that hold tokens."""
     lengths = lengths_of(samples)
     table = Table("batches", "conversations in one", "real token slots")
     numbers = range(len(lengths))
@@ -83,7 +83,7 @@ def packed(
     engine = PlainEngine(ours, build_optimizer(ours, config), bfloat16=True, clip=1.0)
     padded = PaddedLM(ours, full=False)
     samples = make_samples(draw(conversations, ("LLaVA", "Valley")), tokenizer)
-    lengths, asked = lengths_of(samples), range(batch * (rounds + 1))
+    lengths, chosen = lengths_of(samples), range(batch * (rounds + 1))
 
     def packed_step(numbers: Sequence[int]) -> None:
         llm.set_attn_implementation(PACKED)
@@ -95,14 +95,14 @@ def packed(
     def padded_step(numbers: Sequence[int]) -> None:
         llm.set_attn_implementation("sdpa")
         for part in cut(numbers, micro):
-            given = {name: x.to(engine.device) for name, x in collate([samples[n] for n in part]).items()}
+            inputs = {name: x.to(engine.device) for name, x in collate([samples[n] for n in part]).items()}
             with torch.autocast(engine.device.type, torch.bfloat16):
-                loss = padded(**given)["loss"]
+                loss = padded(**inputs)["loss"]
             loss.backward()
         engine.step()
 
-    mixed = cut(asked, batch)
-    alike = [mixed[0], *cut(by_length(lengths, asked[batch:], len(asked)), batch)]
+    mixed = cut(chosen, batch)
+    alike = [mixed[0], *cut(by_length(lengths, chosen[batch:], len(chosen)), batch)]
     ways = {
         "packed": (packed_step, mixed),
         "padded": (padded_step, mixed),
@@ -112,10 +112,10 @@ def packed(
     with Meter("measuring", rounds + 1, "steps of each") as meter:
         for number in range(rounds + 1):
             for way, (step, batches) in ways.items():
-                began = time.perf_counter()
-                step(batches[number])  # ends with the gradient's norm, so a device is waited for
-                if number:  # the first pays for memory that was never touched
-                    seconds[way] += time.perf_counter() - began
+                start = time.perf_counter()
+                step(batches[number])  # ends with the gradient norm, which waits for the device
+                if number:  # the first also pays for allocating memory
+                    seconds[way] += time.perf_counter() - start
             meter.advance(1)
     show_machine(f"SmolLM2-135M, stage {stage}, bfloat16, lengths like LLaVA's and Valley's")
     report_shares(samples)

@@ -21,7 +21,7 @@ from store import Candidate, ColumnSpec, Corpus, Failure, Feature, Storage, crea
 from store.console import console
 from trainer.settings import Source, TrainConfig
 
-BUDGET = 4096  # on two cores a pass of 8192 rows leaves the cache and is slower
+BUDGET = 4096  # on two cores a pass of 8192 rows outgrows the cache and is slower
 CONVERSATIONS = "mixed"
 VISUAL, AUDIO = "clip-vit-l-14", "clap-htsat-tiny"  # columns
 Stage = Annotated[int, typer.Option(min=1, max=2, help="1 trains the projectors, 2 the LLM too.")]
@@ -30,7 +30,7 @@ SMOLLM = Path("build/smollm2")
 
 
 def write_store(folder: Path, count: int) -> None:
-    """A store of the paper's sizes: conversations of all three sources, each with an item of random features."""
+    """Write a store of the paper's sizes: conversations of all three sources, each with an item of random features."""
     storage, drawn, rng = Storage(folder), draw(count, ("LLaVA", "Valley", "paper")), np.random.default_rng(1)
     corpus = Corpus()
     corpus.append([Candidate(f"{n}-clip", f"/nowhere/{n}-clip", "video") for n in range(count)], 64)
@@ -74,7 +74,7 @@ def configuration(stage: int, model: Path, store: str, output: str, batch: int, 
 
 
 def make_llm(folder: Path) -> None:
-    """SmolLM2, if it is not there."""
+    """Make SmolLM2's folder, if it does not exist."""
     if not (folder / "model.safetensors").is_file():
         from demo.llm import make_llm
 
@@ -82,7 +82,7 @@ def make_llm(folder: Path) -> None:
 
 
 def show_machine(what: str) -> None:
-    """Say what this machine is, and what was run."""
+    """Print what this machine is and what was run."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     if torch.cuda.is_available():

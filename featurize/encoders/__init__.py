@@ -26,7 +26,7 @@ CLASSES: dict[type[EncoderSettings], tuple[str, str]] = {
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder[Any]:
-    """Load an encoder; the packages of a family are imported only when it is asked for.
+    """Load an encoder; a family's packages are imported only when it is used.
 
     Raises:
         UserError: its package is not installed, or its architecture or weights are unknown.

@@ -1,8 +1,8 @@
-"""Captions of segments, by a Whisper that was trained to describe sounds, through transformers, as a column of texts.
+"""Captions of segments by a Whisper trained to describe sounds, through transformers, as a column of texts.
 
 Published weights: MU-NLPC/whisper-{tiny,small,large-v2}-audio-captioning (CC BY-NC 4.0). They are plain
-WhisperForConditionalGeneration; the decoder begins with Whisper's own prefix, then with the name of a style. What their
-repository's `model_class.py` adds is that prefix alone, so that no code of it is run here.
+WhisperForConditionalGeneration; the decoder begins with Whisper's own prefix, then the name of a style. Their
+repository's `model_class.py` adds only that prefix, so its code is not run here.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ PREFIX = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>
 
 
 class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
-    """A caption of each even segment, greedily, for every K asked for; of a segment over 30 s, of its middle 30 s."""
+    """A greedy caption of each equal segment, for every K of the settings; of a segment over 30 s, its middle 30 s."""
 
     def __init__(self, settings: AudioCaptionSettings) -> None:
         super().__init__(settings)
@@ -60,7 +60,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         )
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
-        """Segments as log-mel rows float32 [sum of K, mels, frames], those of the first K first."""
+        """Segments as log-mel rows float32 [sum of K, mels, frames], in the order of the K."""
         sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
         rows = np.stack([log_mel(self.extractor, sound[start:end]) for start, end in cut])

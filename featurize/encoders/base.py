@@ -1,4 +1,4 @@
-"""What an encoder is: it says what it needs of an item, turns that into rows, and rows into the arrays of a column."""
+"""The encoder interface: prepare an item's media as rows, encode the rows, collect them as a column's arrays."""
 
 import hashlib
 import itertools
@@ -26,12 +26,12 @@ T = TypeVar("T", bound=TokenSettings)
 
 @dataclass(frozen=True)
 class Units:
-    """An item, ready to be encoded.
+    """An item, ready to encode.
 
     Attributes:
-        rows: what goes through the encoder, [n, ...].
+        rows: the encoder's input, [n, ...].
         index: the row of each place of the time grid.
-        facts: what is worth keeping beside the arrays.
+        facts: metadata to store beside the arrays.
     """
 
     rows: NDArray[Any]
@@ -43,10 +43,10 @@ class Encoder(ABC, Generic[S]):
     """A frozen encoder with its settings.
 
     Attributes:
-        spec: names all that shapes its numbers.
-        size: side of the square frames that it takes, in pixels; 0 if it takes none.
-        places: of the finest time grid of those frames.
-        rate: of the sound that it takes, in Hz, at most `settings.max_seconds` of it; 0 if it takes none.
+        spec: names everything that affects its numbers.
+        size: side of its square input frames, in pixels; 0 if it takes no frames.
+        places: number of frames in its finest time grid.
+        rate: of its input sound in Hz, at most `settings.max_seconds` long; 0 if it takes no sound.
         device: that it runs on.
         transfers: copies to and from that device.
     """
@@ -72,7 +72,7 @@ class Encoder(ABC, Generic[S]):
 
     @abstractmethod
     def encode(self, rows: NDArray[Any]) -> Rows:
-        """Encode one batch of `b` rows to as many; those of a `TokenEncoder` are on its device, maybe in work still."""
+        """Encode a batch of `b` rows to `b` results; a `TokenEncoder`'s are on its device, maybe still computing."""
 
     @abstractmethod
     def collect(self, rows: Sequence[Any], index: NDArray[np.int64]) -> Arrays:
@@ -85,10 +85,10 @@ class Encoder(ABC, Generic[S]):
         return self.collect(list(itertools.chain(*batches)), units.index)
 
     def encode_padded(self, rows: NDArray[Any]) -> Rows:
-        """Encode a batch that may lack rows, at the size of a whole one; the last row fills it up.
+        """Encode a batch that may lack rows at full size, padded with its last row.
 
-        Libraries choose their kernels by the batch's size, and kernels differ in rounding. At one size, what comes of
-        a row depends on that row alone: not on its shard, its neighbours or the grid it was decoded for.
+        Libraries choose kernels by batch size, and kernels differ in rounding. At a fixed size, a row's result depends
+        on that row alone: not on its shard, its neighbours or the grid it was decoded for.
         """
         missing = self.settings.batch - len(rows)
         whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
@@ -97,13 +97,13 @@ class Encoder(ABC, Generic[S]):
 
 
 class TokenEncoder(Encoder[T]):
-    """An encoder whose column holds numbers. Rows are tensors float32 on its device, reduced there by `collect`."""
+    """An encoder whose column holds numbers. Rows become float32 tensors on its device, reduced there by `collect`."""
 
     def store(self, tokens: torch.Tensor) -> NDArray[Any]:
-        """Cast to the dtype that the column keeps, and fetch it from the device.
+        """Cast to the column's dtype, and fetch the result from the device.
 
         Raises:
-            MediaError: a number is not finite in it.
+            MediaError: a number is not finite in that dtype.
         """
         stored: NDArray[Any] = tokens.to(DTYPES[self.settings.stored]).cpu().numpy()
         if not np.isfinite(stored).all():
@@ -122,11 +122,11 @@ class MediaCache(ABC):
 
     @abstractmethod
     def sound(self, rate: int, max_seconds: float) -> Sound:
-        """Mono samples at `rate` Hz: take slices of what is needed, since it may be hours long."""
+        """Mono samples at `rate` Hz: slice only what is needed, since the sound may be hours long."""
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a state dict, in the order of names."""
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -169,8 +169,8 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], wher
     Raises:
         UserError: names or shapes differ; names the first.
     """
-    own = module.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    expected = module.state_dict()
+    wrong = sorted(expected.keys() ^ state.keys()) or [n for n in expected if expected[n].shape != state[n].shape]
     if wrong:
         raise UserError(f"{where}: not the weights of this architecture: {len(wrong)} tensors differ, first {wrong[0]}")
     module.load_state_dict(dict(state))

@@ -17,7 +17,7 @@ PUBLISHED = {name: {"salesforce": f"Salesforce/blip-image-captioning-{name}"} fo
 
 
 class BlipEncoder(Encoder[BlipSettings]):
-    """A caption of each frame of the grid, greedily. Source: paper, section 4 (curation)."""
+    """A greedy caption of each frame of the grid. Source: paper, section 4 (curation)."""
 
     def __init__(self, settings: BlipSettings) -> None:
         super().__init__(settings)

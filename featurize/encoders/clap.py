@@ -1,6 +1,6 @@
-"""CLAP: laion-clap's HTS-AT audio tower alone. One audio token for each even segment, for every K asked for.
+"""CLAP: laion-clap's HTS-AT audio tower alone. One audio token per equal segment, for every K of the settings.
 
-`import laion_clap` loads text tokenizers from a hub and puts its own folder on the module path.
+Only single modules are imported: `import laion_clap` loads text tokenizers from a hub and extends `sys.path`.
 """
 
 import itertools
@@ -71,7 +71,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         )
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
-        """Segments as rows, those of the first K first.
+        """Segments as rows, in the order of the K.
 
         Rows are float32 [clip_samples]; with fusion weights `mel` float32 [4, frames, mels] and `longer` bool.
         """
@@ -84,9 +84,9 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         return np.stack([fit(sound[a:b], length) for a, b in (middle(*segment, length) for segment in bounds)])
 
     def _fused(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
-        found = [self._mels(sound, start, end) for start, end in bounds]
-        rows = np.empty(len(found), [("mel", np.float32, found[0][0].shape), ("longer", np.bool_)])
-        rows["mel"], rows["longer"] = [mel for mel, _ in found], [longer for _, longer in found]
+        pairs = [self._mels(sound, start, end) for start, end in bounds]
+        rows = np.empty(len(pairs), [("mel", np.float32, pairs[0][0].shape), ("longer", np.bool_)])
+        rows["mel"], rows["longer"] = [mel for mel, _ in pairs], [longer for _, longer in pairs]
         return rows
 
     def _mels(self, sound: Sound, start: int, end: int) -> tuple[NDArray[np.float32], bool]:
@@ -103,7 +103,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         """
         tower = self.tower
         if self.fusion:
-            mel = self.transfers.upload(rows["mel"].copy())  # torch takes no strides of odd bytes, as of one row
+            mel = self.transfers.upload(rows["mel"].copy())  # torch takes no strides of odd bytes, as one row has
             longer = self.transfers.upload(np.flatnonzero(rows["longer"]))
         else:
             mel = tower.logmel_extractor(tower.spectrogram_extractor(self.transfers.upload(rows)))
@@ -113,7 +113,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # laion-clap calls meshgrid as it once was called
+            warnings.simplefilter("ignore")  # laion-clap calls meshgrid in a deprecated way
             embedding = tower.forward_features(image, longer_idx=longer)["embedding"]
         return torch.as_tensor(embedding.float())
 
@@ -123,7 +123,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
 
 
 def fit(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Make a segment of at most `length` samples that long: its repetitions, then silence."""
+    """Extend a segment to `length` samples: whole repetitions of it, then silence."""
     repeated = np.tile(samples, length // len(samples))
     return np.pad(repeated, (0, length - len(repeated)))
 

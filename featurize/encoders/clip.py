@@ -71,8 +71,8 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Frames uint8 [b, size, size, 3] to tokens float32 [b, 1 + N, D]: the temporal token, then the patches."""
         pixels = self.transfers.upload(rows).permute(0, 3, 1, 2).to(torch.float32)
-        pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: new memory costs as much as the arithmetic
-        found = self.tower.forward_intermediates(
+        pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: allocating costs as much as the arithmetic
+        outputs = self.tower.forward_intermediates(
             pixels.to(self.dtype),
             indices=[self.block],
             stop_early=True,
@@ -80,11 +80,11 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        patches = found["image_intermediates"][0]
+        patches = outputs["image_intermediates"][0]
         if self.settings.pooling == "mean":
             first = patches.mean(1, keepdim=True)
-        elif "image_intermediates_prefix" in found and found["image_intermediates_prefix"][0].shape[1]:
-            first = found["image_intermediates_prefix"][0][:, :1]
+        elif "image_intermediates_prefix" in outputs and outputs["image_intermediates_prefix"][0].shape[1]:
+            first = outputs["image_intermediates_prefix"][0][:, :1]
         else:
             raise UserError(f"{self.settings.encoder}: this tower has no class token; set pooling: mean")
         return torch.cat([first, patches], 1).float()
@@ -127,7 +127,7 @@ def load_tower(settings: ClipSettings) -> tuple[Any, list[JsonValue], list[JsonV
     published = pretrained.get_pretrained_cfg(
         settings.architecture, settings.weights if settings.weights in tags else ""
     )
-    likely = published or (pretrained.get_pretrained_cfg(settings.architecture, tags[0]) if tags else {})
+    pixel_config = published or (pretrained.get_pretrained_cfg(settings.architecture, tags[0]) if tags else {})
     quick_gelu = published.get("quick_gelu", config.get("quick_gelu", False))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -137,13 +137,13 @@ def load_tower(settings: ClipSettings) -> tuple[Any, list[JsonValue], list[JsonV
         raise UserError(f"{settings.encoder}: not a vision transformer; its tokens have no layers to choose")
     if settings.weights != "random":
         load_strict(tower, _published_state(settings, tags, published), settings.encoder)
-    mean = likely.get("mean") or pretrained.OPENAI_DATASET_MEAN
-    std = likely.get("std") or pretrained.OPENAI_DATASET_STD
+    mean = pixel_config.get("mean") or pretrained.OPENAI_DATASET_MEAN
+    std = pixel_config.get("std") or pretrained.OPENAI_DATASET_STD
     return tower, [float(x) for x in mean], [float(x) for x in std]
 
 
 def _model(vision: dict[str, Any]) -> Any:
-    """open_clip's module that builds towers; the whole of open_clip for those of timm."""
+    """open_clip's module that builds towers; timm's towers need all of open_clip."""
     if "timm_model_name" not in vision:
         return model
     import open_clip.model

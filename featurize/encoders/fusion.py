@@ -1,8 +1,8 @@
-"""What CLAP's fusion weights take of a segment: four spectrograms, and whether it is longer than the tower's 10 s.
+"""The input of CLAP's fusion weights: four spectrograms of a segment, and whether it is longer than the tower's 10 s.
 
 Source: laion_clap/training/data.py, get_mel and get_audio_features. There the three stretches are drawn at random from
-the thirds of the segment; here each is the middle one of its third. The whole is shrunk without antialiasing, as by
-the torchvision of the time when the published weights were trained, and as by transformers' ClapFeatureExtractor.
+the thirds of the segment; here each is the middle one of its third. The whole is shrunk without antialiasing, as in
+the torchvision that the published weights were trained with, and in transformers' ClapFeatureExtractor.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from featurize.media import Sound
 
-BLOCK_FRAMES = 6000  # of a spectrogram, computed at once: a minute of sound
+BLOCK_FRAMES = 6000  # spectrogram frames computed at once: a minute of sound
 
 
 def fusion_mels(
     sound: Sound | NDArray[np.float32], start: int, end: int, config: Mapping[str, Any]
 ) -> tuple[NDArray[np.float32], bool]:
-    """The spectrograms of a segment, in decibels, float32 [4, frames, mels], and whether it is a longer one.
+    """The spectrograms of a segment, in decibels, float32 [4, frames, mels], and whether it is over 10 s.
 
-    A longer segment gives itself shrunk to 10 s, then a stretch of 10 s out of each third; one of 10 s itself four
-    times.
+    A longer segment gives its whole shrunk to 10 s, then 10 s out of each third; one of 10 s gives itself four times.
     """
     mel = log_mel(sound, start, end, config)
     frames = config["clip_samples"] // config["hop_size"] + 1
@@ -37,8 +36,7 @@ def fusion_mels(
 def fuse_each(patches: Any) -> None:
     """Make a tower's patch embedding fuse each row by itself, in float32.
 
-    laion-clap's gathers the longer rows, so that their rounding hangs on how many there are, and mixes dtypes under
-    autocast.
+    laion-clap gathers the longer rows, so their rounding depends on their number, and it mixes dtypes under autocast.
     """
     embed = patches.forward
 
@@ -54,7 +52,7 @@ def fuse_each(patches: Any) -> None:
 
 
 def stretches(places: int) -> list[int]:
-    """Where the three stretches begin: the middle of each third of the possible places; the first of an empty third."""
+    """Where the three stretches begin: the middle of each third of the possible places, or 0 for an empty third."""
     thirds = np.array_split(np.arange(places), 3)
     return [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
 
@@ -62,7 +60,7 @@ def stretches(places: int) -> list[int]:
 def log_mel(sound: Sound | NDArray[np.float32], start: int, end: int, config: Mapping[str, Any]) -> NDArray[np.float32]:
     """HTK mel spectrogram of samples `start` to `end`, in decibels, float32 [1 + samples // hop, mels].
 
-    It is computed in blocks, so that a long sound is never whole in memory.
+    Computed in blocks, so that a long sound is never whole in memory.
     """
     frames = (end - start) // config["hop_size"] + 1
     blocks = np.array_split(np.arange(frames), -(-frames // BLOCK_FRAMES))
@@ -72,7 +70,7 @@ def log_mel(sound: Sound | NDArray[np.float32], start: int, end: int, config: Ma
 def _block(
     sound: Sound | NDArray[np.float32], start: int, end: int, first: int, last: int, config: Mapping[str, Any]
 ) -> NDArray[np.float32]:
-    """Frames `first` to `last`; a frame's window is centred on its place, and the segment is mirrored at its ends."""
+    """Frames `first` to `last`; each window is centred on its frame, and the segment is reflected at its ends."""
     window, hop = config["window_size"], config["hop_size"]
     left, right = start + first * hop - window // 2, start + last * hop + window // 2
     low, high = max(left, start), min(right, end)
@@ -87,7 +85,7 @@ def _block(
 
 @cache
 def _bank(window: int, mels: int, low: int, high: int, rate: int) -> NDArray[np.float32]:
-    from transformers.audio_utils import mel_filter_bank  # takes a second, for fusion weights alone
+    from transformers.audio_utils import mel_filter_bank  # takes a second to import; only fusion needs it
 
     bank = mel_filter_bank(window // 2 + 1, mels, low, high, rate, norm=None, mel_scale="htk")
     return np.asarray(bank, np.float32)

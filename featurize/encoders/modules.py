@@ -1,7 +1,7 @@
-"""Modules of a package without the rest of it.
+"""Import one module of a package without the rest of it.
 
-A package's `__init__` may import seconds of code for training and for text, or ask a hub for tokenizers. An encoder
-needs one module of it, imported here from the installed package's files.
+A package's `__init__` may take seconds to import code for training and text, or fetch tokenizers from a hub. An encoder
+needs only one module, imported here from the installed package's files.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from typing import Any
 
 from store import UserError
 
-PREFIX = "featurize_"  # of the packages that modules are imported under
-HEAVY = ("torchvision", "torchvision.ops")  # two packages take one class from a module there, which needs neither
+PREFIX = "featurize_"  # of the stand-in packages that modules are imported under
+HEAVY = ("torchvision", "torchvision.ops")  # two packages import one class from a module there that needs neither
 
 
 def folder_of(package: str) -> Path:
-    """The folder of an installed package, which is not imported.
+    """The folder of an installed package, without importing it.
 
     Raises:
         UserError: it is not installed.
@@ -37,7 +37,7 @@ def module_of(folder: Path, name: str, without: Sequence[str] = ()) -> Any:
     Args:
         folder: the package's.
         name: of the module.
-        without: packages that the module can do without; it finds them missing.
+        without: optional packages to hide from the module.
     """
     package = PREFIX + folder.name
     sys.modules.setdefault(package, _bare(package, folder))
@@ -54,7 +54,7 @@ def _bare(name: str, folder: Path) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _replaced(modules: dict[str, types.ModuleType | None]) -> Iterator[None]:
-    """Inside, these take the place of packages that are not imported yet; afterwards they are not imported again."""
+    """Inside, stand-ins replace packages that are not imported yet; afterwards those count as not imported again."""
     new = {name: module for name, module in modules.items() if name not in sys.modules}
     sys.modules.update(new)  # type: ignore[arg-type]
     try:

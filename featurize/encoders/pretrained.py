@@ -1,4 +1,4 @@
-"""Models of the transformers package, from a local folder or a hub. No code that comes with weights is run."""
+"""Load models of the transformers package from a local folder or a hub. Code shipped with weights is never run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ def source_of(settings: EncoderSettings, published: Published, also: str = "") -
     """Where weights are: a local folder, or the id of a repository on a hub.
 
     Args:
-        settings: their weights are a folder, an id such as `openai/whisper-tiny`, or a short name of published ones;
-            beside a folder or an id, the architecture is a label.
-        published: for each architecture, the ids behind the short names.
+        settings: whose weights are a folder, a hub id such as `openai/whisper-tiny`, or a published short name; with
+            a folder or an id, the architecture is only a label.
+        published: hub ids by architecture and short name.
         also: what else is accepted as weights.
 
     Raises:
@@ -64,25 +64,25 @@ def load_model(kind: Any, source: str) -> Any:
     """A model in float32 with all its weights from `source`.
 
     Raises:
-        UserError: it cannot be loaded, or some of its weights are not there; transformers would draw them at random.
+        UserError: it cannot be loaded, or lacks weights, which transformers would draw at random.
     """
     import torch
 
-    model, found = load(
+    model, loading = load(
         kind, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )  # what is mismatched is refused here, by name
-    wrong = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    )  # mismatches are refused below, by name
+    wrong = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if wrong:
         raise UserError(f"{source}: not the weights of {kind.__name__}: {len(wrong)} tensors differ, first {wrong[0]}")
     return model
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's words and their numbers."""
+    """SHA-256 of a tokenizer's tokens and their ids."""
     return hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest()
 
 
 def shaping(config: Any) -> dict[str, Any]:
-    """What a configuration says, beside the weights, that shapes the numbers or the greedy captions of its model."""
-    found = {name: getattr(config, name, None) for name in SHAPING}
-    return {name: value for name, value in found.items() if value}
+    """The values of a configuration that, besides the weights, affect its model's numbers or greedy captions."""
+    values = {name: getattr(config, name, None) for name in SHAPING}
+    return {name: value for name, value in values.items() if value}

@@ -1,4 +1,4 @@
-"""Even segments of an item's sound, for the encoders that hear."""
+"""Equal segments of an item's sound, for audio encoders."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from store import Arrays
 def segments_of(
     media: MediaCache, rate: int, max_seconds: float, counts: Sequence[int]
 ) -> tuple[Sound, list[tuple[int, int]]]:
-    """The item's sound at `rate` Hz, and the bounds in samples of its segments, those of the first count first.
+    """The item's sound at `rate` Hz, and the bounds in samples of its segments, in the order of `counts`.
 
     Raises:
         MediaError: the sound cannot be used, or has fewer samples than segments.
@@ -27,12 +27,12 @@ def segments_of(
 
 
 def middle(start: int, end: int, length: int) -> tuple[int, int]:
-    """Bounds of the middle `length` samples of a segment; its own where it has no more."""
+    """Bounds of the middle `length` samples of a segment; its own bounds if it is no longer."""
     start += max(0, (end - start - length) // 2)
     return start, min(end, start + length)
 
 
 def by_count(name: str, rows: NDArray[Any], counts: Sequence[int]) -> Arrays:
-    """`<name>.kX` with the X rows of X segments for each X of `counts`, out of the rows of them all."""
+    """Split rows by count: `<name>.kX` holds the rows of the X segments, for each X of `counts`."""
     starts = [end - count for count, end in zip(counts, itertools.accumulate(counts), strict=True)]
     return {f"{name}.k{count}": rows[start : start + count] for count, start in zip(counts, starts, strict=True)}

@@ -1,4 +1,4 @@
-"""Keeping a GPU busy: rows are copied to it, and results fetched from it, while it works on another batch."""
+"""Keep a GPU busy: copy rows to it and fetch results from it while it works on another batch."""
 
 import contextlib
 from collections import deque
@@ -14,13 +14,13 @@ BUFFERS = 2  # of pinned memory: one is filled while the other is copied
 
 
 class Transfers:
-    """Copies to and from the device of an encoder: the first GPU of this process, else the CPU, which needs none.
+    """Copies to and from the device of an encoder: the first GPU of this process, else the CPU, which needs no copies.
 
     Work is launched on the current stream. A second stream copies rows to the GPU from reused pinned memory, so no copy
     waits for the batch before it. A third reduces and fetches results of earlier batches while the newest is encoded.
 
     Attributes:
-        device: as torch names it.
+        device: the torch device.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Transfers:
         if self._gpu:
             # spectrograms are convolutions, which torch by default rounds to TensorFloat-32's 10 bits
             torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True  # or a column's bytes could differ from run to run
+            torch.backends.cudnn.deterministic = True  # else a column's bytes could differ from run to run
             new_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
             self._copies, self._results = new_stream(), new_stream()
             self._earlier = new_event()
@@ -44,15 +44,15 @@ class Transfers:
         np.copyto(host, rows)
         current = torch.cuda.current_stream()
         with torch.cuda.stream(self._copies):
-            there = torch.from_numpy(host).to(self.device, non_blocking=True)
+            on_device = torch.from_numpy(host).to(self.device, non_blocking=True)
             copied.record()
         current.wait_event(copied)
-        there.record_stream(current)
+        on_device.record_stream(current)
         self._pinned.append((memory, copied))
-        return there
+        return on_device
 
     def _buffer(self, size: int) -> tuple[torch.Tensor, torch.cuda.Event]:
-        """Pinned memory whose last copy is done."""
+        """Pinned memory of at least `size` bytes whose last copy is done."""
         if len(self._pinned) < BUFFERS:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True), new_event()
         memory, copied = self._pinned.popleft()
@@ -62,12 +62,12 @@ class Transfers:
         return memory, copied
 
     def begin_batch(self) -> None:
-        """What was launched before this belongs to earlier batches."""
+        """Mark all work launched so far as that of earlier batches."""
         if self._gpu:
             self._earlier.record()
 
     def results_of_earlier_batches(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, work waits for what was launched before `begin_batch`, not for what was launched since."""
+        """Inside, work waits for what was launched before `begin_batch`, not after it."""
         if not self._gpu:
             return contextlib.nullcontext()
         self._results.wait_event(self._earlier)

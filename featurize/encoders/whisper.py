@@ -1,4 +1,4 @@
-"""Whisper's encoder, through transformers. One audio token for each even segment, for every K asked for."""
+"""Whisper's encoder, through transformers. One audio token per equal segment, for every K of the settings."""
 
 import math
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ PUBLISHED = {name: {"openai": f"openai/whisper-{name}"} for name in ARCHITECTURE
 
 
 class WhisperEncoder(TokenEncoder[WhisperSettings]):
-    """Segments through Whisper's encoder; the audio token is the mean of its hidden states that hear the segment.
+    """Segments through Whisper's encoder; the audio token is the mean of the hidden states that cover the segment.
 
-    The encoder always takes 30 s and gives a state for each 20 ms. A shorter segment is followed by silence, whose
-    states are left out of the mean; of a longer one the middle 30 s are taken.
+    The encoder always takes 30 s and gives a state per 20 ms. A shorter segment is padded with silence, whose states
+    are left out of the mean; of a longer one the middle 30 s are taken.
     """
 
     def __init__(self, settings: WhisperSettings) -> None:
@@ -58,13 +58,13 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         )
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
-        """Segments as rows of `mel` float32 [mels, 3000] and `states` int64, those of the first K first."""
+        """Segments as rows of `mel` float32 [mels, 3000] and `states` int64, in the order of the K."""
         sound, bounds = segments_of(media, self.rate, self.settings.max_seconds, self.settings.segments)
         cut = [middle(start, end, self.extractor.n_samples) for start, end in bounds]
         mels = [log_mel(self.extractor, sound[start:end]) for start, end in cut]
         rows = np.empty(len(mels), [("mel", np.float32, mels[0].shape), ("states", np.int64)])
         rows["mel"] = mels
-        samples = self.extractor.n_samples // self.tower.config.max_source_positions  # that one state hears
+        samples = self.extractor.n_samples // self.tower.config.max_source_positions  # that one state covers
         rows["states"] = [math.ceil((end - start) / samples) for start, end in cut]
         return Units(rows, np.arange(len(rows)), sound.facts)
 
@@ -72,9 +72,9 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
         """Segments [b] to tokens float32 [b, D]."""
         mel = self.transfers.upload(rows["mel"]).to(self.dtype)
-        found = self.tower(mel, output_hidden_states=True)
+        outputs = self.tower(mel, output_hidden_states=True)
         last = self.layer == len(self.tower.layers)
-        states = (found.last_hidden_state if last else found.hidden_states[self.layer]).float()
+        states = (outputs.last_hidden_state if last else outputs.hidden_states[self.layer]).float()
         counts = self.transfers.upload(rows["states"])[:, None]
         heard = torch.arange(states.shape[1], device=self.device)[None] < counts
         token = (states * heard[..., None]).sum(1) / counts
@@ -93,13 +93,13 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
 
 
 def log_mel(extractor: Any, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A segment's log-mel spectrogram, float32 [mels, frames], with silence after it."""
-    found = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
-    return np.asarray(found[0], np.float32)
+    """A segment's log-mel spectrogram, float32 [mels, frames], padded with silence."""
+    features = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
+    return np.asarray(features[0], np.float32)
 
 
 def preprocessing(extractor: Any) -> dict[str, Any]:
-    """What a column's spec says of the way from sound to spectrogram."""
+    """How sound becomes a spectrogram, for a column's spec."""
     return {
         "rate": extractor.sampling_rate,
         "seconds": extractor.chunk_length,
@@ -130,7 +130,7 @@ def load_tower(settings: WhisperSettings) -> tuple[Any, Any]:
             return Tower(config), WhisperFeatureExtractor()  # type: ignore[no-untyped-call]
     source = source_of(settings, PUBLISHED, "random, ")
     tower = load_model(WhisperModel, source).encoder
-    found = (tower.config.d_model, tower.config.encoder_layers, tower.config.encoder_attention_heads)
-    if ARCHITECTURES.get(name, found) != found:
-        raise UserError(f"{settings.encoder}: not the weights of this architecture: width, layers, heads are {found}")
+    shape = (tower.config.d_model, tower.config.encoder_layers, tower.config.encoder_attention_heads)
+    if ARCHITECTURES.get(name, shape) != shape:
+        raise UserError(f"{settings.encoder}: not the weights of this architecture: width, layers, heads are {shape}")
     return tower, load(WhisperFeatureExtractor, source)

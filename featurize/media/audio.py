@@ -1,7 +1,6 @@
-"""The sound of a file, mono, at every rate that encoders take, from one decode, on the timeline of its file.
+"""Decode a file's sound once, mono, at every rate that encoders take, on the timeline of the file.
 
-What is heard keeps its time: where a sound begins after the picture, has a hole or ends before the picture, there is
-silence.
+Sound keeps its time: silence fills in where it begins after the picture, has a hole or ends before the picture.
 """
 
 import contextlib
@@ -18,28 +17,28 @@ from featurize.media.recorder import Recorder
 from featurize.media.sound import Sound, check_length
 from featurize.media.stills import is_folder
 
-DEFAULT = 5_000_000  # channels that a stream's being the default one is worth
-LEAD = 1.0  # seconds before a part from which on it is decoded, since codecs lean on what came before
-# Formats whose packets carry their times, so that these are right after a seek too.
+DEFAULT = 5_000_000  # channels that the default flag is worth when streams are ranked
+LEAD = 1.0  # seconds decoded before a part, since codecs depend on earlier packets
+# Formats whose packets carry their times, which are therefore right after a seek too.
 TIMED = ("mov", "matroska", "mpegts", "flv", "asf", "ogg", "wav", "w64", "aiff", "caf", "au", "nut", "mxf")
 
 
 class _LateError(Exception):
-    """Decoding began behind the time that was sought."""
+    """Decoding began after the time that was sought."""
 
 
 def read_audio(
     uri: str, rates: Sequence[int], max_seconds: float, start: float | None = None, end: float | None = None
 ) -> dict[int, Sound]:
-    """The audio stream that players play (the default one; of the most channels), mixed to mono at each of `rates` Hz.
+    """The audio stream that players choose (default flag, then channels), mixed to mono, as a `Sound` by rate.
 
-    It begins where the file does, be that picture or sound, and ends with the longer of the two; a part of it begins
-    and ends at its bounds, as far as the file goes.
+    The sound begins where the file does, with picture or sound, and ends with the longer of the two. A part begins and
+    ends at its bounds, as far as the file goes.
 
     Args:
         uri: path or fsspec URL.
         rates: in Hz.
-        max_seconds: of a sound, at most.
+        max_seconds: maximum length of a sound.
         start: of a part, in seconds from the beginning.
         end: of a part, in seconds from the beginning.
 
@@ -59,7 +58,7 @@ def read_audio(
 def _read(
     uri: str, rates: Sequence[int], max_seconds: float, bounds: tuple[float, float] | None, sought: bool = False
 ) -> dict[int, Sound]:
-    """Read a file, or a part of it; `sought` if it is decoded from shortly before the part only."""
+    """Read a file or a part of it; with `sought`, decode only from shortly before the part."""
     with open_container(uri) as container:
         if not container.streams.audio:
             raise MediaError("absent", "no audio stream")
@@ -86,7 +85,7 @@ def _read(
 
 
 def _seek(container: av.container.InputContainer, stream: av.AudioStream, seconds: float) -> None:
-    """Go to a time of the container's clock, if its packets tell the time there."""
+    """Seek to a time of the container's clock, if its packets carry times."""
     if str(container.format.name).split(",", 1)[0] not in TIMED:
         raise _LateError
     try:
@@ -96,7 +95,7 @@ def _seek(container: av.container.InputContainer, stream: av.AudioStream, second
 
 
 def _rank(stream: av.AudioStream) -> int:
-    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
+    """Rank streams as the ffmpeg command does; the first of equals wins. A stream without a decoder comes last."""
     if stream.codec_context is None:
         return -1
     return int(stream.channels) + DEFAULT * bool(stream.disposition & av.stream.Disposition.default)

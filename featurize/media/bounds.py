@@ -1,4 +1,4 @@
-"""What one file may cost, so that a worker's memory is bounded whatever the file."""
+"""Limits on what one file may cost, so that a worker's memory is bounded for any file."""
 
 import contextlib
 import threading
@@ -9,13 +9,13 @@ from featurize.media.errors import MediaError
 MAX_PIXELS = 36_000_000  # of a video's frame: 8K has 35 million; a decoder may hold 17 such frames
 MAX_STILL_PIXELS = 64_000_000  # of a still
 MAX_FRAMES = 5_000_000  # of a video: a day at 60 a second has 5.2 million
-ALONE = 9_000_000  # pixels of a frame (4K has 8.9 million) above which a file is decoded while no other such is
+ALONE = 9_000_000  # pixels of a frame (4K has 8.9 million) above which only one such file at a time is decoded
 _alone = threading.Lock()
 
 
 @contextlib.contextmanager
 def room(width: int, height: int, most: int) -> Iterator[None]:
-    """Decode frames of this size in here, at most one file of large ones at a time in a process.
+    """Decode frames of this size inside; a process decodes one file of large frames at a time.
 
     Raises:
         MediaError: a frame has more than `most` pixels (`too_large`).

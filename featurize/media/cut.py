@@ -1,10 +1,10 @@
-"""Whether a still's bytes end before its picture does, by the structure of its format."""
+"""Whether a still is cut, judged by the structure of its format."""
 
 from typing import Literal
 
 TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
-TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value of each type that has more than 1
-OFFSETS, COUNTS = (273, 324), (279, 325)  # tags: where strips or tiles lie, and their bytes
+TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes per value, for types of more than 1 byte
+OFFSETS, COUNTS = (273, 324), (279, 325)  # tags: offsets and byte counts of strips or tiles
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # of JPEG; neither occurs in the data of a scan
 
@@ -27,7 +27,7 @@ def is_cut(data: bytes) -> bool:
 
 
 def _tiff_end(data: bytes, order: Literal["little", "big"]) -> int:
-    """Where the first directory, its values and its strips or tiles end; no more is looked at beyond the data's end."""
+    """End of the first directory, its values and its strips or tiles; stops once one reaches beyond the data."""
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
@@ -48,7 +48,7 @@ def _tiff_end(data: bytes, order: Literal["little", "big"]) -> int:
 
 
 def _boxes_end(data: bytes) -> int:
-    """Where the last of the boxes that AVIF is made of ends; one of size 0 reaches to the end of the file."""
+    """End of the last AVIF box; a box of size 0 reaches to the end of the file."""
     at = 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")

@@ -1,6 +1,6 @@
-"""Frames of a stream, packet by packet: one packet that cannot be decoded is lost, not the file.
+"""Decode a stream packet by packet: a packet that cannot be decoded is lost, not the file.
 
-Players go on after such a packet. What is lost is counted and bounded, so that rubbish does not pass for a film.
+Players continue after such a packet too. Losses are counted and bounded, so that garbage does not pass for a film.
 """
 
 import math
@@ -16,9 +16,9 @@ from featurize.media.errors import MediaError, blamed
 
 SHARE = 0.05  # of the packets since the first frame may be lost ...
 FEW = 4  # ... and this many more
-TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats after whose sound tags may stand
-MPEG4_SIZE = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # begins the header that says how large frames are
-REPEATING = ("theora",)  # codecs in which an empty packet says "the same picture again"
+TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats that may have tags after the sound
+MPEG4_SIZE = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # start code of the header that holds the frame size
+REPEATING = ("theora",)  # codecs in which an empty packet repeats the last frame
 
 
 @dataclass
@@ -26,11 +26,11 @@ class Losses:
     """Packets of a stream that could not be decoded.
 
     Attributes:
-        packets: tried since the first frame came.
+        packets: attempted since the first frame.
         before: lost before the first frame: a recording may begin between keyframes.
         between: lost between frames.
         after: lost since the last frame.
-        reason: what the decoder said of the first.
+        reason: the decoder's message about the first loss.
     """
 
     packets: int = 0
@@ -41,16 +41,16 @@ class Losses:
 
     @property
     def skipped(self) -> int:
-        """All that were lost."""
+        """Number of lost packets."""
         return self.before + self.between + self.after
 
     def add(self, error: Exception, begun: bool) -> None:
-        """Count a lost packet; `begun` where a frame came before it."""
+        """Count a lost packet; `begun` if a frame was decoded before it."""
         self.reason = self.reason or str(getattr(error, "strerror", None) or error)
         self.before, self.after = self.before + (not begun), self.after + begun
 
     def resume(self) -> None:
-        """Note that a frame has come.
+        """Note that a frame was decoded.
 
         Raises:
             MediaError: too many packets are lost (`unreadable`).
@@ -59,7 +59,7 @@ class Losses:
         self._bound(self.between)
 
     def check(self, frames: int, tagged: bool = False) -> None:
-        """See that what was decoded of a stream may pass for it; `tagged` where anything may follow its last frame.
+        """Check that enough of a stream was decoded; with `tagged`, losses after the last frame do not count.
 
         Raises:
             MediaError: nothing was decoded, or too many packets are lost (`unreadable`).
@@ -75,13 +75,13 @@ class Losses:
 
 @dataclass
 class Beside:
-    """A stream that is not decoded, and when the last of its packets ends, in seconds of the container's clock."""
+    """A stream that is not decoded, and the end of its last packet in seconds of the container's clock."""
 
     stream: Any
     end: float = -math.inf
 
     def see(self, packet: Any) -> None:
-        """Take notice of a packet."""
+        """Update `end` by a packet."""
         at = packet.pts if packet.pts is not None else packet.dts
         if at is not None and packet.size and not packet.is_discard:
             self.end = max(self.end, float((at + (packet.duration or 0)) * packet.time_base))
@@ -94,15 +94,15 @@ def decode(
     beside: Beside | None = None,
     sent: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Iterator[Any]:
-    """Decode a stream from where the container stands, or those of its packets that `sent` chooses.
+    """Decode a stream from the container's position; `sent` may choose among its packets.
 
-    What cannot be decoded is counted in `losses`.
+    Packets that cannot be decoded are counted in `losses`.
 
     Raises:
-        MediaError: the container cannot be read on, frames are too large, or too much is lost.
+        MediaError: the container cannot be read further, frames are too large, or too many packets are lost.
     """
     last: Any = None
-    end: Any = None  # the packet that ends a stream: empty, but what it sets free has its time base
+    end: Any = None  # the flush packet: empty, but the frames it releases take its time base
     repeats = stream.codec_context.name in REPEATING
     with blamed("FFmpeg"):
         for packet in sent(_packets(container, stream, losses, beside)):
@@ -121,7 +121,7 @@ def decode(
 def _packets(
     container: av.container.InputContainer, stream: Any, losses: Losses, beside: Beside | None
 ) -> Iterator[Any]:
-    """The packets of a stream; some demuxers take tags after the last one for damage."""
+    """The packets of a stream. Some demuxers report tags after the last packet as damage: that is one loss."""
     try:
         for packet in container.demux(stream, *([beside.stream] if beside else [])):
             if beside and packet.stream_index != stream.index:
@@ -139,10 +139,10 @@ def _decoded(stream: Any, packet: Any, losses: Losses, begun: bool) -> list[Any]
     try:
         return stream.decode(packet)  # type: ignore[no-any-return]
     except av.error.EOFError:
-        return []  # after a flush there is nothing more
+        return []  # already flushed
     except av.error.MemoryError:
         raise
-    except av.error.FFmpegError as error:  # decoders have many words for damage
+    except av.error.FFmpegError as error:  # decoders report damage by many codes
         if isinstance(error, av.error.ArgumentError) and stream.type == "video" and _size_refused(stream, packet):
             reason = f"frames of no valid size, or of more than {MAX_PIXELS} pixels"
             raise MediaError("too_large", reason) from None
@@ -151,6 +151,6 @@ def _decoded(stream: Any, packet: Any, losses: Losses, begun: bool) -> list[Any]
 
 
 def _size_refused(stream: Any, packet: Any) -> bool:
-    """Whether a decoder refused the size of frames, which FFmpeg then forgets. In MPEG-4 it may not have come yet."""
+    """Whether the decoder refused the frame size, which FFmpeg then resets. In MPEG-4 it may not have come yet."""
     context = stream.codec_context
     return not context.width and (context.name != "mpeg4" or MPEG4_SIZE.search(bytes(packet)) is not None)

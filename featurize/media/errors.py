@@ -14,8 +14,8 @@ class MediaError(Exception):
     """A file, or one of its streams, cannot be used. It becomes a record in the sidecar."""
 
     def __init__(self, code: FailureCode, reason: str) -> None:
-        reason = reason.encode(errors="backslashreplace").decode()  # it may name a file whose name is not UTF-8
-        super().__init__(code, reason)  # both: a copy that crosses a process is made from them
+        reason = reason.encode(errors="backslashreplace").decode()  # it may hold a file name that is not UTF-8
+        super().__init__(code, reason)  # both: pickling rebuilds the error from them
         self.code: FailureCode = code
         self.reason = reason
 
@@ -25,10 +25,10 @@ class MediaError(Exception):
 
 @contextlib.contextmanager
 def blamed(library: str) -> Iterator[None]:
-    """What `library` raises in here is the file's doing, so it becomes a `MediaError`.
+    """Turn whatever `library` raises inside into a `MediaError`, since the file caused it.
 
-    Decoders meet hostile bytes with any kind of exception, so all kinds are taken. Only calls of the library belong
-    in here: a mistake of ours must not pass for a bad file.
+    Decoders answer hostile bytes with any exception, so all are caught. Only calls of the library belong inside: our
+    own bugs must not pass for bad files.
     """
     try:
         yield
@@ -48,5 +48,5 @@ def _code(error: Exception) -> FailureCode:
 
 def _words(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = OBJECT.sub("the file", str(text))  # the same file must give the same words in every run
+    text = OBJECT.sub("the file", str(text))  # the reason must not differ from run to run
     return " ".join(text.split())[:LONGEST]

@@ -11,13 +11,13 @@ from featurize.media.bounds import MAX_PIXELS
 from featurize.media.errors import MediaError, blamed
 from featurize.media.structure import is_cut
 
-# Demuxers of files that hold their media themselves. Playlists (hls, dash, concat, sdp) would have FFmpeg open others.
+# Demuxers of self-contained files. Playlists (hls, dash, concat, sdp) would make FFmpeg open other files.
 FORMATS = (
     "mov,matroska,avi,flv,asf,mpeg,mpegts,mpegvideo,ogg,rm,mxf,nut,ivf,dv,wtv,h264,hevc,m4v,obu,mjpeg,gif,apng,webp,"
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe,"
     "wav,w64,flac,mp3,aac,ac3,eac3,dts,aiff,au,caf,amr,ape,wv,tta,tak,mpc,mpc8,dsf,truehd,voc"
 )
-DEFAULT = 5_000_000  # pixels that a stream's being the default one is worth
+DEFAULT = 5_000_000  # pixels that the default flag is worth when streams are ranked
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
 
 
@@ -25,8 +25,8 @@ def check_file(uri: str) -> int:
     """The size of the file in bytes.
 
     Raises:
-        MediaError: there is no such file (`missing`), it holds nothing (`empty`), or it is no plain file or may not be
-            read (`unreadable`).
+        MediaError: the file does not exist (`missing`), has 0 bytes (`empty`), or is not a plain file or not readable
+            (`unreadable`).
     """
     fs, path = fsspec.core.url_to_fs(uri)
     try:
@@ -44,7 +44,7 @@ def check_file(uri: str) -> int:
 
 @contextlib.contextmanager
 def open_container(uri: str) -> Iterator[av.container.InputContainer]:
-    """Open a video or sound file for reading. If what is read in here fails on a file that lacks its end, that is why.
+    """Open a video or sound file. A read error raised inside becomes `truncated` if the file lacks its end.
 
     Raises:
         MediaError: the file is missing, empty, unreadable or truncated.
@@ -70,20 +70,20 @@ def _cut_if_so(uri: str) -> Iterator[None]:
 def _opened(source: Any) -> av.container.InputContainer:
     try:
         return av.open(source, metadata_errors="replace", options=dict(OPTIONS))  # type: ignore[no-any-return]
-    except av.error.EOFError as error:  # nothing is in it; it need not be cut
+    except av.error.EOFError as error:  # no media in it, which does not mean that it was cut
         raise MediaError("unreadable", f"FFmpeg: {error.strerror}") from None
     except av.error.ArgumentError:
         raise MediaError("unreadable", "FFmpeg: none of the formats that are taken for video or sound") from None
 
 
 def picture_of(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The video stream that players show, if there is one: not a cover picture; the default one; the largest."""
+    """The video stream that players show, or None: the largest, the default one preferred, never a cover picture."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     return max(streams, key=_rank, default=None)
 
 
 def _rank(stream: av.VideoStream) -> int:
-    """As the ffmpeg command ranks streams; of equals it takes the first. One without a decoder comes last."""
+    """Rank streams as the ffmpeg command does; the first of equals wins. A stream without a decoder comes last."""
     if stream.codec_context is None:
         return -1
     default = bool(stream.disposition & av.stream.Disposition.default)
@@ -91,7 +91,7 @@ def _rank(stream: av.VideoStream) -> int:
 
 
 def bounded(stream: av.stream.Stream) -> None:
-    """Have the stream's decoder refuse frames beyond the bounds, whatever comes in mid-stream.
+    """Make the stream's decoder refuse frames over `MAX_PIXELS`, even if their size changes mid-stream.
 
     Raises:
         MediaError: FFmpeg has no decoder for it.

@@ -1,4 +1,4 @@
-"""What decoding gives for the eyes of encoders."""
+"""Decoded frames, as visual encoders take them."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ class Frames:
 
     Attributes:
         pixels: for each size, the distinct frames, uint8 [U, size, size, 3], RGB.
-        index: the distinct frame that stands at each place of the grid, int64 [T].
-        times: of each place of the grid, in seconds from the first frame; empty where they are not known.
-        skipped: packets before the last of them that could not be decoded.
-        stills: in the folder that they are of, 0 if they are of a file.
+        index: the distinct frame at each place of the grid, int64 [T].
+        times: of each place of the grid, in seconds from the first frame; empty if unknown.
+        skipped: number of packets before the last frame that could not be decoded.
+        stills: number of stills in their folder, 0 if they come from a file.
     """
 
     pixels: dict[int, NDArray[np.uint8]]

@@ -1,4 +1,4 @@
-"""Bytes of headers that say how much a file holds, where FFmpeg does not pass on what they say."""
+"""Read from headers how much a file should hold, where FFmpeg does not pass it on."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ import fsspec
 
 from featurize.media.errors import blamed
 
-ASF_OBJECT = 24  # bytes that begin an object: what it is, and its size
-WAV_MARKS = 0x7FFF_0000  # bytes: longer ones stand for a length that was not known
-WAV_SLACK = 64  # bytes by which writers count too many
+ASF_OBJECT = 24  # bytes of an object's header: GUID and size
+WAV_MARKS = 0x7FFF_0000  # bytes: lengths from here on mean that it was not known
+WAV_SLACK = 64  # bytes that writers may overcount
 MP3_RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG-1
-MP3_SLOWER = {0x18: 1, 0x10: 2, 0x00: 4}  # by the version's bits: MPEG-1, 2 and 2.5
+MP3_SLOWER = {0x18: 1, 0x10: 2, 0x00: 4}  # divisors by version bits: MPEG-1, 2 and 2.5
 
 
 def riff_is_cut(uri: str) -> bool:
-    """Whether the chunks of a RIFF file reach beyond its end. (What a crash left without a length does not.)"""
+    """Whether the chunks of a RIFF file reach beyond its end. (One that a crash left without a length does not.)"""
     with blamed("RIFF"), fsspec.open(uri, "rb") as file:
         size, at = int(file.seek(0, 2)), 0
         while at + 8 <= size:
@@ -27,7 +27,7 @@ def riff_is_cut(uri: str) -> bool:
 
 
 def asf_is_cut(uri: str) -> bool:
-    """Whether the packets of an ASF file reach beyond its end. (An index behind them may be missing.)"""
+    """Whether the packets of an ASF file reach beyond its end. (An index after them may be missing.)"""
     with blamed("ASF"), fsspec.open(uri, "rb") as file:
         size, at = int(file.seek(0, 2)), 0
         for _ in range(2):  # the header, then the data
@@ -39,7 +39,7 @@ def asf_is_cut(uri: str) -> bool:
 def wav_is_cut(uri: str) -> bool:
     """Whether the samples of a WAV file reach beyond its end.
 
-    FFmpeg cuts a duration down to what the bytes allow. Writers that cannot go back leave a mark for the length.
+    FFmpeg clamps the duration to the bytes present. Writers that cannot seek back leave a placeholder length.
     """
     with blamed("WAV"), fsspec.open(uri, "rb") as file:
         size, at, long = int(file.seek(0, 2)), 12, 0
@@ -47,7 +47,7 @@ def wav_is_cut(uri: str) -> bool:
             file.seek(at)
             head = file.read(24)
             length = int.from_bytes(head[4:8], "little")
-            if head.startswith(b"ds64"):  # of a file beyond 4 GiB, the true length
+            if head.startswith(b"ds64"):  # the true length of a file beyond 4 GiB
                 long = int.from_bytes(head[16:], "little")
             if head.startswith(b"data"):
                 length = long or (length if length < WAV_MARKS else 0)
@@ -57,15 +57,15 @@ def wav_is_cut(uri: str) -> bool:
 
 
 def mp3_is_cut(uri: str) -> bool:
-    """Whether an MP3 has fewer bytes than its first frame counts, if that is a header of Xing's."""
+    """Whether an MP3 has fewer bytes than its Xing header declares, if it has one."""
     with blamed("MP3"), fsspec.open(uri, "rb") as file:
         return int(file.seek(0, 2)) < _xing(_first_frame(file))[1]
 
 
 def mp3_seconds(uri: str) -> float:
-    """Seconds that the first frame of an MP3 counts if it is a header of Xing's, else 0.0.
+    """Seconds that the Xing header of an MP3 declares, 0.0 without one.
 
-    FFmpeg does not tell such a duration from one that it guessed.
+    FFmpeg does not distinguish this duration from one that it guessed.
     """
     with blamed("MP3"), fsspec.open(uri, "rb") as file:
         return _xing(_first_frame(file))[0]
@@ -80,10 +80,10 @@ def _first_frame(file: Any) -> bytes:
 
 
 def _xing(frame: bytes) -> tuple[float, int]:
-    """Seconds and bytes that it counts, or 0."""
+    """Seconds and bytes that a Xing header declares; 0 for what it does not."""
     if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE0 != 0xE0 or frame[2] & 0x0C == 0x0C:
         return 0.0, 0
-    first = frame[1] & 0x18 == 0x18  # of MPEG-1; others have half its rate and half its samples in a frame
+    first = frame[1] & 0x18 == 0x18  # MPEG-1; others have half its rate and half its samples per frame
     mono = frame[3] & 0xC0 == 0xC0
     at = 4 + (17 if first == mono else 32 if first else 9)
     flags = frame[at + 7] if frame[at : at + 4] in (b"Xing", b"Info") else 0

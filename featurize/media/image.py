@@ -1,4 +1,4 @@
-"""Stills, and the scaling of all frames."""
+"""Read stills, and scale frames."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from featurize.media.errors import MediaError, blamed
 from featurize.media.file import check_file
 from featurize.media.frames import Frames
 
-# Not all that Pillow can open: it starts Ghostscript for EPS.
+# Not every format of Pillow's: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-MAX_STILL_BYTES = 1 << 28  # that are looked through for a picture's end
-UNBOUNDED = ("I", "F")  # modes whose white is any number
+MAX_STILL_BYTES = 1 << 28  # searched for the end of a picture
+UNBOUNDED = ("I", "F")  # modes without a defined white level
 
 
 def read_image(uri: str, sizes: Sequence[int]) -> Frames:
-    """A still as a 1-frame video, upright by its EXIF orientation; of an animation the first frame.
+    """A still as a one-frame video, turned upright by its EXIF orientation; the first frame of an animation.
 
     Raises:
         MediaError: the file is missing, empty, unreadable, truncated or too large.
@@ -63,7 +63,7 @@ def open_image(uri: str) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _pillow(uri: str) -> Iterator[None]:
-    """What Pillow raises in here is the file's doing; if the file lacks its end, that is why, whatever Pillow says."""
+    """Turn Pillow's errors into `MediaError`s: `truncated` if the file lacks its end, whatever Pillow says."""
     try:
         with blamed("Pillow"):
             yield
@@ -79,7 +79,7 @@ def _ends_early(uri: str) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits; Pillow alone would cut 16 bits off at 255, which turns most pixels white."""
+    """Convert to 8-bit RGB. Pillow alone would clip 16 bits at 255, turning most pixels white."""
     if image.mode in UNBOUNDED:
         raise MediaError("unreadable", f"pixels of mode {image.mode}, whose white is unknown")
     if image.mode in SIXTEEN_BITS:

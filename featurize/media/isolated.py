@@ -1,4 +1,4 @@
-"""Decode in a child process: what crashes, hangs or outgrows memory there is an error of one file, not of a worker."""
+"""Decode in a child process: a crash, a hang or excessive memory there fails one file, not the worker."""
 
 import multiprocessing
 import resource
@@ -18,9 +18,9 @@ R = TypeVar("R")
 
 
 class Isolated:
-    """Calls functions in a child process that lives until it dies of one; then the next call gets a new child.
+    """Calls functions in a child process, which is reused until a call kills it; the next call starts a new one.
 
-    Functions, arguments and results are pickled, so functions are named by module. A context manager.
+    A context manager. Functions, arguments and results are pickled, so functions must be importable by name.
     """
 
     def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
@@ -37,7 +37,7 @@ class Isolated:
         self.close()
 
     def __call__(self, function: Callable[..., R], *words: Any) -> R:
-        """The result of `function(*words)`, or what it raises.
+        """Return the result of `function(*words)`, or raise what it raises.
 
         Raises:
             MediaError: the child crashed twice or took too long (`unreadable`), or needed too much memory
@@ -58,7 +58,7 @@ class Isolated:
         raise death
 
     def close(self) -> None:
-        """End the child."""
+        """Kill the child."""
         if self._child is not None:
             assert self._pipe
             self._child.kill()
@@ -94,7 +94,7 @@ class Isolated:
 
 
 def _serve(pipe: "Connection[Any, Any]", memory: int) -> None:
-    """What the child does: answer calls until the other end is closed."""
+    """Main loop of the child: answer calls until the other end is closed."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:

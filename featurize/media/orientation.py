@@ -1,17 +1,17 @@
-"""How a picture is to be turned and mirrored to stand upright."""
+"""Turn and mirror a picture upright."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-STRAIGHT = 60  # an axis at least so many times as long in one direction as in the other is turned by a right angle
+STRAIGHT = 60  # an axis this many times as long in one direction as in the other is turned by right angles
 
 
 def upright(image: Image.Image, matrix: NDArray[np.int32], angle: int) -> Image.Image:
-    """Apply a display matrix [9]: any of the eight orientations exactly, another angle as well as it goes.
+    """Apply a display matrix [9]: the eight orientations exactly, other angles approximately.
 
-    The matrix takes (x, y) to (a x + c y, b x + d y), y downwards, with a, b in its first row and c, d in its second.
-    `angle` is its turn in degrees, counterclockwise.
+    The matrix maps (x, y) to (a x + c y, b x + d y), y downwards, with a, b in its first row and c, d in its second.
+    `angle` is its rotation in degrees, counterclockwise.
     """
     a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
     if min(abs(a), abs(d)) > STRAIGHT * max(abs(b), abs(c)):

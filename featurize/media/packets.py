@@ -1,4 +1,4 @@
-"""Where the frames of a video lie, read from its packets, and the shortest way to those that are wanted."""
+"""Locate a video's frames by its packets, and plan the shortest decode of the wanted ones."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,16 +14,16 @@ from featurize.media.decoding import REPEATING
 from featurize.media.errors import MediaError, blamed
 from featurize.media.references import spare_of
 
-WORTH = 8  # frames that need not be decoded, for which another way than reading on is worth its while
-BY_PTS = ("mov", "matroska", "nut")  # formats whose index FFmpeg takes to go by the time of presentation
-WHOLE = ("mov", "matroska", "avi", "flv", "asf")  # formats in which no part of a frame passes for one, be the file cut
-HEAD = 256  # bytes that hold what an MPEG-4 keyframe's packet says of the film
-TINY = 12  # bytes: an MPEG-4 packet with no more may say that nothing is coded, and then shows nothing
+WORTH = 8  # a seek pays off if it saves decoding more frames than this
+BY_PTS = ("mov", "matroska", "nut")  # formats whose index FFmpeg reads as presentation times
+WHOLE = ("mov", "matroska", "avi", "flv", "asf")  # formats whose demuxers never pass a partial frame for a whole one
+HEAD = 256  # bytes of an MPEG-4 keyframe's packet that hold the film's headers
+TINY = 12  # bytes: an MPEG-4 packet this small may say "not coded", and then shows no frame
 
 
 @dataclass(frozen=True)
 class Run:
-    """Frames decoded in one go: from the keyframe at place `start` (found at time `seek`) on, wanted at `places`."""
+    """Frames decoded in one go, from the keyframe at place `start` (found at time `seek`); `places` are wanted."""
 
     start: int
     seek: int
@@ -32,21 +32,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Packets:
-    """What the packets of a video stream say, without decoding any.
+    """What the packets of a video stream tell without decoding.
 
     Attributes:
-        held: packets, empty ones too.
-        partial: whether the last one lacks bytes, as FFmpeg says.
-        complete: whether they are all, to the end of the stream.
-        count: frames that decoding them should show: not those outside an edit list, nor hidden references.
-        doubtful: the last place, if the packet there may be cut: only decoding it can tell.
-        sure: whether `count` can be relied on as long as the frames that are decoded are those of `shown`.
+        held: number of packets, empty ones included.
+        partial: whether FFmpeg reports that the last one lacks bytes.
+        complete: whether they were read to the end of the stream.
+        count: number of frames that decoding should show, without those outside an edit list and hidden references.
+        doubtful: the last place, if its packet may be cut: only decoding can tell.
+        sure: whether `count` is reliable, provided that the decoded frames are those of `shown`.
         end: when the last packet ends, in the stream's time base.
-        shown: presentation times of the frames in the order they are shown, int64 [n], in the stream's time base;
-            empty where the packets do not tell.
-        keys: places (in the order shown) of the frames where decoding can begin, int64 [k], rising.
-        seeks: the time at which to seek for each of them, int64 [k].
-        spare: whether the frame at each place is one that no other refers to, bool [n]; False where that is not sure.
+        shown: presentation times of the frames in display order, int64 [n], in the stream's time base; empty if the
+            packets do not tell.
+        keys: places (in display order) of the keyframes where decoding can begin, int64 [k], ascending.
+        seeks: the time to seek to for each keyframe, int64 [k].
+        spare: whether no other frame refers to the one at each place, bool [n]; False if unsure.
     """
 
     held: int
@@ -62,7 +62,7 @@ class Packets:
     spare: NDArray[np.bool_]
 
     def runs(self, places: Sequence[int]) -> list[Run]:
-        """The runs that decode the wanted `places` (rising); none where the packets do not tell where those are."""
+        """The runs that decode the wanted `places` (ascending); empty if the packets do not tell where they are."""
         if not self.sure or not len(self.keys) or self.keys[0] or places[-1] >= len(self.shown):
             return []
         needed = np.cumsum(~self.spare)
@@ -75,24 +75,24 @@ class Packets:
         return runs
 
     def decoded(self, run: Run) -> NDArray[np.int64]:
-        """The places of the frames that a run decodes, up to the last that is wanted."""
+        """The places of the frames that a run decodes, up to its last wanted one."""
         return run.start + np.flatnonzero(self._needed(run)[run.start : run.places[-1] + 1])
 
     def _needed(self, run: Run) -> NDArray[np.bool_]:
-        """Whether the frame at each place is decoded: others refer to it, or it is shown beside a wanted one.
+        """Whether the frame at each place is decoded: others refer to it, or it is shown next to a wanted one.
 
-        A wanted frame's neighbours, up to the nearest that others refer to, show by their order that it has its place.
+        The neighbours of a wanted frame, up to the nearest referenced ones, confirm its place by their order.
         """
         gaps = np.cumsum(~self.spare)
         near = gaps[run.places]
         return ~self.spare | np.isin(gaps, [near, near - ~self.spare[run.places]])
 
     def saved(self, runs: Sequence[Run]) -> int:
-        """How many frames fewer `runs` decode than reading from the start to the last wanted one."""
+        """How many fewer frames `runs` decode than a decode from the start to the last wanted one."""
         return runs[-1].places[-1] + 1 - sum(len(self.decoded(run)) for run in runs) if runs else 0
 
     def sent(self, run: Run, packets: Iterable[Any]) -> Iterator[Any]:
-        """Those of the packets behind a seek that a run decodes; none if the seek led beyond its keyframe."""
+        """The packets after a seek that a run decodes; none if the seek landed after its keyframe."""
         first, begun, idle = int(self.shown[run.start]), False, ~self._needed(run)
         for packet in packets:
             begun = begun or (packet.pts == first and packet.is_keyframe)
@@ -104,10 +104,10 @@ class Packets:
 
 
 def read_packets(container: av.container.InputContainer, stream: av.VideoStream, until: int | None = None) -> Packets:
-    """Read the packets of a stream: all, or where the container was sought those from the keyframe to the time `until`.
+    """Read the packets of a stream: all of them, or, after a seek, those from the keyframe to the time `until`.
 
     Raises:
-        MediaError: they cannot be read, or are more than `MAX_FRAMES`.
+        MediaError: packets cannot be read, or there are more than `MAX_FRAMES`.
     """
     codec = stream.codec_context.name
     reading = _Reading(
@@ -126,25 +126,27 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
                 until is not None and packet.dts is not None and packet.dts >= until
             ):  # no later packet is shown before this time
                 return reading.packets(complete=False)
-            if packet.size or packet.dts is not None or packet.pts is not None:  # the very last one has none of these
+            if (
+                packet.size or packet.dts is not None or packet.pts is not None
+            ):  # the demuxer's last packet, which flushes, has none of these
                 reading.add(packet)
     return reading.packets(complete=True)
 
 
 @dataclass
 class _Reading:
-    """What is known of a stream's packets while they are read.
+    """What is known of a stream's packets so far.
 
     Attributes:
-        by_pts: whether the container's index goes by the time of presentation; the others' go by that of decoding.
-        repeats: whether an empty packet shows the last frame again.
+        by_pts: whether the container's index holds presentation times; others hold decoding times.
+        repeats: whether an empty packet repeats the last frame.
         shows: whether a packet's bytes hold a frame that is shown.
-        smallest: bytes; whether a packet of no more shows a frame, only decoding can tell.
-        sought: whether they begin in mid-stream: what is shown before the first keyframe does not count.
-        seekable: whether packets have the same times after a seek. A part of a program stream may begin with the rest
-            of a frame, to which FFmpeg then gives the next one's time.
-        whole: whether the last packet surely is a frame like the others.
-        is_spare: whether a packet's bytes hold a frame that no other refers to.
+        smallest: bytes; for a packet of at most this size, only decoding tells whether it shows a frame.
+        sought: whether they begin after a seek: frames shown before the first keyframe do not count.
+        seekable: whether packets keep their times after a seek. In a program stream a seek may land inside a frame,
+            whose rest FFmpeg then gives the next frame's time.
+        whole: whether the last packet is certainly a whole frame.
+        is_spare: whether a packet's bytes hold only a frame that no other refers to.
     """
 
     by_pts: bool
@@ -197,9 +199,9 @@ class _Reading:
             self.latest = packet.pts
 
     def _keep(self, packet: Any) -> None:
-        """Note a frame that is shown.
+        """Record a frame that is shown.
 
-        A spare one is read after one that is shown later. If it is not, the container's times are those of decoding.
+        It is spare only if a frame shown later was read before; otherwise the container's times are decoding times.
         """
         if packet.pts is None:
             return
@@ -210,7 +212,7 @@ class _Reading:
             self.seeks.append(packet.pts if self.by_pts or packet.dts is None else packet.dts)
 
     def packets(self, complete: bool) -> Packets:
-        """All of them. Frames shown before the first keyframe lack what they are made from: some decoders drop them."""
+        """The result. Not `sure` if frames precede the first keyframe: without references, some decoders drop them."""
         pts, keys, seeks = (np.array(times, np.int64) for times in (self.shown, self.keys, self.seeks))
         shown, order = np.unique(pts, return_index=True)
         spare = np.array(self.spare, np.bool_)[order]
@@ -229,7 +231,7 @@ def _always(data: memoryview) -> bool:
 
 
 def _mpeg4_head(data: bytes) -> bytes:
-    """What says how frames are made, without times. Where it changes, the decoder may drop the frame it waited with."""
+    """The headers of a keyframe, without times. If they change, the decoder may drop the frame that it holds back."""
     return data.partition(b"\0\0\1\xb3")[0].partition(b"\0\0\1\xb6")[0]
 
 
@@ -238,8 +240,8 @@ def _vp8(data: memoryview) -> bool:
 
 
 def _vp9(data: memoryview) -> bool:
-    """A lone frame's header says so in its first byte; a superframe (its last byte marks it) always shows one."""
-    bits = data[0] if data[0] & 0x30 != 0x30 else data[0] << 1  # profile 3 has a bit more
+    """Whether a frame is shown: a lone frame's first byte tells; a superframe (its last byte marks it) shows one."""
+    bits = data[0] if data[0] & 0x30 != 0x30 else data[0] << 1  # profile 3 has one more bit
     return data[-1] & 0xE0 == 0xC0 or bool(bits & 0x0A)  # an earlier frame is shown, or this one
 
 

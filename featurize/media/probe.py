@@ -1,4 +1,4 @@
-"""Look at a file's header only: can it be opened as what it is taken for?"""
+"""Check by its header alone whether a file can be opened as its kind."""
 
 from featurize.media.errors import MediaError
 from featurize.media.file import check_file, open_container

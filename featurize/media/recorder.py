@@ -1,4 +1,4 @@
-"""Puts the frames of a stream of sound on the timeline of a file, or of a part of it."""
+"""Place the frames of an audio stream on the timeline of a file or of a part of it."""
 
 import contextlib
 import math
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 from featurize.media.errors import MediaError, blamed
 from featurize.media.sound import Sound, check_length
 
-LOUDEST = 2.0**31  # in float files too: full scale is 1, but some hold the whole numbers of 16, 24 or 32 bits
-RATES = range(1_000, 1_000_001)  # Hz that a stream may have: resampling a second of 1 Hz makes 48,000 samples of one
-SLACK = 0.1  # seconds that two clocks may differ without a hole between them, as in FFmpeg's `aresample=async=1`
-JUMP = 10.0  # seconds from which on a gap in a broadcast is another clock, as in the ffmpeg command
+LOUDEST = 2.0**31  # for float files too: full scale is 1, but some hold integers of 16, 24 or 32 bits
+RATES = range(1_000, 1_000_001)  # accepted Hz: resampling a second of 1 Hz makes 48,000 samples of one
+SLACK = 0.1  # seconds that clocks may differ without it being a gap, as in FFmpeg's `aresample=async=1`
+JUMP = 10.0  # seconds: a gap of this size in a broadcast is a clock jump, as in the ffmpeg command
 BROADCAST = ("mpegts", "mpeg")  # formats whose clock may jump
 
 
 class Recorder:
-    """Takes decoded frames and makes `Sound`s of them, mono, at several rates.
+    """Turns decoded frames into mono `Sound`s at several rates.
 
-    Time 0 is where the file begins, or the part of it. A frame that comes later than the end of the one before it
-    leaves silence between them; one that comes earlier, or beyond the file's end, has another clock, and follows on.
+    Time 0 is the beginning of the file or part. A frame later than the end of the one before it leaves silence between
+    them; one that is earlier, or beyond the file's end, has another clock and follows directly.
 
     Attributes:
         begin: time 0, in seconds of the container's clock.
-        at: where the next frame is expected.
-        heard: seconds of frames that were recorded.
+        at: when the next frame is expected, in seconds.
+        heard: seconds of recorded frames.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Recorder:
 
     @property
     def reached(self) -> float:
-        """Seconds up to the end of the last frame: of a part, from the file's beginning; else from the first frame."""
+        """Seconds to the end of the last frame: from the file's beginning for a part, else from the first frame."""
         return self._start + self.at if self._cut else self.at - self._first
 
     def is_late(self, frame: av.AudioFrame) -> bool:
-        """Whether the first frame comes after time 0, or tells no time."""
+        """Whether the first frame comes after time 0, or has no time."""
         return not self._begun and (frame.time is None or frame.time - self.begin > SLACK)
 
     def add(self, frame: av.AudioFrame) -> bool:
-        """Take the next frame; whether more are wanted.
+        """Add the next frame; return whether more are wanted.
 
         Raises:
-            MediaError: it is no sound, or the sound gets longer than it may.
+            MediaError: its samples are invalid, or the sound exceeds its maximum length.
         """
         form = _form(frame)
         time = self._place(frame)
@@ -82,7 +82,7 @@ class Recorder:
         return True
 
     def finish(self, skipped: int, picture_end: float | None = None) -> dict[int, Sound]:
-        """The sounds, of which `skipped` packets were lost.
+        """The finished sounds, by rate; `skipped` packets were lost.
 
         Args:
             picture_end: when the picture ends, in seconds of the container's clock, if the sound has ended.
@@ -102,7 +102,7 @@ class Recorder:
         return self._sounds
 
     def _place(self, frame: av.AudioFrame) -> float:
-        """When a frame comes; the silence before it is written."""
+        """The time of a frame; writes the silence before it."""
         if frame.time is None:
             return self.at
         time = frame.time - self.begin
@@ -132,7 +132,7 @@ class Recorder:
                 check_length(len(sound) / rate, self._max_seconds)
 
     def _flush(self) -> None:
-        """Write what the mixer holds back; what follows begins anew."""
+        """Write what the mixer buffers; the next frame starts a new mixer."""
         if self._mixer:
             self._keep(self._mixer, None)
             self._mixer = None
@@ -155,10 +155,10 @@ def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
 
 
 class _Mixer:
-    """Mixes frames of one form down to mono and resamples them to several rates, as `av.AudioResampler` does to one.
+    """Mixes frames of one form to mono and resamples them to several rates, as `av.AudioResampler` does to one.
 
-    (Several of those cannot share frames: each may alter those it is given.) With `bounds`, in seconds of the frames'
-    clock, samples outside of them are dropped before.
+    (Several resamplers cannot share frames: each may alter its input.) With `bounds`, in seconds of the frames' clock,
+    samples outside are dropped first.
     """
 
     def __init__(self, frame: av.AudioFrame, rates: Sequence[int], bounds: tuple[float, float] | None) -> None:
@@ -180,11 +180,11 @@ class _Mixer:
             split.link_to(mono, place, 0)
             mono.link_to(sink)
         graph.configure()
-        self._graph = graph  # which holds what it is made of
+        self._graph = graph  # keeps its filters alive
 
     def push(self, frame: av.AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Take a frame, or None at the end; what is now ready of each rate, mono [n]."""
-        with contextlib.suppress(av.error.EOFError):  # beyond the bounds nothing is taken
+        """Push a frame, or None at the end; yield the samples now ready at each rate, mono [n]."""
+        with contextlib.suppress(av.error.EOFError):  # the graph takes nothing beyond the bounds
             self._source.push(frame)
         for rate, sink in self._sinks.items():
             with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):  # no more for now, no more at all

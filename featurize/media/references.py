@@ -1,6 +1,6 @@
-"""Which frames no other frame refers to, read from the bytes of packets: only the wanted ones of them need decoding.
+"""Find frames that no other frame refers to, by the bytes of packets: they need decoding only if wanted.
 
-H.264 and HEVC say so in the head of each unit of a packet. Both decode to the same pixels without such frames.
+H.264 and HEVC say so in the header of each NAL unit. Without such frames, both decode the others to the same pixels.
 """
 
 import re
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import av
 
-TIMED = ("mov", "matroska", "flv", "mpegts")  # formats that store when each frame is shown; of others FFmpeg guesses
-PROGRESSIVE = 1  # FFmpeg's number for films not made of fields, which may come in two packets; 0 if it is not told
-START = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # begins a unit where their sizes are not stored
-H264_SPARE = 1  # a slice that is not referred to
-H264_BESIDE = (6, 9, 12)  # supplements, delimiters, filling
+TIMED = ("mov", "matroska", "flv", "mpegts")  # formats that store presentation times; for others FFmpeg guesses
+PROGRESSIVE = 1  # FFmpeg's field order of progressive films, 0 if unknown; two fields may come in two packets
+START = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # start code of a NAL unit, where sizes are not stored
+H264_SPARE = 1  # a slice that nothing refers to
+H264_BESIDE = (6, 9, 12)  # SEI, delimiters, filler data
 HEVC_SPARE = range(0, 16, 2)  # slices that no picture of the same temporal layer refers to
 HEVC_BESIDE = (35, 38, 39, 40)
 
@@ -20,7 +20,7 @@ HEVC_BESIDE = (35, 38, 39, 40)
 def spare_of(container: av.container.InputContainer, stream: av.VideoStream) -> Callable[[memoryview], bool]:
     """A function that says whether a packet's bytes hold only a frame that no other refers to; False if unsure."""
     codec, head = stream.codec_context, stream.codec_context.extradata or b""
-    stored = head[:1] == b"\1"  # whether the sizes of units are
+    stored = head[:1] == b"\1"  # whether the sizes of NAL units are
     if container.format.name.split(",")[0] not in TIMED or codec.field_order > PROGRESSIVE:
         return _never
     if codec.name == "h264" and (not stored or len(head) > 4):
@@ -40,13 +40,13 @@ def _h264(data: memoryview, width: int) -> bool:
 
 
 def _hevc(data: memoryview, width: int, layers: int) -> bool:
-    """A picture may be referred to by higher temporal layers than its own, so only the highest of `layers` counts."""
+    """Higher temporal layers may refer to a picture, so only the highest of `layers` counts."""
     heads = [head for head in _heads(data, width) if head[0] >> 1 not in HEVC_BESIDE]
     return bool(heads) and all(head[0] >> 1 in HEVC_SPARE and head[1] == layers for head in heads)
 
 
 def _heads(data: memoryview, width: int) -> Iterator[bytes]:
-    """How each unit begins; `width` bytes before it store its size, if any do."""
+    """The first bytes of each NAL unit; `width` bytes before it store its size, if not 0."""
     if not width:
         yield from START.findall(data)
         return

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from featurize.media.errors import MediaError
 
-IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 48 kHz); a longer one waits on disk
+IN_MEMORY = 32 << 20  # bytes of a sound that are kept in memory (3 minutes at 48 kHz); a longer one goes to disk
 
 
 def check_length(seconds: float, max_seconds: float) -> None:
@@ -27,7 +27,7 @@ def check_length(seconds: float, max_seconds: float) -> None:
 class Sound:
     """Mono samples, float32, at `rate` Hz; `len(sound)` of them, read by `sound[a:b]`, which copies.
 
-    `skipped` packets of it could not be decoded; `silent` of its samples stand for times without sound.
+    `skipped` counts packets that could not be decoded; `silent` counts samples added for times without sound.
 
     A long sound lies in an unlinked temporary file (in `TMPDIR`), so two hours of it cost no memory.
     """
@@ -41,7 +41,7 @@ class Sound:
         return self._samples
 
     def __getitem__(self, part: slice) -> NDArray[np.float32]:
-        """Samples float32 [b - a]; bounds as those of a list's slice, without a step."""
+        """Samples float32 [b - a]; bounds as in a list slice, without a step."""
         start, stop, step = part.indices(len(self))
         assert step == 1
         samples = np.empty(max(0, stop - start), np.float32)
@@ -67,12 +67,12 @@ class Sound:
         self._samples += len(samples)
 
     def append_silence(self, samples: int) -> None:
-        """Add samples for a time without sound."""
+        """Add zeros for a time without sound."""
         self.append(np.zeros(samples, np.float32))
         self.silent += samples
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process goes the file itself, not its bytes."""
+        """Pickle for another process: hand over the open file, not its bytes."""
         if isinstance(self._file, tempfile.SpooledTemporaryFile):
             self._file.rollover()
         self._file.flush()

@@ -1,4 +1,4 @@
-"""A folder of stills as a film: the frames of a video that was taken apart beforehand."""
+"""Read a folder of stills as a film: frames that were extracted from a video beforehand."""
 
 import math
 import posixpath
@@ -16,11 +16,11 @@ from featurize.media.frames import Frames
 from featurize.media.image import FORMATS, read_image
 
 NUMBERS = re.compile(r"([0-9]+)")
-SLACK = 1e-6  # of a frame, by which a bound in seconds may miss it
+SLACK = 1e-6  # of a frame: rounding tolerance of bounds in seconds
 
 
 def is_folder(uri: str) -> bool:
-    """Whether this is a folder that is there; of a remote file that costs one request, and lists nothing."""
+    """Whether a folder exists here; a remote one costs one request and is not listed."""
     fs, path = fsspec.core.url_to_fs(uri)
     try:
         return bool(fs.info(path)["type"] == "directory")
@@ -29,12 +29,12 @@ def is_folder(uri: str) -> bool:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names by the numbers in them: `frame-9` before `frame-10`."""
+    """Sort names by the numbers in them: `frame-9` before `frame-10`."""
     return sorted(names, key=lambda name: ([int(p) if p.isdigit() else p for p in NUMBERS.split(name)], name))
 
 
 def stills_of(uri: str) -> list[str]:
-    """The names of the stills in a folder, in order; hidden files and others are passed over.
+    """The names of the stills in a folder, in order; hidden and other files are skipped.
 
     Raises:
         MediaError: there are none (`unreadable`), or more than `MAX_FRAMES` (`too_large`).
@@ -58,10 +58,10 @@ def read_folder(
     end: float | None = None,
     fps: float | None = None,
 ) -> Frames:
-    """`count` of the stills in a folder, on the uniform grid; `fps` of them make a second.
+    """`count` stills of a folder on the uniform grid; `fps` is stills per second.
 
     Raises:
-        MediaError: there are none within the bounds, or bounds but no `fps`; or one that is wanted cannot be read,
+        MediaError: no still is within the bounds, bounds are given without `fps`, or a wanted still cannot be read,
             which the reason names.
     """
     names = stills_of(uri)
@@ -82,7 +82,7 @@ def _frame(uri: str, name: str, sizes: Sequence[int]) -> Frames:
 
 
 def _bounds(stills: int, start: float | None, end: float | None, fps: float | None) -> tuple[int, int]:
-    """The first still within the bounds and the one after the last; if none is, the one that is shown at `start`."""
+    """Index range of the stills within the bounds; if there are none, of the one shown at `start`."""
     if start is None and end is None:
         return 0, stills
     if not fps:

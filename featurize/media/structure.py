@@ -1,4 +1,4 @@
-"""Whether a file ends before its parts do: each tells its length, whatever FFmpeg makes of the rest."""
+"""Whether a file is cut, judged by the lengths that its parts declare, whatever FFmpeg makes of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ import fsspec
 
 from featurize.media.errors import blamed
 
-SHORTEST = 8  # bytes of a part's head
-HEAD = 282  # bytes that tell a part's length: an Ogg page may need so many
-MAX_GIF_BYTES = 1 << 28  # that are looked through
-MXF = bytes.fromhex("060e2b34")  # begins each of its keys
+SHORTEST = 8  # bytes of the shortest part header
+HEAD = 282  # bytes needed to tell a part's length: an Ogg page may need this many
+MAX_GIF_BYTES = 1 << 28  # read at most
+MXF = bytes.fromhex("060e2b34")  # prefix of every MXF key
 MXF_HEADER = MXF + bytes.fromhex("020501010d0102010102")
 W64 = b"riff" + bytes.fromhex("2e91cf11a5d628db04c10000")
 REAL = (b".RMF", b"PROP", b"CONT", b"MDPR", b"DATA")  # chunks of RealMedia
-GIF_PARTS = {0x21: 2, 0x2C: 11}  # bytes before the blocks of an extension, of a picture (a table may come between)
+GIF_PARTS = {0x21: 2, 0x2C: 11}  # header bytes before the blocks of an extension or picture (a table may come between)
 
 
 def is_cut(uri: str) -> bool:
@@ -41,12 +41,12 @@ def _reaches_beyond(file: Any, size: int, at: int, length: Callable[[bytes], int
 
 
 def _head(file: Any, at: int) -> bytes:
-    """The first bytes of a part, zeros beyond the end of the file."""
+    """The first bytes of a part, padded with zeros beyond the end of the file."""
     file.seek(at)
     return bytes(file.read(HEAD)).ljust(HEAD, b"\0")
 
 
-# Lengths of parts, given their heads; 0 where a part does not tell its own, or is none.
+# Length of a part from its first bytes; 0 if it declares none, or is no part of the format.
 
 
 def _box(head: bytes) -> int:
@@ -55,7 +55,7 @@ def _box(head: bytes) -> int:
 
 
 def _element(head: bytes) -> int:
-    """Of Matroska: an id and a size, whose first bits say how many bytes they take."""
+    """A Matroska element: an id and a size, whose leading bits give their widths in bytes."""
     name = 9 - head[0].bit_length()
     width = 9 - head[name].bit_length()
     size = _big(head, name, width) & (1 << 7 * width) - 1
@@ -103,12 +103,12 @@ def _ivf_frame(head: bytes) -> int:
 
 
 def _real_chunk(head: bytes) -> int:
-    """FFmpeg counts 10 bytes too many for the chunk that holds the data."""
+    """A RealMedia chunk; FFmpeg declares 10 bytes too many for DATA."""
     return _big(head, 4, 4) - 10 * head.startswith(b"DATA") if head[:4] in REAL else 0
 
 
 def _obu(head: bytes) -> int:
-    """Of AV1: seven bits of the size in each byte, the last of which is less than 128."""
+    """An AV1 OBU: its size has seven bits in each byte (LEB128), the last of which is less than 128."""
     if not head[0] & 2:
         return 0
     at, size, shift = 1 + (head[0] >> 2 & 1), 0, 0
@@ -118,7 +118,7 @@ def _obu(head: bytes) -> int:
 
 
 def _mxf_value(head: bytes) -> int:
-    """A value behind its key and its length; from the header on to the file's footer, if it says where that is."""
+    """An MXF key, length and value; for the header, all up to the footer if it tells where that is."""
     if not head.startswith(MXF):
         return 0
     width = head[16] & 0x7F if head[16] & 0x80 else 0
@@ -134,8 +134,8 @@ def _little(head: bytes, at: int, size: int) -> int:
     return int.from_bytes(head[at : at + size], "little")
 
 
-WITH_END = (_png_chunk,)  # the last of whose parts says that no more follow
-# What marks a format, where, where its parts begin, and how long they are.
+WITH_END = (_png_chunk,)  # formats with a part that marks the end
+# Per format: magic bytes, their offset, the offset of the first part, and the length function.
 FORMS: tuple[tuple[bytes | tuple[bytes, ...], int, int, Callable[[bytes], int]], ...] = (
     ((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"), 4, 0, _box),
     (b"\x1a\x45\xdf\xa3", 0, 0, _element),
@@ -167,5 +167,5 @@ def _gif_is_cut(data: bytes) -> bool:
 
 
 def _table(bits: int) -> int:
-    """Bytes of a table of colours, if a byte says that there is one."""
+    """Bytes of a colour table; 0 if the flags say that there is none."""
     return 3 << (bits & 7) + 1 if bits & 0x80 else 0

@@ -1,9 +1,9 @@
 """Frames of a video on a uniform grid, scaled to the sizes that encoders take.
 
-A frame's place is its number among all frames that decoding from the start gives. Where packets tell the place of each
-frame, decoding begins at the keyframes before the wanted frames, and leaves out frames that no other refers to and that
-are not wanted. It must then give exactly the other frames that the packets promise there, or the whole file is decoded
-from the start after all. Of a part of a file, only the packets from the keyframe before it to its end are read.
+A frame's place is its index among all frames decoded from the start. If the packets tell the place of each frame,
+decoding begins at the keyframes before the wanted frames, and skips unwanted frames that no other refers to. If that
+does not give exactly the frames that the packets promise, the whole file is decoded from the start instead. For a part
+of a file, only the packets from the keyframe before it to its end are read.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ from featurize.media.packets import WORTH, Packets, Run, read_packets
 from featurize.media.promises import check_frames, check_video, frames_promised
 from featurize.media.stills import is_folder, read_folder
 
-BACK = (0.0, 10.0)  # seconds before a part at which to look for a keyframe; then it is decoded from the film's start
+BACK = (0.0, 10.0)  # seconds to seek before a part for a keyframe; failing both, decode from the film's start
 STREAMED = ("mpegts", "mpeg")  # formats in which FFmpeg guesses the times of the first packets after a seek
-NEVER = 1 << 62  # in any time base
+NEVER = 1 << 62  # later than any time, in any time base
 HALF = Fraction(1, 2)
-RATE = 25  # frames a second of a stream that tells none
+RATE = 25  # frames per second of a stream that tells none
 
 
 @dataclass
 class Found:
-    """Wanted frames by their place: scaled pixels uint8 [size, size, 3] by size, and time in seconds."""
+    """Wanted frames by place: scaled pixels uint8 [size, size, 3] by size, and time in seconds."""
 
     sizes: Sequence[int]
     pixels: dict[int, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Found:
         self.times[place] = place / RATE if frame.time is None else frame.time
 
     def frames(self, places: NDArray[np.int64]) -> Frames:
-        """The frames of a grid, each distinct one once."""
+        """The frames of a grid, with each distinct frame stored once."""
         distinct, index = np.unique(places, return_inverse=True)
         pixels = {size: np.stack([self.pixels[place][size] for place in distinct.tolist()]) for size in self.sizes}
         start = self.times[int(places[0])]
@@ -72,16 +72,16 @@ def read_video(
 ) -> Frames:
     """`count` frames on the uniform grid of a video, of its part from `start` to `end`, or of a folder of stills.
 
-    A part has the frames whose times are in [start, end), as the ffmpeg command cuts (`-ss START -to END -i FILE`). It
-    ends with the film if that ends first. If it has no frame, it has the one that is shown at `start`.
+    A part holds the frames with times in [start, end), as `ffmpeg -ss START -to END -i FILE` cuts. It ends with the
+    film if that ends first. If no frame is in it, it holds the one shown at `start`.
 
     Args:
         uri: path or fsspec URL.
         sizes: sides of the squares that frames are scaled to, in pixels.
-        count: of the grid.
+        count: number of grid frames.
         start: in seconds from the beginning.
         end: in seconds from the beginning.
-        fps: stills a second, of a folder.
+        fps: stills per second of a folder.
 
     Raises:
         MediaError: the file is missing, empty, unreadable, truncated or too large, has no video stream (`absent`), or
@@ -104,7 +104,7 @@ def read_video(
 
 @contextlib.contextmanager
 def open_video(uri: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a file at the video stream that players show: not a cover picture; the default one; the largest.
+    """Open a file at the video stream that players show (see `picture_of`).
 
     Raises:
         MediaError: the file is missing, empty, unreadable or too large, or has no such stream (`absent`).
@@ -148,7 +148,7 @@ def _read_part(uri: str, sizes: Sequence[int], count: int, start: float, end: fl
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a film: `start` in seconds, and the times of its frames, from `low` to before `high`, in time bases."""
+    """A part of a film: `start` in seconds, and its frames' times in [`low`, `high`), in time base units."""
 
     start: float
     low: int
@@ -178,7 +178,7 @@ def _sought(container: av.container.InputContainer, stream: av.VideoStream, at: 
 
 
 def _check_reached(uri: str, part: _Part) -> None:
-    """Of a film that ends within a part, or before it: see that it is all that its header promises."""
+    """For a film that ends within a part or before it: check that it is as long as its header promises."""
     with open_video(uri) as (container, stream):
         packets = _whole(uri, container, stream)
         part.check(packets.end, stream.time_base or Fraction(1))
@@ -192,7 +192,7 @@ def _by_packets(
     sizes: Sequence[int],
     count: int,
 ) -> Frames | None:
-    """Frames of a part whose packets tell where they are; None if they do not, or do not begin before it."""
+    """Frames of a part, located by packets; None if packets do not tell, or begin after the part does."""
     if not packets.sure or packets.shown[0] > part.low:
         return None
     first, last = np.searchsorted(packets.shown, (part.low, part.high)).tolist()
@@ -205,9 +205,9 @@ def _by_packets(
 
 
 def _by_decoding(uri: str, sizes: Sequence[int], count: int, part: _Part, seek: int | None) -> Frames | None:
-    """Frames of a part by decoding on from `seek`, or from the start; None if no keyframe before the part is there."""
+    """Frames of a part by decoding from `seek` or the start; None if no keyframe precedes it or decodes differ."""
     total = 0
-    for _ in range(3):  # the first time they are counted
+    for _ in range(3):  # the first pass counts the frames
         found, places = Found(sizes), frame_indices(total, count)
         number = _decode_part(uri, set(places.tolist()) if total else set(), found, part, seek)
         if number is None:
@@ -219,7 +219,10 @@ def _by_decoding(uri: str, sizes: Sequence[int], count: int, part: _Part, seek: 
 
 
 def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: int | None) -> int | None:
-    """How many frames a part has: where none is in it, the last one before it."""
+    """Add the wanted frames of a part to `found`; return its frame count, None if no keyframe at `seek` precedes it.
+
+    A part without frames holds the last one before it.
+    """
     number, before = 0, None
     with open_video(uri) as (container, stream):
         if seek is not None and not _sought(container, stream, seek):
@@ -237,7 +240,7 @@ def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: in
                 found.add(number, frame)
             number += 1
         else:
-            if before is not None and not number and before.pts is None:  # how long the last one is shown is not known
+            if before is not None and not number and before.pts is None:  # the last frame's duration is unknown
                 part.check(_time(before, at + 1, stream), stream.time_base or Fraction(1))
         found.losses.check(number + (before is not None))
         if not number and before is not None:
@@ -249,7 +252,7 @@ def _decode_part(uri: str, wanted: set[int], found: Found, part: _Part, seek: in
 
 
 def _time(frame: av.VideoFrame, number: int, stream: av.VideoStream) -> int:
-    """When a frame is shown; of a stream that tells no times, by its rate."""
+    """When a frame is shown, in time base units; by the frame rate if the stream tells no times."""
     if frame.pts is not None:
         return frame.pts
     return round(number / ((stream.average_rate or RATE) * (stream.time_base or 1)))
@@ -264,7 +267,7 @@ def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) 
         decoded = _decode_through(uri, wanted, found, packets, total if known else None)
         if decoded == total:
             return found.frames(places)
-        tried = found.losses.packets  # two may be the two fields of one frame; those before the first do not count
+        tried = found.losses.packets  # two may be the fields of one frame; those before the first do not count
         if decoded + found.losses.skipped < tried / 2 - 1:
             raise MediaError("truncated", f"only {decoded} of {tried} frames can be decoded")
         total, known = decoded, True
@@ -272,9 +275,9 @@ def _read_through(uri: str, sizes: Sequence[int], count: int, packets: Packets) 
 
 
 def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, total: int | None) -> int:
-    """Decode up to the last wanted place, or to the end if `total` is not known and the packets cannot be relied on.
+    """Decode up to the last wanted place, or to the end if `total` is unknown and the packets are not reliable.
 
-    The number of frames that decoding shows.
+    Return the number of frames that decoding the whole film shows.
     """
     number, last, sure = 0, max(wanted), packets.sure
     with open_video(uri) as (container, stream):
@@ -294,16 +297,16 @@ def _decode_through(uri: str, wanted: set[int], found: Found, packets: Packets, 
 def _decode_run(
     container: av.container.InputContainer, stream: av.VideoStream, packets: Packets, run: Run, found: Found
 ) -> bool:
-    """Decode a run; whether it gave the very frames that the packets promise of it."""
+    """Decode a run; return whether it gave exactly the frames that the packets promise."""
     due = packets.decoded(run).tolist()
     number, losses, wanted = 0, Losses(), set(run.places)
-    whole = packets.spare.any()  # frames must be in single packets: of two fields, one might be left out
+    whole = packets.spare.any()  # frames are skipped, so each must be one packet: of two fields, one might be skipped
     try:
         with blamed("FFmpeg"):
             container.seek(run.seek, stream=stream)
         for frame in decode(container, stream, losses, sent=functools.partial(packets.sent, run)):
             if not number and (frame.pts is None or frame.pts < packets.shown[run.start]):
-                continue  # before the keyframe, or leading it: shown earlier, and made from what was not decoded
+                continue  # before the keyframe, or leading it: shown earlier, with references that were not decoded
             if losses.skipped or frame.pts != packets.shown[due[number]] or not (number or frame.key_frame):
                 return False
             if frame.is_corrupt or (frame.interlaced_frame and whole):

@@ -1,4 +1,4 @@
-"""Every form in which users bring media and conversations; nothing downstream knows these forms."""
+"""Every format in which users bring media and conversations; nothing downstream knows these formats."""
 
 from featurize.sources.formats import FORMATS
 from featurize.sources.record import LeftOut, Record

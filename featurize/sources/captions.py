@@ -30,7 +30,7 @@ def is_vatex(document: Document) -> bool:
 
 
 def read_vatex(document: Document, files: MediaFiles) -> Records:
-    """One clip a record, by sight: its own file, or the part of the whole video."""
+    """One clip per record, asked by sight: its own file, or the part of the whole video."""
     return document.each(lambda row: [_clip(row, "videoID", files, "visual", "enCap", document)])
 
 
@@ -40,7 +40,7 @@ def is_valor(document: Document) -> bool:
 
 
 def read_valor(document: Document, files: MediaFiles) -> Records:
-    """One clip a record, by sight and sound."""
+    """One clip per record, asked by sight and sound."""
     return document.each(lambda row: [_clip(row, "video_id", files, "audio_visual", "desc", document)])
 
 
@@ -50,7 +50,7 @@ def is_audiocaps(document: Document) -> bool:
 
 
 def read_audiocaps(document: Document, files: MediaFiles) -> Records:
-    """One clip of 10 s for all the rows that caption it; its id is the first row's."""
+    """One clip of 10 s for all rows that caption it, with the first row's id."""
     clips: dict[tuple[str, float], list[Row]] = {}
 
     def sort(row: Row) -> list[Record | LeftOut]:
@@ -73,7 +73,7 @@ def is_wavcaps(document: Document) -> bool:
 
 
 def read_wavcaps(document: Document, files: MediaFiles) -> Records:
-    """One sound a record; the file is the one in `audio`, or is called by the id."""
+    """One sound per record; its file is the one in `audio`, or is named by the id."""
     return document.each(lambda row: [_wavcap(document, files, row)])
 
 
@@ -98,7 +98,7 @@ def _sound(document: Document, files: MediaFiles, video: str, start: float, rows
 
 
 def _clip(row: Row, field: str, files: MediaFiles, modality: Modality, text: str, document: Document) -> Record:
-    """A clip whose id says its part of a video: the cut file has that name, the video that of the YouTube id."""
+    """A clip whose id tells its part of a video: the id names the cut file, the YouTube id the whole video."""
     id, captions, meta = row.name(field), row.texts(text), row.rest(text) | document.split
     parts = parts_of(id)
     media = files.named([id, parts[0]] if parts else [id])

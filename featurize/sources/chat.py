@@ -1,4 +1,4 @@
-"""What conversations have in common: messages in turn, with tokens that say by which sense they ask."""
+"""Read messages into turns; the tokens in a question tell its modality."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 def read_turns(
     messages: Sequence[Any], fields: tuple[str, str], media: Candidate | None, tokens: Collection[str], where: str
 ) -> tuple[Turn, ...]:
-    """Turns out of messages, each an object whose two `fields` hold the speaker and the text.
+    """Turns from messages, each an object whose two `fields` hold the speaker and the text.
 
     Args:
         messages: the messages, in order.
@@ -22,7 +22,7 @@ def read_turns(
         where: file and record, for messages.
 
     Raises:
-        UserError: a message has no such form, the speakers do not take turns, or a token asks for what is not there.
+        UserError: a message has another form, the speakers do not take turns, or a token asks for what is not there.
     """
     texts = [_message(m, fields, (ASKS, ANSWERS)[i % 2], f"{where}, message {i}") for i, m in enumerate(messages)]
     if not texts or len(texts) % 2:
@@ -34,7 +34,7 @@ def read_turns(
         turns.append(Turn(instruction, modality, answer.strip()))
     if media is not None and all(turn.modality == "text" for turn in turns):
         natural: Modality = "audio" if media.kind == "audio" else "visual"
-        turns[0] = Turn(turns[0].instruction, natural, turns[0].response)  # as where a token leads the first question
+        turns[0] = Turn(turns[0].instruction, natural, turns[0].response)  # as if a token led the first question
     return tuple(turns)
 
 

@@ -3,7 +3,7 @@
 NExT-QA: CSV `video, frame_count, width, height, question, answer, qid, type, a0 ... a4`; `answer` is an index, `qid`
 unique within a video only; `map_vid_vidorID.json` beside it tells each video's path. Source: NExT-QA `dataset/nextqa/`.
 MVBench: 20 JSON files, each a task: `video`, `question`, `candidates`, `answer`, some `start` and `end`. Equal names
-stand in several of its folders, so each task has its own; one task has folders of frames. Source: MVBench
+occur in several of its folders, so each task has its own; one task has folders of frames. Source: MVBench
 `mvbench.ipynb`.
 """
 
@@ -50,7 +50,7 @@ def is_nextqa(document: Document) -> bool:
 
 
 def read_nextqa(document: Document, files: MediaFiles) -> Records:
-    """One question a row; its id is `<video>_<qid>`, as in NExT-QA's own results."""
+    """One question per row; its id is `<video>_<qid>`, as in NExT-QA's own results."""
     paths = _paths(document)
 
     def read(row: Row) -> list[Record]:
@@ -72,7 +72,7 @@ def is_mvbench(document: Document) -> bool:
 
 
 def read_mvbench(document: Document, files: MediaFiles) -> Records:
-    """One question a record; the file's name is the task, and `<task>-<place>` the id."""
+    """One question per record; the file's name is the task, and `<task>-<place>` the id."""
     task = document.stem
     folder = MVBENCH_FOLDERS.get(task)
 
@@ -91,7 +91,7 @@ def read_mvbench(document: Document, files: MediaFiles) -> Records:
 
 
 def choose(id: str, media: Candidate, row: Row, options: list[str], right: int, meta: dict[str, object]) -> Record:
-    """A record that asks for the letter of the right option; `meta` holds question, options and answer apart."""
+    """A record that asks for the letter of the right option; `meta` holds question, options and answer separately."""
     question = row.text("question")
     listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     text = f"Question: {question}\nOptions:\n{listed}\nAnswer with the letter of the right option."

@@ -1,4 +1,4 @@
-"""Parts of YouTube videos: how files of such clips are called, and the data sets that list them.
+"""Clips of YouTube videos: how their files are named, and the data sets that list them.
 
 VGGSound: CSV without a header: YouTube id, start second, label, split; clips of 10 s. ACAV100M: `videoID`, `start`,
 `end`; it has no text, so its clips are planned without conversations.
@@ -20,7 +20,7 @@ _PART = re.compile(rf"({YOUTUBE})_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 
 
 def clip_names(id: str, start: float, end: float) -> list[str]:
-    """What the cut file of a clip may be called: bounds plain, in six digits, in milliseconds; or the start only."""
+    """Possible names of a clip's cut file: bounds plain, in six digits, in milliseconds; or the start only."""
     names = [f"{id}_{start:g}_{end:g}", f"{id}_{start:.0f}_{end:.0f}", f"{id}_{start:.3f}_{end:.3f}"]
     names += [f"{id}_{start:06.0f}_{end:06.0f}", f"{id}_{start:06.0f}", f"{id}_{start:g}"]
     return list(dict.fromkeys([*names, f"{id}_{start * 1000:.0f}_{end * 1000:.0f}"]))
@@ -28,8 +28,8 @@ def clip_names(id: str, start: float, end: float) -> list[str]:
 
 def parts_of(name: str) -> tuple[str, float, float] | None:
     """YouTube id, start and end in seconds of a name `<id>_<start>_<end>`, or None if it has no such form."""
-    found = _PART.fullmatch(name)
-    return (found[1], float(found[2]), float(found[3])) if found else None
+    match = _PART.fullmatch(name)
+    return (match[1], float(match[2]), float(match[3])) if match else None
 
 
 def is_vggsound(document: Document) -> bool:
@@ -39,7 +39,7 @@ def is_vggsound(document: Document) -> bool:
 
 
 def read_vggsound(document: Document, files: MediaFiles) -> Records:
-    """One clip a row, asked for its label by sight and sound."""
+    """One clip per row, asked for its label by sight and sound."""
 
     def read(row: Row) -> list[Record]:
         start = row.seconds("start")
@@ -58,7 +58,7 @@ def is_acav(document: Document) -> bool:
 
 
 def read_acav(document: Document, files: MediaFiles) -> Records:
-    """One clip a row, without a conversation."""
+    """One clip per row, without a conversation."""
 
     def read(row: Row) -> list[Record]:
         row.bounds()
@@ -75,6 +75,6 @@ def _is_clip(line: Line) -> bool:
 
 
 def _find(files: MediaFiles, id: str, start: float, end: float, usual: str) -> Candidate:
-    """The clip's file, called first as is usual, else the part of the whole video."""
+    """The clip's file (the `usual` name first), else the part of the whole video."""
     media = files.named([f"{id}{usual}", *clip_names(id, start, end), id])
     return part_of(media, start, end) if stem_of(media.name).rpartition("/")[2] == id else media

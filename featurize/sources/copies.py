@@ -1,4 +1,4 @@
-"""Which files are copies of each other: equal in size, in the first 64 KiB and in the last."""
+"""Find files that are copies of each other: equal in size, in the first 64 KiB and in the last."""
 
 import contextlib
 from collections import Counter
@@ -33,7 +33,7 @@ def find_copies(sizes: Mapping[str, int], quiet: bool = False) -> list[list[str]
 
 
 def in_threads(work: Callable[[A], T], values: Sequence[A], what: str) -> list[T]:
-    """Map in order, with progress of `what`, if that is named."""
+    """Map in order with threads; show progress of `what` unless it is empty."""
     results: list[T] = []
     with ThreadPoolExecutor(THREADS) as pool, contextlib.ExitStack() as stack:
         meter = stack.enter_context(Meter(what, len(values), "files")) if what and values else None
@@ -45,7 +45,7 @@ def in_threads(work: Callable[[A], T], values: Sequence[A], what: str) -> list[T
 
 
 def _digest(uri: str, size: int) -> str:
-    """Of size and both ends; a file that can no longer be read equals none."""
+    """Digest of size and both ends; a file that can no longer be read equals no other."""
     try:
         fs, path = fsspec.core.url_to_fs(uri)
         head = fs.cat_file(path, start=0, end=min(EDGE, size))

@@ -29,8 +29,8 @@ class Document:
     Attributes:
         url: path or fsspec URL.
         value: the JSON value, or the lines of a CSV file.
-        given: all the documents of the command, this one among them: some formats have two files.
-        instruction: what a list asks for with a caption; by default by the kind of its file.
+        given: all documents of the command, including this one: some formats consist of two files.
+        instruction: the question that captions of a list answer; by default chosen by the kind of the file.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Document:
 
     @property
     def split(self) -> dict[str, object]:
-        """The split that the file's name tells, as meta data; nothing if it tells none."""
+        """The split that the file's name tells, as metadata; empty if it tells none."""
         words = re.split(r"[^a-z]+", self.stem.lower())
         return next(({"split": _SPLITS[word]} for word in words if word in _SPLITS), {})
 
@@ -79,7 +79,7 @@ class Document:
     def records(self) -> list[Any]:
         """The records: of a list, of an object's list `dialogs` or `data`, or of a CSV file with a header.
 
-        In place of what is none stands a `Broken`.
+        A `Broken` takes the place of a record that cannot be parsed.
         """
         if self.is_csv:
             return to_records(self.lines[1:], self.lines[0].fields) if self.lines else []
@@ -89,11 +89,11 @@ class Document:
 
     @cached_property
     def objects(self) -> list[dict[str, Any]]:
-        """Those records that have fields."""
+        """The records that are objects."""
         return [record for record in self.records if isinstance(record, dict)]
 
     def most(self, test: Callable[[dict[str, Any]], bool]) -> bool:
-        """Whether at least half of the records pass the test, so that a few odd ones do not tell what the file is."""
+        """Whether at least half of the records pass the test, so that a few odd ones do not decide the format."""
         return bool(self.objects) and 2 * sum(map(test, self.objects)) >= len(self.objects)
 
     def has(self, *fields: str) -> bool:
@@ -101,7 +101,7 @@ class Document:
         return self.most(lambda record: all(field in record for field in fields))
 
     def ids(self, field: str) -> frozenset[str]:
-        """What the records hold in a field that is an id."""
+        """All the ids in a field of the records."""
         return frozenset(str(record[field]) for record in self.objects if record.get(field) is not None)
 
     def each(self, read: Read) -> Records:
@@ -115,7 +115,7 @@ class Document:
                 yield LeftOut(str(number if id in (None, "") else id), self.place(error), fault=True)
 
     def place(self, error: UserError) -> str:
-        """What an error says beside the file's name."""
+        """An error's message without the file's name."""
         return str(error).removeprefix(f"{self.url}, ")
 
     def _read(self, read: Read, value: Any, number: int, where: str) -> Records:
@@ -151,7 +151,7 @@ def parse(text: str, url: str) -> Document:
     """Parse a file by its extension: .json, .jsonl or .csv.
 
     Raises:
-        UserError: it is not what its extension says; names the line.
+        UserError: the text does not match its extension; names the line.
     """
     suffix = PurePosixPath(url).suffix.lower()
     if suffix == ".csv":
@@ -198,5 +198,5 @@ def _is_lines(text: str) -> bool:
 
 
 def _loads(text: str) -> Any:
-    """A JSON value; NaN and the infinities, which pandas writes for what is not there, are null."""
+    """A JSON value; NaN and the infinities, which pandas writes for missing values, become null."""
     return json.loads(text, parse_constant=lambda _: None)

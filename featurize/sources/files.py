@@ -1,4 +1,4 @@
-"""The media files below a root: by path, or by the id that an annotation gives instead of a path."""
+"""Find media files below a root by path, or by the id that an annotation gives instead."""
 
 import os
 import posixpath
@@ -10,17 +10,17 @@ from featurize.sources.kinds import guess_kind, is_hidden, stem_of
 from featurize.sources.listing import file_size, is_web, list_folder, walk
 from store import Candidate, Kind
 
-USUAL: dict[Kind, str] = {"video": ".mp4", "image": ".jpg", "audio": ".wav"}  # of a file that is not there to tell
+USUAL: dict[Kind, str] = {"video": ".mp4", "image": ".jpg", "audio": ".wav"}  # assumed for a missing file
 FEW = 8  # stills that a folder needs to look like a film
 
 
 class MediaFiles:
-    """The files below a media root. Folders are listed when first needed, and once.
+    """The files below a media root. Each folder is listed once, when first needed.
 
     Attributes:
         root: an absolute path or a URL.
-        fps: frames a second of folders of stills, None where it is not known.
-        ambiguous: the files among which one had to be chosen, the chosen one first, by the name that was looked for.
+        fps: stills per second of folders of stills, None if unknown.
+        ambiguous: candidate files by the name looked for, the chosen one first.
     """
 
     def __init__(self, root: str, fps: float | None = None) -> None:
@@ -31,7 +31,7 @@ class MediaFiles:
         self._sizes: dict[str, dict[str, int]] = {}
 
     def at(self, path: str, kind: Kind) -> Candidate:
-        """The file at `path`: absolute, a URL, or below the root. It need not exist: that shows in the report."""
+        """The file at `path`: absolute, a URL, or below the root. It need not exist: the report lists missing files."""
         uri = self._uri(path)
         folder, _, name = uri.rpartition("/")
         if "://" not in uri:
@@ -47,31 +47,31 @@ class MediaFiles:
         return "video" if not guess_kind(path) and _stills(self._uri(path)) else None
 
     def named(self, names: Sequence[str], kinds: Sequence[Kind] = ("video",)) -> Candidate:
-        """The first of `names` that is there: the end of a path below the root, with or without an extension.
+        """The first of `names` that exists: the end of a path below the root, with or without an extension.
 
-        Where several files answer to a name, the very name goes before another extension, then the earlier kind, then
-        the shorter path; a folder of stills counts as a video of that name. If none is there, the first name stands.
+        If several files match a name, the exact name comes before another extension, then the earlier kind, then the
+        shorter path; a folder of stills counts as a video of that name. If none exists, the first name is returned.
 
         Args:
-            names: what the file may be called, most exact first.
-            kinds: what it may be, most wanted first.
+            names: possible names of the file, most exact first.
+            kinds: accepted kinds, preferred first.
         """
         for name in names:
             outside = self._outside(name)
             if not outside and (path := self._find(name, kinds)):
                 return self._below(path, guess_kind(path) or "video")
-            if outside and (there := self._there(name, kinds)).bytes is not None:
-                return there
+            if outside and (candidate := self._there(name, kinds)).bytes is not None:
+                return candidate
         return self._there(names[0], kinds)
 
     def under(self, folder: str, path: str) -> list[str]:
-        """`path` below a folder of the root; nothing if it is absolute, a URL or leads out of the root."""
+        """`path` below a folder of the root; empty if it is absolute, a URL or leads out of the root."""
         return [] if self._outside(path) else [f"{folder}/{path}"]
 
     def all(self) -> Iterator[Candidate]:
-        """All media files below the root, by name; other files are passed over.
+        """All media files below the root, sorted by name; other files are skipped.
 
-        With `fps`, each folder of numbered stills is a film in place of its stills.
+        With `fps`, each folder of numbered stills becomes one film instead of its stills.
         """
         films = set(self.numbered(2)) if self.fps else set()
         for path in sorted([*self._tree, *films]):
@@ -82,7 +82,7 @@ class MediaFiles:
                 yield self._below(path, kind)
 
     def numbered(self, few: int = FEW) -> list[str]:
-        """The folders, by name, of at least so many stills that are numbered as the frames of a film are."""
+        """The folders, sorted by name, of at least `few` stills that are numbered like the frames of a film."""
         names: dict[str, list[str]] = {}
         for path in self._tree:
             if guess_kind(path) == "image":
@@ -90,14 +90,14 @@ class MediaFiles:
         return sorted(folder for folder, stems in names.items() if len(stems) >= few and _are_numbered(stems))
 
     def passed_over(self) -> dict[str, int]:
-        """How many files below the root are no media: by extension, and those that are hidden."""
+        """Number of files below the root that are no media, by extension, and of hidden ones."""
         names = (posixpath.splitext(path)[1].lower() or "no extension" for path in self._tree if not guess_kind(path))
         hidden = Counter({"hidden": len(self._files) - len(self._tree)})
         return dict((+hidden + Counter(names)).most_common())
 
     @cached_property
     def _stills_by_folder(self) -> dict[str, int]:
-        """The bytes of the stills in each folder that holds some, by its path below the root."""
+        """Total bytes of the stills in each folder that holds some, by its path below the root."""
         folders: Counter[str] = Counter()
         for path, size in self._tree.items():
             if guess_kind(path) == "image":
@@ -114,13 +114,13 @@ class MediaFiles:
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        paths: dict[str, list[str]] = {}
         for path in self._tree:
             if guess_kind(path):
-                found.setdefault(posixpath.basename(stem_of(path)), []).append(path)
+                paths.setdefault(posixpath.basename(stem_of(path)), []).append(path)
         for folder in filter(None, self._stills_by_folder):
-            found.setdefault(posixpath.basename(folder), []).append(folder)
-        return found
+            paths.setdefault(posixpath.basename(folder), []).append(folder)
+        return paths
 
     def _find(self, name: str, kinds: Sequence[Kind]) -> str | None:
         name = posixpath.normpath(name)
@@ -172,13 +172,13 @@ class MediaFiles:
 
 
 def _stills(folder: str) -> int | None:
-    """The bytes of the stills in a folder, None if it holds none."""
+    """Total bytes of the stills in a folder, None if it holds none."""
     listed = {} if is_web(folder) else list_folder(folder)
     return sum(size for name, size in listed.items() if guess_kind(name) == "image" and not is_hidden(name)) or None
 
 
 def _are_numbered(stems: Sequence[str]) -> bool:
-    """Whether names differ by the number at their end only."""
+    """Whether names differ only by the number at their end."""
     prefixes = {stem.rstrip("0123456789") for stem in stems}
     return len(prefixes) == 1 and all(stem[-1:].isdigit() for stem in stems)
 

@@ -1,4 +1,4 @@
-"""The formats that are known, each with the sign by which it is recognised."""
+"""The known formats, each with the test that recognises it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Format:
     Attributes:
         name: as `--format` takes it.
         detects: whether a document has it.
-        read: its records.
+        read: yields a document's records.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Format:
 
 FORMATS = {
     format.name: format
-    for format in (  # the first that fits is taken, so a special form stands before its general one
+    for format in (  # the first match wins, so a special format comes before its general one
         Format("list", table.is_list, table.read_list),
         Format("sharegpt", llava.is_sharegpt, llava.read_llava),
         Format("valley", llava.is_valley, llava.read_valley),
@@ -51,21 +51,21 @@ FORMATS = {
 
 
 def choose_format(document: Document, name: str | None) -> Format:
-    """The format called `name`, else the one that the document has.
+    """The format called `name`, else the one recognised in the document.
 
     Raises:
-        UserError: there is no such format; or the document has none, then it says what was found.
+        UserError: there is no format `name`, or none fits the document; the message then lists the fields match.
     """
     if name is not None and name not in FORMATS:
         raise UserError(f"--format {name}: no such format; known are {', '.join(FORMATS)}")
     if name is not None:
         return FORMATS[name]
-    found = next((format for format in FORMATS.values() if format.detects(document)), None)
-    if found is None:
+    match = next((format for format in FORMATS.values() if format.detects(document)), None)
+    if match is None:
         first = document.objects[0] if document.objects else {}
         fields = ", ".join(map(str, first)) or f"{type(document.value).__name__} without records"
         known = ", ".join(FORMATS)
         raise UserError(
             f"{document.url}: no known format; its first record has {fields}; known are {known} (docs/corpora.md)"
         )
-    return found
+    return match

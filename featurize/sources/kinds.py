@@ -1,4 +1,4 @@
-"""What a file is taken for, by its extension."""
+"""The kind of a file, by its extension."""
 
 import posixpath
 
@@ -19,16 +19,16 @@ EXTENSIONS: dict[Kind, frozenset[str]] = {
     ]),
 }  # fmt: skip
 _KINDS = {f".{extension}": kind for kind, known in EXTENSIONS.items() for extension in known}
-_RESOURCES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that macOS, Synology and Windows fill by themselves
+_RESOURCES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that macOS, Synology and Windows create
 
 
 def guess_kind(name: str) -> Kind | None:
-    """The kind of a file by its extension, or None if it is no media file that we know."""
+    """The kind of a file by its extension, or None if the extension is unknown."""
     return _KINDS.get(posixpath.splitext(name)[1].lower())
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path below a root leads to what no user put there: `.x`, `._x.jpg`, `__MACOSX/x.jpg`."""
+    """Whether a path below a root is hidden or made by the system: `.x`, `._x.jpg`, `__MACOSX/x.jpg`."""
     return any(part.startswith(".") or part in _RESOURCES for part in path.split("/"))
 
 

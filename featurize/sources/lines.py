@@ -1,4 +1,4 @@
-"""CSV, read strictly: a row that is not as wide as the header is told, never cut or filled up."""
+"""Read CSV strictly: a row of another width than the header's is reported, never cut or padded."""
 
 import csv
 import io
@@ -25,20 +25,20 @@ class Line:
 
 
 def read_lines(text: str) -> list[Line]:
-    """The rows of a CSV file; lines without anything in them are passed over."""
+    """The rows of a CSV file; blank lines are skipped."""
     physical = list(io.StringIO(text, newline=""))
-    found: list[Line] = []
+    rows: list[Line] = []
     start = 0
     while start < len(physical):
-        start = _read_on(physical, start, found)
-    return found
+        start = _read_on(physical, start, rows)
+    return rows
 
 
 def to_records(lines: Sequence[Line], header: Sequence[str]) -> list[dict[str, str] | Broken]:
     """Rows as fields by name; a row that has more or fewer fields than the header is broken.
 
-    A line break without quotes cuts a row in two. Of a cut in its last field, the first half is as wide as the header:
-    it is broken too if what follows is one field that is none of the first column.
+    A line break without quotes cuts a row in two. If it cuts the last field, the first half is as wide as the header:
+    that half is broken too if the next line is a single field unlike those of the first column.
     """
     whole = [len(line.fields) == len(header) for line in lines]
     first = {_shape(line.fields[0]) for line, is_whole in zip(lines, whole, strict=True) if is_whole}
@@ -54,7 +54,7 @@ def to_records(lines: Sequence[Line], header: Sequence[str]) -> list[dict[str, s
 
 
 def _read_on(physical: Sequence[str], start: int, found: list[Line]) -> int:
-    """Read until a row cannot be; the line after the one where that row begins, so that it swallows no others."""
+    """Read rows until one fails; return the line after its first, so that it swallows no others."""
     reader = csv.reader((physical[i] for i in range(start, len(physical))), strict=True)
     while True:
         begin = start + reader.line_num
@@ -78,6 +78,6 @@ def _is_rest(line: Line, width: int, first: set[tuple[bool, bool, bool]]) -> boo
 
 
 def _shape(value: str) -> tuple[bool, bool, bool]:
-    """What tells a name, a number and a phrase from each other."""
+    """Features that tell a file name, a number and a phrase apart."""
     value = value.strip()
     return guess_kind(value) is not None, value.isdigit(), " " in value

@@ -20,7 +20,7 @@ def file_size(uri: str) -> int | None:
 
 
 def list_folder(url: str) -> dict[str, int]:
-    """The sizes of the files in a folder, in bytes by name; none if there is no such folder.
+    """The sizes of the files in a folder, in bytes by name; empty if there is no such folder.
 
     Raises:
         UserError: the folder may not be read.
@@ -32,7 +32,7 @@ def list_folder(url: str) -> dict[str, int]:
             return {entry.name: size for entry in entries if (size := _size(entry)) is not None}
     except PermissionError:
         raise UserError(f"{url}: this folder may not be read") from None
-    except (OSError, ValueError):  # not there, or no folder, or a name that no folder can have
+    except (OSError, ValueError):  # missing, not a folder, or an invalid name
         return {}
 
 
@@ -49,10 +49,10 @@ def walk(url: str) -> Iterator[tuple[str, int]]:
 def _list_remote(url: str) -> dict[str, int]:
     fs, path = fsspec.core.url_to_fs(url)
     try:
-        found = fs.ls(path, detail=True)
+        entries = fs.ls(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {f["name"].rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] != "directory"}
+    return {f["name"].rsplit("/", 1)[-1]: int(f["size"] or 0) for f in entries if f["type"] != "directory"}
 
 
 def _walk_local(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
@@ -60,7 +60,7 @@ def _walk_local(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) ->
         facts = os.stat(folder)
         with os.scandir(folder) as listing:
             entries = list(listing)
-    except OSError:  # a folder that may not be read: its files are not found, and the report names those asked for
+    except OSError:  # unreadable: its files count as missing, and the report names those asked for
         return
     here = (facts.st_dev, facts.st_ino)
     for entry in entries if here not in above else ():
@@ -71,7 +71,7 @@ def _walk_local(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) ->
 
 
 def _size(entry: "os.DirEntry[str]") -> int | None:
-    """The size of a file, or None for a folder and for a link that leads nowhere."""
+    """The size of a file, or None for a folder or a broken link."""
     try:
         return entry.stat().st_size if entry.is_file() else None
     except OSError:

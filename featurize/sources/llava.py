@@ -1,6 +1,6 @@
 """LLaVA-style JSON and its descendants Valley and ShareGPT: conversations about one media file each.
 
-LLaVA: `id`; `image`, `video` or `audio` (a path; what it is taken for follows from its extension); `conversations`, a
+LLaVA: `id`; `image`, `video` or `audio` (a path, whose extension tells its kind); `conversations`, a
 list of `{from: human | gpt, value}`. Source: LLaVA `llava/train/train.py`; tokens of the paper's Figure 4.
 Valley: the same, where a video lies in the folder `source`, by default `webvid`, and its name may lack `.mp4`. Source:
 Valley `valley/data/dataset.py`.
@@ -25,8 +25,8 @@ TOKENS = {
     "video": ("<video>", "<image>", "<audio>", "<VIS>", "<AUD>", "<AUD_VIS>"),
     "image": ("<image>", "<VIS>"),
     "audio": ("<audio>", "<AUD>"),
-}  # those that may stand for a file, by its kind; LLaVA's descendants call a video `<image>` too
-Find = Callable[[Row, str, str], Candidate]  # the file of a path in a field of a row
+}  # placeholders of a file, by its kind; LLaVA's descendants call a video `<image>` too
+Find = Callable[[Row, str, str], Candidate]  # row, field and path to the media file
 
 
 def is_llava(document: Document) -> bool:
@@ -35,7 +35,7 @@ def is_llava(document: Document) -> bool:
 
 
 def is_valley(document: Document) -> bool:
-    """Whether they do, and the videos lie in `source` folders or have no extension."""
+    """Whether the records hold conversations, and most videos lie in `source` folders or have no extension."""
     videos = [record for record in document.objects if isinstance(record.get("video"), str)]
     odd = sum("source" in record or not guess_kind(record["video"]) for record in videos)
     return is_llava(document) and odd > 0 and 2 * odd >= len(videos)
@@ -48,7 +48,7 @@ def is_sharegpt(document: Document) -> bool:
 
 
 def read_llava(document: Document, files: MediaFiles) -> Records:
-    """Conversations whose media paths begin at the root, of the LLaVA form or the ShareGPT form."""
+    """Conversations of the LLaVA or ShareGPT form, whose media paths begin at the root."""
     return _read(document, _at(files))
 
 
@@ -59,7 +59,7 @@ def read_valley(document: Document, files: MediaFiles) -> Records:
         if field != "video":
             return _at(files)(row, field, path)
         names = [*files.under(row.value.get("source") or "webvid", path), path]
-        return files.named(names, (guess_kind(path) or "video",))  # never the thumbnail of a video that is missing
+        return files.named(names, (guess_kind(path) or "video",))  # never the thumbnail of a missing video
 
     return _read(document, find)
 
@@ -105,7 +105,7 @@ def _is_time(value: object) -> bool:
 
 
 def _tokens(media: Candidate, fields: set[str]) -> tuple[str, ...]:
-    """The tokens that may stand for a file; `<video>` for a still too where it is named as a video."""
+    """The placeholder tokens of a file; also `<video>` for a still that is named in a video field."""
     return (*TOKENS[media.kind], *(("<video>",) if media.kind == "image" and fields & {"video", "videos"} else ()))
 
 

@@ -26,7 +26,7 @@ def is_videoinstruct(document: Document) -> bool:
 
 
 def read_videoinstruct(document: Document, files: MediaFiles) -> Records:
-    """One question a record; ids are the places in the file."""
+    """One question per record; its id is its place in the file."""
 
     def read(row: Row) -> list[Record]:
         media = files.named(video_names(row.name("video_id")))
@@ -41,7 +41,7 @@ def is_videochatgpt(document: Document) -> bool:
 
 
 def read_videochatgpt(document: Document, files: MediaFiles) -> Records:
-    """One question a record; the two of consistency become two conversations with the same `question_id`."""
+    """One question per record; the two on consistency become two conversations with the same `question_id`."""
 
     def read(row: Row) -> Iterator[Record]:
         media = files.named(video_names(row.name("video_name")))
@@ -59,7 +59,7 @@ def is_two_file_qa(document: Document) -> bool:
 
 
 def read_two_file_qa(document: Document, files: MediaFiles) -> Records:
-    """One question a record, with its answer out of the other file; a file of answers gives nothing by itself.
+    """One question per record, with its answer from the other file; a file of answers alone yields nothing.
 
     Raises:
         UserError: there is no file of answers, or it lacks one.
@@ -87,7 +87,7 @@ def is_numbered_qa(document: Document) -> bool:
 
 
 def read_numbered_qa(document: Document, files: MediaFiles) -> Records:
-    """One question a record, about the clip `video<number>`, `vid<number>`, or as `youtube_mapping.txt` says."""
+    """One question per record, about the clip `video<number>`, `vid<number>`, or as `youtube_mapping.txt` says."""
     lines = (line.split() for line in (document.beside(MSVD_NAMES) or "").splitlines())
     clips = {line[1]: line[0] for line in lines if len(line) == 2}
     taken = document.ids("id")
@@ -103,7 +103,7 @@ def read_numbered_qa(document: Document, files: MediaFiles) -> Records:
 
 
 def video_names(id: str) -> list[str]:
-    """What a video may be called: ActivityNet's files begin with `v_`, and annotations may or may not say so."""
+    """Possible names of a video: ActivityNet's files begin with `v_`, and annotations may or may not say so."""
     return [id, id.removeprefix("v_") if id.startswith("v_") else f"v_{id}"]
 
 
@@ -112,7 +112,7 @@ def _is_answers(document: Document) -> bool:
 
 
 def _answers(document: Document) -> dict[str, Row]:
-    """The answers by question id: of the file given whose name fits, of the only one given, or of the one beside."""
+    """Answers by question id, from the given file whose name fits, the only one given, or the one beside it."""
     name = re.sub(r"_q(?=\.jsonl?$)", "_a", document.url.rpartition("/")[2])
     given = [other for other in document.given if _is_answers(other)]
     fitting = [other for other in given if other.url == document.sibling(name)] or given
@@ -122,11 +122,11 @@ def _answers(document: Document) -> dict[str, Row]:
     if not fitting and text is None:
         raise UserError(f"{document.url}: questions without answers; give their file too, or call it {name} beside it")
     answers = fitting[0] if fitting else parse(text or "", document.sibling(name))
-    found: dict[str, Row] = {}
+    by_question: dict[str, Row] = {}
 
     def keep(row: Row) -> list[Record]:
-        found[row.name("question_id")] = row
+        by_question[row.name("question_id")] = row
         return []
 
-    deque(answers.each(keep), 0)  # an answer that cannot be used leaves out its question, which is named
-    return found
+    deque(answers.each(keep), 0)  # an unusable answer leaves out its question, which is reported
+    return by_question

@@ -1,4 +1,4 @@
-"""What every reader gives, and what it takes its fields from."""
+"""The records that every reader yields, and the rows that it takes fields from."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -32,7 +32,7 @@ class LeftOut:
 
     Attributes:
         id: its own id, or its place where it has none.
-        reason: why; where something is wrong with it, with its place.
+        reason: why; with its place if something is wrong with it.
         fault: something is wrong with it, so `--strict` stops at it.
     """
 
@@ -43,27 +43,27 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Broken:
-    """What stands in a file in place of a record: `reason` names its line."""
+    """Takes the place of a record that cannot be parsed; `reason` names its line."""
 
     reason: str
 
 
 Records = Iterator[Record | LeftOut]
-Read = Callable[["Row"], Iterable[Record | LeftOut]]  # what becomes of one record of a file
+Read = Callable[["Row"], Iterable[Record | LeftOut]]  # turns one row of a file into records
 
 
 def ask(
     id: str, media: Candidate, question: str, answer: str, meta: dict[str, object], modality: Modality = "visual"
 ) -> Record:
-    """A record of one question and its answer; the answer stands in `meta` too, as evaluation's reference."""
+    """A record of one question and its answer; the answer is also in `meta`, as the reference for evaluation."""
     return Record(id, media, (Turn(question, modality, answer),), {"answer": answer, **meta})
 
 
 def part_of(media: Candidate, start: float | None, end: float | None) -> Candidate:
-    """The part of a video or sound from `start` to `end` seconds, which become part of its name.
+    """The part of a video or sound from `start` to `end` seconds, with the bounds added to its name.
 
     Raises:
-        UserError: it is a still, or a folder of stills of which it is not known how many make a second.
+        UserError: it is a still, or a folder of stills whose `fps` is unknown.
     """
     if start is None and end is None:
         return media
@@ -92,18 +92,18 @@ class Row:
         self.number, self.where = number, where
 
     def error(self, name: str, expected: str) -> UserError:
-        """The error of a field that is not what it should be."""
-        found = repr(self.value[name]) if name in self.value else f"fields {', '.join(map(str, self.value))}"
-        return UserError(f"{self.where}, field {name!r}: expected {expected}; found {found[:200]}")
+        """The error for a field that is not as expected."""
+        actual = repr(self.value[name]) if name in self.value else f"fields {', '.join(map(str, self.value))}"
+        return UserError(f"{self.where}, field {name!r}: expected {expected}; found {actual[:200]}")
 
     def label(self, name: str, taken: Set[str] = frozenset()) -> str:
-        """An id as text; where it is null or empty the record's place, and none of the ids that are `taken`."""
+        """An id as text; if null or empty, the record's place, prefixed where that id is `taken`."""
         if self.value.get(name) in (None, ""):
             return f"record-{self.number}" if str(self.number) in taken else str(self.number)
         return str(self.value[name]).strip()
 
     def text(self, name: str) -> str:
-        """A text, or a number as text, without blanks around it; it may be empty. Null is none, and so is NaN."""
+        """A text, or a number as text, stripped of blanks; it may be empty. Null is not a text, nor is NaN."""
         value = self.value.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.error(name, "text")
@@ -114,7 +114,7 @@ class Row:
         return self.text(name) or self._fail(name, "a name or id")
 
     def texts(self, name: str) -> list[str]:
-        """A list of at least one text, in which null is none; a text alone is a list of one."""
+        """A list of at least one text, with nulls dropped; a single text becomes a list of one."""
         value = self.value.get(name)
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list):
@@ -142,7 +142,7 @@ class Row:
         return start, end
 
     def rest(self, *used: str) -> dict[str, object]:
-        """The other fields."""
+        """All fields but those `used`."""
         return {name: value for name, value in self.value.items() if name not in used}
 
     def _fail(self, name: str, expected: str) -> Never:

@@ -1,4 +1,4 @@
-"""The join report: what a source names against the files that are there."""
+"""The join report: the files that a source names against those that exist."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,26 +19,26 @@ LISTED = 12
 
 @dataclass(frozen=True)
 class JoinReport:
-    """What became of one source.
+    """The result of joining one source with its files.
 
     Attributes:
         source: its path or URL.
         format: the format that it was read as.
         conversations: how many it holds.
-        media: how many different files it names: those found, missing and unreadable together.
-        found: how many of them are there and, as far as was looked, readable.
+        media: number of distinct files it names: found, missing and unreadable together.
+        found: number of them that exist and, as far as checked, are readable.
         missing: the URIs of files that are not there.
         unreadable: the reason by URI for files that are there but cannot be read.
-        repeated_ids: ids that stand on several records.
+        repeated_ids: ids that several records share.
         repeated_records: ids of records that equal an earlier one in file and turns.
-        copies: groups of URIs whose files are equal (looked for by `--probe` only), maybe in an earlier source.
-        ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
+        copies: groups of URIs of equal files (only with `--probe`), possibly across sources.
+        ambiguous: candidate files by the name looked for, the chosen one first.
         left_out: records that cannot become a conversation.
-        parts: how many media are parts of a file.
-        asks: how many turns ask by which sense.
-        without_media: how many conversations name no file.
-        unread: how many records hold a field that nobody reads, by its name.
-        passed_over: how many files of a folder are no media, by extension.
+        parts: number of media that are parts of a file.
+        asks: number of turns by modality.
+        without_media: number of conversations that name no file.
+        unread: number of records with a field that no reader takes, by field name.
+        passed_over: number of files of a folder that are no media, by extension.
         numbered: folders of numbered stills that are planned as stills, though they may be films.
     """
 
@@ -55,7 +55,7 @@ class JoinReport:
     ambiguous: dict[str, list[str]]
     left_out: list[LeftOut]
     parts: int
-    asks: dict[str, int] = field(default_factory=dict, compare=False)  # says more than what was joined
+    asks: dict[str, int] = field(default_factory=dict, compare=False)  # no part of the join itself
     without_media: int = 0
     unread: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class JoinReport:
 
 
 def join(sources: Sequence[Source], probe: bool = False) -> list[JoinReport]:
-    """Compare what each source names with the files that are there.
+    """Compare the files that each source names with those that exist.
 
     Args:
         sources: as read.
@@ -73,7 +73,9 @@ def join(sources: Sequence[Source], probe: bool = False) -> list[JoinReport]:
     reports = [_join(source, probe, usable) for source in sources]
     if probe:
         for group in find_copies(usable):
-            last = max(n for n, source in enumerate(sources) if any(each.uri in group for each in source.media))
+            last = max(
+                n for n, source in enumerate(sources) if any(candidate.uri in group for candidate in source.media)
+            )
             reports[last].copies.append(group)
     return reports
 
@@ -112,7 +114,7 @@ def _join(source: Source, probe: bool, usable: dict[str, int]) -> JoinReport:
 
 
 def show(reports: Sequence[JoinReport]) -> None:
-    """Print reports: a table of counts, then the first names of what is not as it should be."""
+    """Print reports: a table of counts, then the first names of each problem."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("source", overflow="fold")
     for head in (
@@ -139,7 +141,7 @@ def show(reports: Sequence[JoinReport]) -> None:
 
 def _lines(report: JoinReport) -> Iterable[str]:
     reasons = [f"{uri} ({reason})" for uri, reason in report.unreadable.items()]
-    left_out = [f"{each.id} ({each.reason})" for each in report.left_out]
+    left_out = [f"{record.id} ({record.reason})" for record in report.left_out]
     for what, names in (
         ("not found now", report.missing),
         ("unreadable", reasons),
@@ -157,7 +159,7 @@ def _lines(report: JoinReport) -> Iterable[str]:
 
 
 def _said(report: JoinReport) -> Iterable[str]:
-    """What was made of the records, and what was not read."""
+    """Lines on the modalities of turns, and on what was not read."""
     if report.asks:
         yield f"turns ask: {_counts(report.asks)}"
     if 2 * report.without_media > report.conversations:

@@ -26,7 +26,7 @@ def is_music_avqa(document: Document) -> bool:
 
 
 def read_music_avqa(document: Document, files: MediaFiles) -> Records:
-    """One question a record, by the sense that its type names; `meta` holds the type as a list."""
+    """One question per record, by the sense that its type names; `meta` holds the type as a list."""
     taken = document.ids("question_id")
 
     def read(row: Row) -> list[Record]:
@@ -49,7 +49,7 @@ def is_avsd(document: Document) -> bool:
 
 
 def read_avsd(document: Document, files: MediaFiles) -> Records:
-    """One conversation a dialog, by sight and sound; a question whose answer is not disclosed stands in `meta` only."""
+    """One conversation per dialog, by sight and sound; a question whose answer is undisclosed is only in `meta`."""
 
     def read(row: Row) -> list[Record | LeftOut]:
         id, dialog = row.name("image_id"), row.value.get("dialog")
@@ -73,7 +73,7 @@ def _fill(template: str, values: list[str]) -> str:
 
 
 def _turns(pairs: list[Row]) -> tuple[Turn, ...]:
-    """The media stands before the first question."""
+    """Only the first question carries the media."""
     senses: list[Modality] = ["audio_visual", *(["text"] * (len(pairs) - 1))]  # type: ignore[list-item]
     return tuple(
         Turn(pair.text("question"), sense, pair.text("answer")) for pair, sense in zip(pairs, senses, strict=True)
@@ -81,7 +81,7 @@ def _turns(pairs: list[Row]) -> tuple[Turn, ...]:
 
 
 def _listed(row: Row, name: str) -> list[str]:
-    """A list that stands in a string; MUSIC-AVQA's own loader takes Python's quotes too."""
+    """A list written as a string; MUSIC-AVQA's own loader takes Python's quotes too."""
     try:
         value = ast.literal_eval(row.text(name) or "[]")
     except (ValueError, SyntaxError):

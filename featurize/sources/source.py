@@ -24,10 +24,10 @@ class Source:
         format: the format that it was read as.
         records: its media files and conversations, in its order.
         left_out: the records that cannot become a conversation.
-        ambiguous: the files among which one had to be chosen, the chosen one first, by the name looked for.
-        passed_over: how many files of a folder are no media, by extension.
+        ambiguous: candidate files by the name looked for, the chosen one first.
+        passed_over: number of files of a folder that are no media, by extension.
         numbered: folders of numbered stills that are planned as stills, though they may be films.
-        unread: how many records hold a field that nobody reads, by the field's name.
+        unread: number of records with a field that no reader takes, by field name.
     """
 
     url: str
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def media(self) -> list[Candidate]:
-        """The media files, in order; a file that several records name stands as often."""
+        """The media files, in order; a file that several records name is repeated."""
         return [record.media for record in self.records if record.media]
 
     @property
@@ -68,14 +68,14 @@ def read_sources(
 
     Args:
         urls: paths or fsspec URLs.
-        media_root: where media paths begin and named files are looked for; by default the folder of the annotations.
-        format: the format of every annotation file; by default each file's is recognised.
-        instruction: what is asked for with the captions of a list.
-        fps: stills a second of folders that are films; those of a source that is a folder are films if it is given.
+        media_root: folder of relative media paths and of files searched by name; by default the annotations' folder.
+        format: the format of every annotation file; by default recognised for each file.
+        instruction: the question that the captions of a list answer.
+        fps: stills per second; if given, folders of numbered stills in a source that is a folder are films.
         strict: stop at the first record that cannot be used, instead of leaving it out.
 
     Raises:
-        UserError: there is nothing at a URL, or it has no form that we know, or none of its records can be used.
+        UserError: nothing is at a URL, its format is unknown, or none of its records can be used.
     """
     sources = [part for url in urls for part in _expand(url, format)]
     documents = {url: parse(read_text(url), url) for url in sources if not _is_folder(url)}
@@ -94,7 +94,7 @@ def read_sources(
 
 def _read_folder(url: str, fps: float | None) -> Source:
     files = MediaFiles(url, fps)
-    records = [Record(each.name, each) for each in files.all()]
+    records = [Record(candidate.name, candidate) for candidate in files.all()]
     numbered = [] if fps else files.numbered()
     return Source(url, "folder", records, passed_over=files.passed_over(), numbered=numbered)
 
@@ -125,8 +125,8 @@ def _checked(record: Record) -> Record | LeftOut:
 
 
 def _check_any(source: Source) -> None:
-    """A file none of whose records can be used is of another form, or of none."""
-    faults = [each for each in source.left_out if each.fault]
+    """Refuse a file without a usable record: it has another format, or none."""
+    faults = [skipped for skipped in source.left_out if skipped.fault]
     if faults and not source.records:
         more = f" (and {len(faults) - 1} more like it)" if faults[1:] else ""
         raise UserError(f"{source.url}, {faults[0].reason}{more}")
@@ -142,11 +142,11 @@ def _expand(url: str, format: str | None) -> Sequence[str]:
         return [url]
     fs, path = fsspec.core.url_to_fs(url)
     names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
-    shown = [name for name in names if not is_hidden(name)]
-    found = [f"{url.rstrip('/')}/{name}" for name in shown if name.lower().endswith(SUFFIXES)]
+    visible = [name for name in names if not is_hidden(name)]
+    annotations = [f"{url.rstrip('/')}/{name}" for name in visible if name.lower().endswith(SUFFIXES)]
     below = (str(name).removeprefix(path).lstrip("/") for name in fs.find(path))
-    if found and (format or not any(guess_kind(name) and not is_hidden(name) for name in below)):
-        return found
+    if annotations and (format or not any(guess_kind(name) and not is_hidden(name) for name in below)):
+        return annotations
     return [url]
 
 

@@ -51,5 +51,5 @@ def _media(row: Row, files: MediaFiles) -> Candidate:
     kind = row.value.get("kind") or (files.folder_kind(path) or kind_of(path, row.where))
     if kind not in get_args(Kind):
         raise row.error("kind", f"one of {', '.join(get_args(Kind))}")
-    found = part_of(files.at(path, kind), *row.bounds())
-    return replace(found, name=str(row.value["id"])) if row.value.get("id") else found
+    media = part_of(files.at(path, kind), *row.bounds())
+    return replace(media, name=str(row.value["id"])) if row.value.get("id") else media

@@ -1,4 +1,4 @@
-"""Fields that no reader takes: where a conversation lacks its file or its bounds, one may be that field, mistyped."""
+"""Fields that no reader takes: if a conversation lacks its file or bounds, one of them may be a typo."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from featurize.sources.record import Record
 from featurize.sources.table import FIELDS
 from store import Part
 
-# Beside what their readers take, data sets of the LLaVA and ShareGPT forms have these.
+# Fields that data sets of the LLaVA and ShareGPT forms have besides those that their readers take.
 CHATS = frozenset([
     "source", "system", "tools", "model", "split", "data_source", "dataset", "task", "type", "category", "duration",
     "length", "objects", "question_id", "width", "height", "score", "meta", "metadata",
@@ -18,9 +18,9 @@ SUFFIXES = ("", "time", "sec", "secs", "second", "seconds", "s", "ts")
 
 
 def unread(document: Document, format: str, records: Sequence[Record]) -> dict[str, int]:
-    """How many records hold a field that nobody takes, by its name, most first.
+    """Number of records with a field that no reader takes, by field name, most frequent first.
 
-    In chats, the records that name no file count; in a list, those that become no conversation. Fields that sound like
+    In chats, records that name no file count; in a list, all records if some become no conversation. Fields named like
     the bounds of a part count in both, where a record is about a whole file.
     """
     bounds = Counter(name for record in records if _is_whole(record) for name in record.meta if _is_bound(name))

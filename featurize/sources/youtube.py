@@ -14,11 +14,11 @@ _BRACKETS = re.compile(rf"\[(?:youtube[- ])?({YOUTUBE})\]")  # yt-dlp: `Title [i
 _TITLED = re.compile(rf".+[-_ ]({YOUTUBE}){_ADDED}")  # youtube-dl: `Title-id`
 _LEADS = re.compile(rf"({YOUTUBE})[-_ ].+")
 _SORTS = re.compile(r"[a-z]+|[A-Z]+|[0-9]+|[_-]+")
-RANDOM = 5  # runs of small letters, capitals, digits or signs: words and dates have fewer, nearly all ids as many
+RANDOM = 5  # runs of small letters, capitals, digits or signs: nearly all ids have as many, words and dates fewer
 
 
 def youtube_ids(stem: str) -> Iterator[tuple[str, bool]]:
-    """The ids that a file's stem may hold, and whether each is surely one rather than a word of a title."""
+    """The ids that a file's stem may hold, each with whether it is certain rather than maybe a word of a title."""
     if found := _ALONE.fullmatch(stem):
         yield found[1], True
     for id in _BRACKETS.findall(stem):

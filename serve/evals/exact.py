@@ -1,4 +1,4 @@
-"""Exact-match accuracy of short answers: MUSIC-AVQA's rule (case and a closing full stop do not count)."""
+"""Exact-match accuracy of short answers by MUSIC-AVQA's rule: case and closing full stops are ignored."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from serve.engine import Assistant, Question
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the answer that counts as right, and what to group it by."""
+    """A question, its reference answer, and the group it is scored in."""
 
     question: Question
     answer: str
@@ -36,15 +36,15 @@ def normalize(text: str) -> str:
 def exact_match(
     assistant: Assistant, asked: Sequence[Asked], batch: int = 32, on_batch: Callable[[int], None] = lambda _: None
 ) -> tuple[dict[str, Score], list[str]]:
-    """Ask every question; the scores by group, and the raw answers. An empty answer is wrong."""
+    """Ask every question. Returns the scores by group and the raw answers; an empty answer is wrong."""
     answers: list[str] = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        answers += assistant.answer([each.question for each in part])
+        answers += assistant.answer([entry.question for entry in part])
         on_batch(len(part))
     scores: dict[str, Score] = {}
-    for each, answer in zip(asked, answers, strict=True):
-        score = scores.get(each.group, Score(0, 0))
-        right = normalize(answer) == normalize(each.answer) != ""
-        scores[each.group] = Score(score.right + right, score.total + 1)
+    for entry, answer in zip(asked, answers, strict=True):
+        score = scores.get(entry.group, Score(0, 0))
+        right = normalize(answer) == normalize(entry.answer) != ""
+        scores[entry.group] = Score(score.right + right, score.total + 1)
     return scores, answers

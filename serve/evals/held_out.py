@@ -1,4 +1,4 @@
-"""A checkpoint is asked held-out conversations of a store: loss, and answers that would be given word for word."""
+"""Evaluate a checkpoint on held-out conversations of a store: loss, and share of answers given word for word."""
 
 import json
 from dataclasses import asdict
@@ -16,24 +16,24 @@ from trainer.evaluation import HeldOut, summary
 from trainer.llm import check_packing
 from trainer.settings import Source
 
-MAX_TOKENS = 4096  # rows of a held-out conversation and of a pass
+MAX_TOKENS = 4096  # longest held-out conversation, and longest pass, in rows
 
 
 def evaluate(
     checkpoint: Path, store: str, conversations: str, ask: str | None, out: Path | None, limit: int | None
 ) -> dict[str, float]:
-    """Ask held-out conversations of a store, with the columns that a checkpoint was trained on.
+    """Evaluate a checkpoint on held-out conversations, with the columns it was trained on.
 
     Args:
-        checkpoint: of this trainer.
-        store: of the conversations' media.
-        conversations: their name.
-        ask: the sense by which audio-visual ones are asked; None asks each as it stands.
-        out: file for what was judged.
-        limit: conversations asked.
+        checkpoint: folder of a checkpoint of this trainer.
+        store: holds the conversations and the features of their media.
+        conversations: their name in the store.
+        ask: if set, only audio-visual conversations are asked, and get this modality only; None asks all as they are.
+        out: JSON file for the judged answers; None writes none.
+        limit: how many conversations to ask; None asks all.
 
     Returns:
-        Loss and share of exact answers, of all and of each modality.
+        Loss and exact-match share, over all conversations and by modality.
 
     Raises:
         UserError: `ask` names no sense, `out` is a folder, or the store lacks conversations or columns.
@@ -55,13 +55,13 @@ def evaluate(
     engine = PlainEngine(model.requires_grad_(False))
     with Meter("asking", len(held_out), "conversations") as meter:
         judged = held_out.judge(engine, tokenizer, info.prompt, longest, meter)
-    found = summary(engine, judged)
+    scores = summary(engine, judged)
     table = Table("asked by", "conversations", "loss", "exact")
     for modality in ("", *sorted({j.modality for j in judged})):
-        at = f"_{modality}" if modality else ""
+        suffix = f"_{modality}" if modality else ""
         count = sum(modality in ("", j.modality) for j in judged)
         table.add_row(
-            modality or "all", str(count), f"{found[f'eval_loss{at}']:.4f}", f"{found[f'eval_exact{at}']:.3f}"
+            modality or "all", str(count), f"{scores[f'eval_loss{suffix}']:.4f}", f"{scores[f'eval_exact{suffix}']:.3f}"
         )
     console.print(table)
     if out:
@@ -74,9 +74,9 @@ def evaluate(
             "digests": {modality: spec.fingerprint for modality, spec in info.columns.items()},
             "steps": info.steps,
             "attention": engine.attention,
-            "summary": found,
+            "summary": scores,
             "judged": [asdict(j) for j in judged],
         }
         Storage(out.parent).write(out.name, json.dumps(report, indent=1).encode())
         console.print(f"saved {out}")
-    return found
+    return scores

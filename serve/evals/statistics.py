@@ -1,7 +1,7 @@
-"""Judged answers of evaluations, and what they say: accuracies and losses with intervals, and differences.
+"""Statistics of judged answers: accuracies, losses and paired differences, with confidence intervals.
 
-Intervals are 95% by bootstrap over media items (what is asked about one item is drawn together), with a fixed seed.
-Answers of several seeds are averaged for each conversation first.
+Intervals are 95%, by bootstrap over media items (all conversations about an item are drawn together), with a fixed
+seed. Answers of several training seeds are first averaged for each conversation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from trainer.features import FEATURES_OF
 
 DRAWS = 2000
-AT_ONCE = 1 << 22  # counts of groups that are in memory together
+AT_ONCE = 1 << 22  # draws x groups held in memory at once
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval."""
+    """A value and its 95% interval."""
 
     value: float
     low: float
@@ -27,12 +27,12 @@ class Estimate:
 
 
 def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
-    """The ratio of two sums over conversations, [n] each, with its interval.
+    """The ratio of two sums over conversations, with its bootstrap interval.
 
     Args:
-        above: summed above the line.
-        below: summed below it; ones give a mean.
-        groups: conversations of one group are drawn together.
+        above: terms of the numerator, [n].
+        below: terms of the denominator, [n]; ones give a mean.
+        groups: each conversation's group, [n]; a group is drawn as a whole.
     """
     _, owner = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(owner, above), np.bincount(owner, below)])
@@ -46,7 +46,7 @@ def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Se
 
 @dataclass(frozen=True)
 class Answers:
-    """What one evaluation judged; each array is [n], in the order of `ids`."""
+    """The judged answers of one evaluation; each array is [n], in the order of `ids`."""
 
     ids: list[str]
     items: list[str]
@@ -62,28 +62,28 @@ class Answers:
 
     @property
     def mean_loss(self) -> Estimate:
-        """Of a response token."""
+        """Mean loss of a response token."""
         return bootstrap(self.loss, self.tokens, self.items)
 
     def minus(self, other: "Answers") -> Estimate:
-        """The difference of accuracies over the conversations that both have."""
+        """The paired difference in accuracy, over the conversations in both."""
         mine, theirs = (answers.only(set(self.ids) & set(other.ids)) for answers in (self, other))
         return bootstrap(mine.exact - theirs.exact, np.ones_like(mine.exact), mine.items)
 
     def only(self, chosen: set[str]) -> "Answers":
-        """Those to some conversations, in the order of their ids."""
+        """The answers to the chosen conversations, sorted by id."""
         kept = sorted((i for i, id_ in enumerate(self.ids) if id_ in chosen), key=lambda i: self.ids[i])
         ids, items, modalities = ([values[i] for i in kept] for values in (self.ids, self.items, self.modalities))
         return Answers(ids, items, modalities, self.exact[kept], self.loss[kept], self.tokens[kept])
 
     def parts(self) -> dict[str, "Answers"]:
-        """Those of each modality that is there."""
+        """The answers by modality, for each modality present."""
         by_id = dict(zip(self.ids, self.modalities, strict=True))
         return {m: self.only({i for i in self.ids if by_id[i] == m}) for m in FEATURES_OF if m in self.modalities}
 
 
 def read_answers(report: Mapping[str, Any]) -> Answers:
-    """Of the file that `serve evaluate --out` wrote."""
+    """The answers in a report of `serve evaluate --out`."""
     judged = report["judged"]
     return Answers(
         [j["id"] for j in judged],
@@ -94,7 +94,7 @@ def read_answers(report: Mapping[str, Any]) -> Answers:
 
 
 def averaged(seeds: Sequence[Answers]) -> Answers:
-    """Answers of several seeds as one: means over the seeds, of the conversations that all have."""
+    """Answers averaged over seeds, for the conversations that all seeds have."""
     common = set.intersection(*(set(answers.ids) for answers in seeds))
     kept = [answers.only(common) for answers in seeds]
     means = (np.mean([getattr(a, name) for a in kept], axis=0) for name in ("exact", "loss", "tokens"))

@@ -1,1 +1,1 @@
-"""Care of a store: take it elsewhere, bring in what was made elsewhere, merge, clear up, describe."""
+"""Maintain a store: export, import, merge, push, pull, clean up, and write a data card."""

@@ -1,6 +1,6 @@
 """A data card: what a store holds, with digests and provenance, as the README.md of a dataset repository.
 
-The card is a function of the store and of the licence alone: no clock, no host, no path of a media file.
+The card depends only on the store and the licence: it contains no time, no host and no path of a media file.
 """
 
 import hashlib
@@ -52,10 +52,10 @@ print({{name: array.shape for name, array in reader.read(reader.keys()[0]).items
 
 
 def store_digest(storage: Storage, corpus_table: bytes) -> str:
-    """SHA-256 over all that names a store's bytes: plan, conversations, specs and sidecars (which name the tars').
+    """SHA-256 over a store's plan, conversations, specs and sidecars; sidecars hold checksums, so tars are covered.
 
     Args:
-        corpus_table: the content of the corpus plan, as it is or as it is sent.
+        corpus_table: bytes of the corpus plan, as stored or as sent.
     """
     whole = hashlib.sha256()
     _line(whole, NAME, corpus_table)
@@ -70,14 +70,14 @@ def store_digest(storage: Storage, corpus_table: bytes) -> str:
 
 
 def make_card(storage: Storage, licence: str | None, corpus_table: bytes | None = None) -> bytes:
-    """The content of the store's README.md; what a person wrote in the one there outside our marks is kept.
+    """The content of the store's README.md; text outside our marks in an existing README.md is kept.
 
     Args:
-        licence: a licence's short name, such as "cc-by-4.0"; None keeps the one that stands there.
-        corpus_table: what the digest takes for the corpus plan, if not the one in the store.
+        licence: a licence's short name, such as "cc-by-4.0"; None keeps the existing one.
+        corpus_table: bytes of the corpus plan to use in the digest, if not the store's own.
 
     Raises:
-        UserError: the README.md there begins with something that is no YAML mapping.
+        UserError: the header of the existing README.md is not a YAML mapping.
     """
     old = storage.read(CARD).decode() if storage.exists(CARD) else ""
     header, body = _split(old, storage.where(CARD))
@@ -98,21 +98,21 @@ def _line(whole: Any, name: str, content: bytes) -> None:
 
 
 def _split(text: str, where: str) -> tuple[dict[str, Any], str]:
-    """The YAML header of a card, and the rest."""
-    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    if not found:
+    """Split a card into its YAML header and the rest."""
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if not match:
         return {}, text
     try:
-        header = yaml.safe_load(found[1])
+        header = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
         raise UserError(f"{where}: its header is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(header, dict):
         raise UserError(f"{where}: its header is no YAML mapping")
-    return header, text[found.end() :]
+    return header, text[match.end() :]
 
 
 def _header(storage: Storage, corpus: Corpus, old: dict[str, Any]) -> dict[str, Any]:
-    """The YAML header: what a person may have changed is kept, what is counted is counted anew."""
+    """The YAML header: existing fields are kept, except those computed from the store."""
     names = storage.names(CONVERSATIONS)
     talks = [{"config_name": n.removesuffix(".parquet"), "data_files": f"{CONVERSATIONS}/{n}"} for n in names]
     size = next((name for bound, name in SIZES if len(corpus) < bound), "n>1M")
@@ -173,7 +173,7 @@ def _column(column: Column, corpus: Corpus) -> str:
 
 
 def _public(value: JsonValue) -> JsonValue:
-    """The value with the last part only of each absolute path or URL in it."""
+    """Shorten each absolute path or URL in a value to its last component."""
     if isinstance(value, dict):
         return {name: _public(inner) for name, inner in value.items()}
     if isinstance(value, list):

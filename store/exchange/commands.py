@@ -1,4 +1,4 @@
-"""The commands of `python -m store` that take care of a store: thin, each over a module of its own."""
+"""The maintenance commands of `python -m store`: thin wrappers, each around its own module."""
 
 import contextlib
 from pathlib import Path
@@ -40,10 +40,10 @@ def export_columns(
     if not chosen:
         raise UserError(f"{storage.url}: has no columns to export")
     corpus = Corpus.load(storage)
-    items = sum(column_stats(each, corpus).usable for each in chosen)
+    items = sum(column_stats(exported, corpus).usable for exported in chosen)
     with Meter(f"export {form}", items, "items") as meter:
         export.export(chosen, out, form, overwrite=overwrite, advance=meter.advance)
-    console.print(f"{out}: {', '.join(each.name for each in chosen)}")
+    console.print(f"{out}: {', '.join(exported.name for exported in chosen)}")
 
 
 @imports.command("webdataset")
@@ -146,9 +146,9 @@ def merge_stores(
 
     They hold shards of one plan, or plans of different files. Stopped, the same command goes on.
     """
-    storage, sources = Storage(out), [Storage(each) for each in stores]
+    storage, sources = Storage(out), [Storage(url) for url in stores]
     if not storage.exists(NAME):
-        merge.plan_merge(storage, sources, prefix=prefix)  # what is refused makes no folder
+        merge.plan_merge(storage, sources, prefix=prefix)  # check first, so that a refused merge creates no folder
     with storage.lock():
         planned = merge.plan_merge(storage, sources, prefix=prefix)
         console.print(f"{storage.url}: {len(planned.corpus)} items, {planned.new} of them new")

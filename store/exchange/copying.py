@@ -1,4 +1,4 @@
-"""Copy a shard from one store to another: its tar first, then its sidecar, with every byte compared."""
+"""Copy a shard between stores: first the tar, then the sidecar; the checksum is verified on the way."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from store.shard import Sidecar, save_sidecar, shard_name, tar_checksum
 
 
 def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) -> None:
-    """Publish the shard that `sidecar` of `source` describes as shard `number` of `target`.
+    """Copy the shard of `source` described by `sidecar`, and publish it as shard `number` of `target`.
 
     Raises:
-        DamagedError: the tar read, or the tar written, is not the one that the sidecar describes.
+        DamagedError: the tar that was read or written does not match the sidecar.
     """
     tar, name = source.path(shard_name(sidecar.shard, "tar")), target.path(shard_name(number, "tar"))
-    described = target.path(shard_name(number, "json"))
+    sidecar_name = target.path(shard_name(number, "json"))
     with target.storage.writing(name) as temporary:
         try:
             source.storage.fs.get_file(source.storage.path(tar), str(temporary))
@@ -23,18 +23,18 @@ def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) ->
             raise DamagedError(f"{source.storage.where(tar)}: the tar is missing") from None
         if temporary.stat().st_size != sidecar.tar_bytes or _checksum(temporary) != sidecar.tar_xxh3:
             raise DamagedError(f"{source.storage.where(tar)}: the tar differs from its checksum")
-        target.storage.remove(described)  # it does not describe the new tar
+        target.storage.remove(sidecar_name)  # an old sidecar does not describe the new tar
     written = target.storage.fs.size(target.storage.path(name))
     if written != sidecar.tar_bytes:
         raise DamagedError(f"{target.storage.where(name)}: {written} bytes arrived of {sidecar.tar_bytes}")
-    save_sidecar(target.storage, described, sidecar.model_copy(update={"shard": number}))
+    save_sidecar(target.storage, sidecar_name, sidecar.model_copy(update={"shard": number}))
 
 
 def check_plan(column: Column, sidecar: Sidecar, items: list[MediaItem]) -> None:
-    """Compare a shard's items with the corpus plan.
+    """Check a shard's items against the corpus plan.
 
     Raises:
-        DamagedError: they differ, or the sidecar is of another column.
+        DamagedError: the items differ, or the sidecar belongs to another column.
     """
     failed = {failure.key for failure in sidecar.failed}
     keys = [item.key for item in items]

@@ -1,11 +1,11 @@
-"""Columns as plain arrays: a zarr v3 folder for random access and notebooks, or one HDF5 file, in one layout.
+"""Export columns as plain arrays: a zarr v3 folder (random access, notebooks) or one HDF5 file, in the same layout.
 
 <column>                      attribute `spec`
-<column>/keys                 [items], strings, in the corpus's order
+<column>/keys                 [items], strings, in corpus order
 <column>/failed/{keys, codes, reasons}
-<column>/<feature>            [items, ...] where every item has the same shape
-<column>/<feature>/rows       [rows of all items, ...] where the first length varies;
-<column>/<feature>/offsets    [items + 1]: item i has the rows offsets[i] to offsets[i + 1]
+<column>/<feature>            [items, ...] if every item has the same shape
+<column>/<feature>/rows       [rows of all items, ...] if the first length varies
+<column>/<feature>/offsets    [items + 1]: item i has rows offsets[i] to offsets[i + 1]
 """
 
 import contextlib
@@ -24,25 +24,25 @@ from store.reader import ColumnReader
 from store.spec import Feature, canonical_json
 
 Form = Literal["zarr", "h5"]
-CHUNK_BYTES = 256 << 10  # read at once for one item
-SHARD_BYTES = 128 << 20  # one object of a zarr array, and what is held in memory of each feature
-TEXT_BYTES = 1 << 10  # taken as the size of a string
+CHUNK_BYTES = 256 << 10  # target size of a chunk, the smallest unit that can be read
+SHARD_BYTES = 128 << 20  # target size of one zarr object; also the memory buffered per feature
+TEXT_BYTES = 1 << 10  # assumed size of a string
 
 
 class Growing(Protocol):
-    """An array on disk whose rows are written by slices."""
+    """An array on disk that is written by row slices."""
 
     def __setitem__(self, rows: slice, values: NDArray[Any]) -> None: ...
 
 
 class Target(Protocol):
-    """A file format that holds groups with attributes, and arrays by slash-separated names."""
+    """An output format with groups, attributes and arrays, named by slash-separated paths."""
 
     def group(self, name: str, spec: dict[str, Any]) -> None:
-        """Make a group whose attribute `spec` is this."""
+        """Create a group with the attribute `spec`."""
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str, chunk: int, shard: int) -> Growing:
-        """Make an array; `chunk` and `shard` count rows, a shard being a whole number of chunks."""
+        """Create an array; `chunk` and `shard` are numbers of rows, and `shard` is a multiple of `chunk`."""
 
 
 class _Zarr:
@@ -54,7 +54,7 @@ class _Zarr:
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str, chunk: int, shard: int) -> Growing:
         inner, outer = (chunk, *shape[1:]), (shard, *shape[1:])
-        plain: dict[str, Any] = {} if dtype == "text" else {"compressors": None}  # noise does not compress
+        plain: dict[str, Any] = {} if dtype == "text" else {"compressors": None}  # floats barely compress
         made: Growing = self._root.create_array(
             name, shape=shape, dtype="str" if dtype == "text" else dtype, chunks=inner, shards=outer, **plain
         )
@@ -74,7 +74,7 @@ class _H5:
 
 
 class _Writer:
-    """Append blocks of rows to an array, whole shards at a time: a shard is written once."""
+    """Append blocks of rows to an array, in whole shards, so that each shard is written once."""
 
     def __init__(self, target: Target, name: str, shape: tuple[int, ...], dtype: str) -> None:
         row = TEXT_BYTES if dtype == "text" else np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
@@ -104,7 +104,7 @@ class _Writer:
 
 
 class _FixedFeature:
-    """A feature whose shape is that of every item."""
+    """A feature with the same shape for every item."""
 
     def __init__(self, target: Target, name: str, feature: Feature, shapes: Sequence[tuple[int, ...]]) -> None:
         self._rows = _Writer(target, name, (len(shapes), *(n or 0 for n in feature.shape)), feature.dtype)
@@ -117,7 +117,7 @@ class _FixedFeature:
 
 
 class _VaryingFeature:
-    """A feature whose first length varies from item to item."""
+    """A feature whose first length varies between items."""
 
     def __init__(self, target: Target, name: str, feature: Feature, shapes: Sequence[tuple[int, ...]]) -> None:
         if None in feature.shape[1:]:
@@ -137,11 +137,11 @@ class _VaryingFeature:
 def export(
     columns: Sequence[Column], out: Path, form: Form, *, overwrite: bool = False, advance: Callable[[int], None]
 ) -> None:
-    """Write columns to `out`, which appears whole or not at all; `advance` is called with the items done.
+    """Write columns to `out` atomically; `advance` is called with 1 for each item written.
 
     Raises:
-        UserError: something is at `out` and `overwrite` is not set, or the format's package is not installed.
-        DamagedError: the bytes of a column are not those that were written.
+        UserError: `out` exists and `overwrite` is not set, or the format's package is not installed.
+        DamagedError: a column does not match its checksums.
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists; use --overwrite")
@@ -178,7 +178,7 @@ def _export_column(target: Target, column: Column, advance: Callable[[int], None
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Strings as objects, which is how zarr and HDF5 take text of varying length."""
+    """Convert strings to objects, which zarr and HDF5 require for text of varying length."""
     return array.astype(object) if array.dtype.kind == "U" else array
 
 

@@ -1,4 +1,4 @@
-"""Send a store to a dataset repository of a model hub; it comes back through the hub's own fsspec file system."""
+"""Push a store to a dataset repository of a model hub. A pull reads it through the hub's fsspec file system."""
 
 import hashlib
 import re
@@ -13,12 +13,12 @@ from store.shard import Sidecar, shard_name
 from store.storage import Storage
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-COMMIT_SHARDS = 50  # a commit holds so many at most: a stopped push loses at most one commit
+COMMIT_SHARDS = 50  # maximum per commit: an interrupted push loses at most one commit
 COMMIT_BYTES = 10 << 30
 
 
 def is_repository(target: str) -> bool:
-    """Whether a target is `owner/name` of a hub rather than a folder (write `./folder/store`) or a URL."""
+    """Whether a target is a hub's `owner/name`, not a URL or a folder (written `./folder/store`)."""
     return bool(REPOSITORY.fullmatch(target)) and not Path(target).exists()
 
 
@@ -29,13 +29,13 @@ def repository_url(repository: str) -> str:
 
 
 def send_to_hub(source: Storage, repository: str, cargo: Cargo, *, public: bool, advance: Callable[[int], None]) -> int:
-    """Commit what the repository lacks; the number of shards that were sent. A shard's tar and sidecar go together.
+    """Commit what the repository lacks; return the number of shards sent. Each shard's tar and sidecar share a commit.
 
     Args:
-        public: of a repository that is made now; one that is there is left as it is.
+        public: make a newly created repository public; an existing one keeps its visibility.
 
     Raises:
-        UserError: the store is not on a local disk, the hub refuses, or it holds another store.
+        UserError: the store is not on a local disk, the hub refuses, or the repository holds another store.
     """
     hub = _hub()
     if not source.local:
@@ -45,20 +45,20 @@ def send_to_hub(source: Storage, repository: str, cargo: Cargo, *, public: bool,
         api.create_repo(repository, repo_type="dataset", private=not public, exist_ok=True)
         check_extends(Storage(repository_url(repository)), cargo.corpus)
         tree = api.list_repo_tree(repository, recursive=True, repo_type="dataset")
-        there = {file.path: file for file in tree if hasattr(file, "blob_id")}
-        return _commit_all(_Repository(api, repository, there), source, cargo, advance)
+        files = {file.path: file for file in tree if hasattr(file, "blob_id")}
+        return _commit_all(_Repository(api, repository, files), source, cargo, advance)
     except _refusals(hub) as error:
         raise UserError(f"{repository}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 class _Repository:
-    """A repository and what it holds already."""
+    """A repository and the files that it already holds."""
 
     def __init__(self, api: Any, name: str, there: dict[str, Any]) -> None:
         self._api, self._name, self._there = api, name, there
 
     def has(self, path: str, content: bytes) -> bool:
-        """Whether it has this very file: by git's digest, or by SHA-256 where the hub keeps it beside git."""
+        """Whether the repository has this exact file: by git blob id, or by SHA-256 for an LFS file."""
         file = self._there.get(path)
         if file is None:
             return False
@@ -67,17 +67,17 @@ class _Repository:
         return bool(file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
     def has_shard(self, column: Column, sidecar: Sidecar) -> bool:
-        """Whether it has this very shard: its sidecar, and a tar of its size."""
-        described = column.path(shard_name(sidecar.shard, "json"))
+        """Whether the repository has this exact shard: an equal sidecar, and a tar of the same size."""
+        sidecar_name = column.path(shard_name(sidecar.shard, "json"))
         tar = self._there.get(column.path(shard_name(sidecar.shard, "tar")))
         sized = tar is not None and tar.size == sidecar.tar_bytes
-        return sized and self.has(described, column.storage.read(described))
+        return sized and self.has(sidecar_name, column.storage.read(sidecar_name))
 
     def commit(self, files: dict[str, bytes | str], message: str, advance: Callable[[int], None] | None = None) -> None:
-        """Commit contents, or local files by their path; contents that are there are not sent again.
+        """Commit contents (bytes) and local files (paths as str); contents that are already there are skipped.
 
         Args:
-            advance: called with 1 for each tar, once its bytes have arrived.
+            advance: called with 1 after each tar is uploaded.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -111,7 +111,7 @@ def _commit_all(repository: _Repository, source: Storage, cargo: Cargo, advance:
 def _batches(
     repository: _Repository, cargo: Cargo, advance: Callable[[int], None]
 ) -> Iterator[list[tuple[Column, int]]]:
-    """The shards that the repository lacks, as many at a time as one commit takes."""
+    """The shards that the repository lacks, grouped into commits."""
     batch: list[tuple[Column, int]] = []
     size = 0
     for column, shard in cargo.numbered():
@@ -129,7 +129,7 @@ def _batches(
 
 
 def _refusals(hub: Any) -> tuple[type[Exception], ...]:
-    """What a hub's client raises where the hub refuses or cannot be reached, whichever HTTP library it is built on."""
+    """What the client raises if the hub refuses or is unreachable, whichever HTTP library the client uses."""
     return (*hub.errors.HfHubHTTPError.__bases__, OSError)
 
 
@@ -139,5 +139,5 @@ def _hub() -> Any:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise UserError("a hub needs the package huggingface_hub; pip install 'avllm[featurize]'") from None
-    disable_progress_bars()  # ours counts shards
+    disable_progress_bars()  # our own progress bar counts shards
     return huggingface_hub

@@ -1,4 +1,4 @@
-"""Bring in features that were made elsewhere, as a column like any other."""
+"""Import features made elsewhere as an ordinary column."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ from store.storage import Storage
 
 STORED = ("float16", "float32")
 BLOCK_BYTES = 4 << 20
-NAMED = 3  # of many names in a message
+NAMED = 3  # maximum number of names listed in a message
 
 
 class UnusableError(Exception):
-    """A file or member that does not hold an item's features; becomes a record with its code and reason."""
+    """A file or member without usable features; it is recorded as a `Failure` with this code and reason."""
 
     def __init__(self, code: FailureCode, reason: str) -> None:
         super().__init__(reason)
@@ -38,10 +38,10 @@ class Foreign:
     """Features made elsewhere.
 
     Attributes:
-        spec: of the column to be; its numerics hold `imported`, the form, and a digest of all that was read.
-        uris: where each item's features were found, by the id it has there.
-        load: the arrays and facts of an id; raises `UnusableError`.
-        kinds: what each item's medium is, by its id, where that is told.
+        spec: spec of the new column; its numerics hold the source format, `imported`, and a digest of all files read.
+        uris: where each item's features were found, by foreign id.
+        load: returns the arrays and facts of a foreign id; raises `UnusableError`.
+        kinds: the kind of each item's medium, by foreign id, if known.
     """
 
     spec: ColumnSpec
@@ -52,11 +52,11 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Placed:
-    """Foreign features with their places in the corpus.
+    """Foreign features matched to corpus items.
 
     Attributes:
-        ids: the foreign id of each item by its key.
-        strangers: ids that the corpus does not hold.
+        ids: the foreign id of each item, by corpus key.
+        strangers: foreign ids that match no item of the corpus.
     """
 
     ids: Mapping[str, str]
@@ -64,10 +64,10 @@ class Placed:
 
 
 def make_spec(**fields: Any) -> ColumnSpec:
-    """The spec of an imported column.
+    """Make the spec of an imported column.
 
     Raises:
-        UserError: a name is not accepted; names the field.
+        UserError: a value is not accepted; the message names the field.
     """
     try:
         return ColumnSpec.model_validate(fields)
@@ -78,14 +78,14 @@ def make_spec(**fields: Any) -> ColumnSpec:
 
 
 def check_sources(storage: Storage, spec: ColumnSpec) -> None:
-    """Refuse to import more files of what is a column already: its digest is of all its files.
+    """Refuse to add files to an imported column: its digest covers all its source files.
 
     Raises:
-        UserError: a column of this name and these numerics was imported from other files.
+        UserError: a column with this name and these numerics was imported from other files.
     """
     for column in list_columns(storage):
-        there = column.spec
-        if there.name == spec.name and there != spec and _but_sources(there) == _but_sources(spec):
+        existing = column.spec
+        if existing.name == spec.name and existing != spec and _but_sources(existing) == _but_sources(spec):
             raise UserError(
                 f"{storage.url}: {column.name} was imported from other files, and a column is all of its files; "
                 f"import old and new together (after store gc --remove {column.name}), or under another --name"
@@ -97,20 +97,20 @@ def _but_sources(spec: ColumnSpec) -> dict[str, JsonValue]:
 
 
 def plan_foreign(corpus: Corpus, foreign: Foreign, kind: Kind, shard_size: int) -> None:
-    """Make the plan of a new store from what was imported; the media themselves are not known.
+    """Plan a new store from imported features; the media files themselves are unknown.
 
     Args:
-        kind: of the items that do not tell theirs.
+        kind: the kind of items whose kind is unknown.
     """
     candidates = (Candidate(name, uri, foreign.kinds.get(name, kind)) for name, uri in foreign.uris.items())
     corpus.append(candidates, shard_size)
 
 
 def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
-    """Find the item of each foreign id: that of this key, or else the only one whose file has this name.
+    """Match each foreign id to an item: by source or key, else by file name if only one item has it.
 
     Raises:
-        UserError: no id is known, or one could be several items, or two are the same item.
+        UserError: no id matches, an id matches several items, or two ids match the same item.
     """
     keys = {item.key for item in corpus.items}
     of_part = corpus.key_of_part
@@ -121,12 +121,12 @@ def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
     strangers = []
     for name, uri in foreign.uris.items():
         exact = [key for key in (of_part.get(Part(uri)), name, make_key(name)) if key in keys]
-        found = exact[:1] or stems.get(PurePosixPath(name).name, [])
-        if len(found) > 1 or (found and found[0] in ids):
-            what = f"the items {some(found)}" if len(found) > 1 else f"item {found[0]}, as is {ids[found[0]]!r}"
+        matches = exact[:1] or stems.get(PurePosixPath(name).name, [])
+        if len(matches) > 1 or (matches and matches[0] in ids):
+            what = f"the items {some(matches)}" if len(matches) > 1 else f"item {matches[0]}, as is {ids[matches[0]]!r}"
             raise UserError(f"{uri}: {name!r} could be {what}; name it by the item's key (store keys lists them)")
-        if found:
-            ids[str(found[0])] = name
+        if matches:
+            ids[str(matches[0])] = name
         else:
             strangers.append(name)
     if not ids:
@@ -135,20 +135,20 @@ def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
 
 
 def import_column(storage: Storage, corpus: Corpus, foreign: Foreign, placed: Placed) -> Iterator[tuple[int, int]]:
-    """Write the column's shards that are missing; for each shard of the plan, its items and how many failed now."""
+    """Write the missing shards; yield each planned shard's number of items, and how many failed in this call."""
     build: dict[str, object] = {"imported": foreign.spec.numerics["imported"]}
     column = create_column(storage, foreign.spec, build)
-    there = set(column.shards())
+    existing = set(column.shards())
     for shard, items in corpus.shards.items():
         failed = 0
-        if shard not in there:
+        if shard not in existing:
             with column.write_shard(shard) as writer:
                 failed = sum(_add(writer, item, foreign, placed) for item in items)
         yield len(items), failed
 
 
 def _add(writer: ShardWriter, item: MediaItem, foreign: Foreign, placed: Placed) -> bool:
-    """Write one item, or its failure; whether it failed."""
+    """Write one item or its failure; return whether it failed."""
     try:
         if item.key not in placed.ids:
             raise UnusableError("missing", "is not among what was imported")
@@ -162,27 +162,27 @@ def _add(writer: ShardWriter, item: MediaItem, foreign: Foreign, placed: Placed)
 
 
 def check_arrays(arrays: Arrays, spec: ColumnSpec) -> None:
-    """Raise `UnusableError` unless the arrays are those of the spec, and finite."""
+    """Raise `UnusableError` unless the arrays match the spec and are finite."""
     for name, feature in spec.features.items():
         if name not in arrays:
             raise UnusableError("missing", f"has no {name}")
         array = arrays[name]
         if not feature.admits(array.shape, str(array.dtype)):
-            wanted = " x ".join("*" if n is None else str(n) for n in feature.shape)
+            expected = " x ".join("*" if n is None else str(n) for n in feature.shape)
             raise UnusableError(
-                "unreadable", f"{name}: {array.dtype} {list(array.shape)}, expected {feature.dtype} {wanted}"
+                "unreadable", f"{name}: {array.dtype} {list(array.shape)}, expected {feature.dtype} {expected}"
             )
         if not np.isfinite(array).all():
             raise UnusableError("unreadable", f"{name}: holds numbers that are not finite")
 
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    """The array in C order and little-endian, as a store keeps it."""
+    """Convert an array to C order and little-endian, as stored on disk."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def digest_files(paths: Iterable[Path], advance: Callable[[int], None]) -> str:
-    """SHA-256 over the files' names and contents, in order; `advance` is called with each file's bytes."""
+    """SHA-256 over the files' names and contents, in order; `advance` is called with the bytes read."""
     whole = hashlib.sha256()
     for path in paths:
         digest = hashlib.sha256()

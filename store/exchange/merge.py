@@ -1,7 +1,7 @@
 """Merge stores that were featurized on different machines.
 
-A shard of a plan that both stores have is one shard, whichever machine encoded it. The shards of another plan are
-appended under new numbers; their tars stay byte for byte, since a tar does not hold its number.
+A shard with the same planned items in two stores counts as one shard, whichever machine encoded it. Other shards are
+appended under new numbers. Their tars are copied unchanged, as a tar does not contain its number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +25,10 @@ class Incoming:
     """One of the stores to merge.
 
     Attributes:
+        storage: the store.
         corpus: its plan.
-        shards: the number that each of its shards gets.
-        conversations: the name that each of its conversations gets.
+        shards: the new number of each of its shards.
+        conversations: the new name of each of its conversation files to copy.
     """
 
     storage: Storage
@@ -38,7 +39,7 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Merge:
-    """What a merge will do: the plan that results, how many of its items are new, and where each store's parts go."""
+    """What a merge will do: the resulting plan, the number of new items, and the new names in each store."""
 
     out: Storage
     corpus: Corpus
@@ -47,21 +48,22 @@ class Merge:
 
     @property
     def shards(self) -> int:
-        """How many shards of columns are to be copied or compared."""
-        return sum(len(column.shards()) for each in self.incoming for column in list_columns(each.storage))
+        """The number of column shards to copy or compare."""
+        return sum(len(column.shards()) for source in self.incoming for column in list_columns(source.storage))
 
 
 def plan_merge(out: Storage, stores: Sequence[Storage], *, prefix: bool) -> Merge:
-    """Find out how stores fit together; nothing is written.
+    """Plan a merge; nothing is written.
 
     Args:
-        prefix: give conversations that differ under one name the name `<folder of their store>-<name>`.
+        prefix: if conversations of one name differ, rename the later ones to `<folder of their store>-<name>`.
 
     Raises:
-        UserError: two files have one key, a plan was cut otherwise, or conversations of one name differ.
+        UserError: two files have the same key, a file is in different shards of two plans, or conversations of one name
+            differ.
     """
     corpus = Corpus.load(out) if out.exists(NAME) else Corpus()
-    had = len(corpus)
+    items_before = len(corpus)
     talks = {name: out.read(name) for name in _conversations(out)}
     incoming = []
     for storage in stores:
@@ -70,31 +72,31 @@ def plan_merge(out: Storage, stores: Sequence[Storage], *, prefix: bool) -> Merg
         theirs = Corpus.load(storage)
         shards = _join(corpus, theirs, storage)
         incoming.append(Incoming(storage, theirs, shards, _join_conversations(talks, storage, prefix)))
-    return Merge(out, corpus, len(corpus) - had, tuple(incoming))
+    return Merge(out, corpus, len(corpus) - items_before, tuple(incoming))
 
 
 def run_merge(merge: Merge, advance: Callable[[int], None]) -> list[str]:
-    """Merge; stopped at any moment it leaves a sound store, and the same command goes on.
+    """Run a merge. If interrupted, it leaves a sound store, and the same command resumes.
 
     Returns:
-        a line for each shard that both stores have with other bytes; the first one's are kept, never mixed.
+        a line for each shard whose bytes differ between two stores; the first store's shard is kept whole.
 
     Raises:
-        DamagedError: a shard to be copied differs from its checksum or from its plan.
+        DamagedError: a shard does not match its checksum or its plan.
     """
     if merge.new or not merge.out.exists(NAME):
         merge.corpus.save(merge.out)
     differing = []
-    for each in merge.incoming:
-        for column in list_columns(each.storage):
-            differing += _merge_column(merge.out, column, each, advance)
-        for name, renamed in each.conversations.items():
-            merge.out.write(renamed, each.storage.read(name))
+    for source in merge.incoming:
+        for column in list_columns(source.storage):
+            differing += _merge_column(merge.out, column, source, advance)
+        for name, renamed in source.conversations.items():
+            merge.out.write(renamed, source.storage.read(name))
     return differing
 
 
 def half_filled(storage: Storage) -> list[str]:
-    """A line for each encoder that has several columns, none of all shards: machines encoded with other numerics."""
+    """A line for each encoder with several incomplete columns: its machines encoded with different numerics."""
     planned = len(Corpus.load(storage).shards)
     partial: dict[str, dict[Column, int]] = {}
     for column in list_columns(storage):
@@ -111,15 +113,15 @@ def half_filled(storage: Storage) -> list[str]:
 
 
 def _difference(columns: Iterable[Column]) -> str:
-    """The numerics in which columns differ."""
+    """The names of the numerics that differ between columns."""
     numerics = [column.spec.numerics for column in columns]
-    names = sorted({name for each in numerics for name in each})
-    differ = [name for name in names if len({canonical_json(each.get(name)) for each in numerics}) > 1]
+    names = sorted({name for settings in numerics for name in settings})
+    differ = [name for name in names if len({canonical_json(settings.get(name)) for settings in numerics}) > 1]
     return ", ".join(differ) or "features"
 
 
 def _join(corpus: Corpus, theirs: Corpus, storage: Storage) -> dict[int, int]:
-    """Append the shards that are new to `corpus`; the number of every shard."""
+    """Append new shards to `corpus`; return the number in `corpus` of each shard of `theirs`."""
     ours = {_identity(items): number for number, items in corpus.shards.items()}
     new = {n: items for n, items in theirs.shards.items() if _identity(items) not in ours}
     _check_disjoint(corpus, [item for items in new.values() for item in items], storage)
@@ -157,13 +159,13 @@ def _conversations(storage: Storage) -> list[str]:
 
 
 def _join_conversations(talks: dict[str, bytes], storage: Storage, prefix: bool) -> dict[str, str]:
-    """The new name of each of a store's conversations; those that are there already with equal bytes are left out."""
+    """The new name of each of a store's conversation files, without those already present with equal bytes."""
     renamed = {}
     for name in _conversations(storage):
         content = storage.read(name)
         folder, stem = name.split("/")
-        own = f"{folder}/{storage.url.rsplit('/', 1)[-1]}-{stem}"
-        target = own if prefix and talks.get(name, content) != content else name
+        prefixed = f"{folder}/{storage.url.rsplit('/', 1)[-1]}-{stem}"
+        target = prefixed if prefix and talks.get(name, content) != content else name
         if talks.get(target, content) != content:
             hint = "" if prefix else "; --prefix names them after their store"
             raise UserError(f"{storage.where(name)}: other conversations have this name already{hint}")
@@ -173,18 +175,18 @@ def _join_conversations(talks: dict[str, bytes], storage: Storage, prefix: bool)
     return renamed
 
 
-def _merge_column(out: Storage, column: Column, each: Incoming, advance: Callable[[int], None]) -> list[str]:
+def _merge_column(out: Storage, column: Column, incoming: Incoming, advance: Callable[[int], None]) -> list[str]:
     target = create_column(out, column.spec, column.build)
-    there = set(target.shards())
-    planned = each.corpus.shards
+    existing = set(target.shards())
+    planned = incoming.corpus.shards
     differing = []
     for shard in column.shards():
         sidecar = column.sidecar(shard)
         if shard not in planned or sidecar.shard != shard:
             raise DamagedError(f"{column.storage.where(column.path(shard_name(shard, 'json')))}: not of the plan")
         check_plan(column, sidecar, planned[shard])
-        number = each.shards[shard]
-        if number not in there:
+        number = incoming.shards[shard]
+        if number not in existing:
             copy_shard(column, target, sidecar, number)
         elif target.sidecar(number) != sidecar.model_copy(update={"shard": number}):
             kept = target.sidecar(number)

@@ -1,8 +1,7 @@
-"""Read a pickled numpy array without running anything that the pickle names.
+"""Read a pickled numpy array without running any function that the pickle names.
 
-A pickle is a program: it may import any function and call it. Here each name it imports is looked up in a short table
-of our own functions, which make plain arrays of floats and nothing else; any other name is refused before it is
-imported.
+A pickle is a program that can import and call any function. This unpickler maps a few known names to our own functions,
+which can only make plain float arrays, and refuses any other name before importing it.
 """
 
 import pickle
@@ -16,16 +15,16 @@ from numpy.typing import NDArray
 from store.errors import UserError
 from store.exchange.importing import UnusableError
 
-ARRAY = object()  # stands for numpy.ndarray, which a pickle could call
+ARRAY = object()  # placeholder for numpy.ndarray, which a pickle could call
 FLOATS = ("f2", "<f2", "f4", "<f4", "float16", "float32")
 
 
 def load_array(path: Path) -> NDArray[Any]:
-    """The array that a pickle file holds.
+    """Load the array in a pickle file.
 
     Raises:
-        UserError: the pickle asks for something that no plain array needs; nothing of it was run.
-        UnusableError: the file is missing, cut short, or holds something else than an array of floats.
+        UserError: the pickle names something that no plain array needs; it was not run.
+        UnusableError: the file is missing or damaged, or holds no float array.
     """
     try:
         with open(path, "rb") as file:
@@ -48,7 +47,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         self._where = where
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our own stand-in for the few names that an array's pickle holds."""
+        """Return our own stand-in for each of the few names in an array's pickle; refuse all others."""
         if module == "numpy" and name == "ndarray":
             return ARRAY
         if module == "numpy" and name == "dtype":
@@ -64,7 +63,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function object of its own: a pickle can set attributes on what it is given, and they go with it."""
+    """Wrap in a new function object: a pickle can set attributes on it, and these must not reach the original."""
     return lambda *arguments: function(*arguments)
 
 
@@ -76,7 +75,7 @@ def _dtype(name: object, align: object = False, copy: object = True) -> np.dtype
 
 
 def _reconstruct(kind: object, shape: object, code: object) -> NDArray[Any]:
-    """An empty array, as numpy's own begins; its state comes with the pickle's next instruction."""
+    """An empty array, as in numpy's own `_reconstruct`; the pickle's next instruction sets its state."""
     if kind is not ARRAY:
         raise ValueError(f"expected an array, found {kind!r}")
     return np.ndarray((0,), "b")

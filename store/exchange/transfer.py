@@ -1,4 +1,4 @@
-"""Copy a whole store to or from any fsspec URL. What is there already is skipped; sidecars come after their tars."""
+"""Copy a whole store to or from any fsspec URL. Existing files are skipped; each sidecar follows its tar."""
 
 import tempfile
 from collections.abc import Callable
@@ -20,11 +20,12 @@ THREADS = 4
 
 @dataclass
 class Cargo:
-    """What a store holds that is worth sending: leftovers, locks and foreign files stay behind.
+    """The content of a store to send, without leftovers, locks and foreign files.
 
     Attributes:
-        tables: its corpus plan and conversations, by path from the root.
-        columns: each with its shards.
+        corpus: the plan to send.
+        tables: bytes of the corpus plan and conversation files, by path relative to the root.
+        columns: each column with its shard numbers, by name.
         card: the README.md to send, or None.
     """
 
@@ -35,19 +36,19 @@ class Cargo:
 
     @property
     def shards(self) -> int:
-        """How many shards all columns have."""
+        """The total number of shards in all columns."""
         return sum(len(shards) for _, shards in self.columns.values())
 
     def numbered(self) -> list[tuple[Column, int]]:
-        """Every shard of every column."""
+        """All shards, as pairs of a column and a shard number."""
         return [(column, shard) for column, shards in self.columns.values() for shard in shards]
 
 
 def load_cargo(source: Storage, *, strip_uris: bool) -> Cargo:
-    """Take stock of a store.
+    """Collect the content of a store to send.
 
     Args:
-        strip_uris: name the media relative to the folder that all of them share.
+        strip_uris: make media URIs relative to the folder that all media share.
     """
     corpus = Corpus.load(source)
     tables = {NAME: source.read(NAME)}
@@ -64,7 +65,7 @@ def load_cargo(source: Storage, *, strip_uris: bool) -> Cargo:
 
 
 def strip(corpus: Corpus) -> Corpus:
-    """The plan with each URI relative to the folder that all of them share."""
+    """The plan with each URI relative to the folder that all media share."""
     folders = [item.uri.rpartition("/")[0] for item in corpus.items] or [""]
     first, last = min(folders).split("/"), max(folders).split("/")
     shared = [one for one, other in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
@@ -72,15 +73,15 @@ def strip(corpus: Corpus) -> Corpus:
 
 
 def check_extends(target: Storage, corpus: Corpus) -> None:
-    """Refuse to write over another store.
+    """Refuse to overwrite another store.
 
     Raises:
-        UserError: what is at `target` has items that the plan to be sent does not begin with.
+        UserError: the plan to send does not start with the items of the store at `target`.
     """
     if not target.exists(NAME):
         return
-    there = [replace(item, bytes=None) for item in Corpus.load(target).items]
-    if there != [replace(item, bytes=None) for item in corpus.items[: len(there)]]:
+    existing = [replace(item, bytes=None) for item in Corpus.load(target).items]
+    if existing != [replace(item, bytes=None) for item in corpus.items[: len(existing)]]:
         raise UserError(
             f"{target.url}: holds a store of another plan; send to another place, or use store merge "
             "(a plan sent with --strip-uris must be sent with it again)"
@@ -88,33 +89,33 @@ def check_extends(target: Storage, corpus: Corpus) -> None:
 
 
 def send(target: Storage, cargo: Cargo, advance: Callable[[int], None]) -> int:
-    """Copy what the target lacks; the number of shards that were copied.
+    """Copy what the target lacks; return the number of shards copied.
 
-    The target is a sound store at every moment, so a stopped copy goes on with the same command. Every tar is compared
-    with its checksum on the way.
+    The target is a sound store at all times, so the same command resumes an interrupted copy. Each tar's checksum is
+    verified on the way.
 
     Raises:
-        UserError: another store is there.
-        DamagedError: the source's bytes are not those that were written.
+        UserError: the target holds another store.
+        DamagedError: the source does not match its checksums.
     """
     check_extends(target, cargo.corpus)
     for name, content in cargo.tables.items():
         _send_file(target, name, content)
     columns = {name: create_column(target, c.spec, c.build) for name, (c, _) in cargo.columns.items()}
-    there = {name: set(column.shards()) for name, column in columns.items()}
+    existing = {name: set(column.shards()) for name, column in columns.items()}
 
-    def one(column: Column, shard: int) -> bool:
+    def copy_if_missing(column: Column, shard: int) -> bool:
         sidecar = column.sidecar(shard)
-        lacking = not (shard in there[column.name] and is_there(columns[column.name], sidecar))
-        if lacking:
+        missing = not (shard in existing[column.name] and is_there(columns[column.name], sidecar))
+        if missing:
             copy_shard(column, columns[column.name], sidecar, shard)
-        return lacking
+        return missing
 
     copied = 0
     pool = ThreadPoolExecutor(THREADS)
     try:
-        for lacking in pool.map(lambda pair: one(*pair), cargo.numbered()):
-            copied += lacking
+        for missing in pool.map(lambda pair: copy_if_missing(*pair), cargo.numbered()):
+            copied += missing
             advance(1)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -124,7 +125,7 @@ def send(target: Storage, cargo: Cargo, advance: Callable[[int], None]) -> int:
 
 
 def is_there(column: Column, sidecar: Sidecar) -> bool:
-    """Whether a column has this very shard."""
+    """Whether the column has this exact shard: an equal sidecar, and a tar of the right size."""
     tar = column.storage.path(column.path(shard_name(sidecar.shard, "tar")))
     return (
         column.sidecar(sidecar.shard) == sidecar

@@ -1,7 +1,7 @@
-"""Video-ChatGPT's features: one pickle for each video, named by its id, with one float16 array [T + N, D].
+"""Import Video-ChatGPT's features: one pickle per video, named by video id, with one float16 array [T + N, D].
 
-The first T = 100 rows are its temporal tokens: the mean of the patches of each frame, padded with zero rows where the
-video has fewer frames. The other N = 256 are its spatial tokens: the mean of each patch over the frames. After
+The first T = 100 rows are temporal tokens: the mean over the patches of each frame, padded with zero rows if the video
+has fewer frames. The other N = 256 rows are spatial tokens: the mean of each patch over the frames. The source is
 scripts/save_spatio_temporal_clip_features.py of Video-ChatGPT (Maaz et al., 2023); CLIP ViT-L/14 at layer -2.
 """
 
@@ -20,10 +20,10 @@ SUFFIX = ".pkl"
 
 
 def find_pickles(folder: Path) -> list[Path]:
-    """The pickles of a folder, by name.
+    """The pickles of a folder, sorted by name.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder has no pickles.
     """
     paths = sorted(folder.glob(f"*{SUFFIX}"))
     if not paths:
@@ -34,10 +34,10 @@ def find_pickles(folder: Path) -> list[Path]:
 def read_video_chatgpt(paths: Iterable[Path], name: str, advance: Callable[[int], None]) -> Foreign:
     """Describe the pickles as a column with the features `temporal` [up to 100, D] and `spatial.t100` [N, D].
 
-    The shape is that of the first pickle that can be read. Zero rows that pad the temporal tokens are left out.
+    The first readable pickle determines the shapes. The zero rows that pad the temporal tokens are dropped.
 
     Raises:
-        UserError: no pickle holds such an array, or one asks to run something.
+        UserError: no pickle holds such an array, or a pickle names a function to run.
     """
     by_id = {path.name.removesuffix(SUFFIX): path for path in paths}
     rows, width, dtype = _first_shape(by_id.values())

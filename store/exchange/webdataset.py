@@ -1,4 +1,4 @@
-"""WebDataset tars made elsewhere: members `<key>.<suffix>.npy` with arrays, and `<key>.json` with facts."""
+"""Import WebDataset tars made elsewhere: members `<key>.<suffix>.npy` with arrays, and `<key>.json` with facts."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from store.spec import Feature
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NPY = ".npy"
 ARRAY = NPY[1:]
-HEADER_BYTES = 4096  # an array's header is far shorter
+HEADER_BYTES = 4096  # far more than an array's header needs
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Member:
     size: int
 
     def read(self, count: int | None = None) -> bytes:
-        """Its bytes, or the first `count` of them."""
+        """The member's bytes, or only the first `count`."""
         with open(self.tar, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size if count is None else min(count, self.size))
@@ -44,11 +44,11 @@ class Member:
 
 @dataclass
 class Index:
-    """What the tars hold.
+    """The content of the tars.
 
     Attributes:
-        items: the members of each sample by suffix, by key, in the tars' order.
-        ignored: suffixes that no feature is made of.
+        items: for each key, in tar order, the sample's members by suffix.
+        ignored: suffixes that are not imported.
     """
 
     items: dict[str, dict[str, Member]] = field(default_factory=dict)
@@ -56,10 +56,10 @@ class Index:
 
 
 def index_tars(tars: Sequence[Path], features: Mapping[str, str] | None) -> tuple[Index, dict[str, str]]:
-    """Find the samples of the tars, and the feature that each suffix gives; by default `x.npy` gives `x`.
+    """Index the samples of the tars, and map each suffix to a feature name; by default `x.npy` maps to `x`.
 
     Raises:
-        UserError: a file is no plain tar, a key stands in two places, or no member gives a feature.
+        UserError: a file is not an uncompressed tar, a key occurs twice, or an expected member is missing.
     """
     index = Index()
     for tar in tars:
@@ -87,15 +87,15 @@ def read_webdataset(
     about: Mapping[str, JsonValue],
     advance: Callable[[int], None],
 ) -> Foreign:
-    """Describe indexed tars as a column; lengths that differ from item to item may be the first only.
+    """Describe indexed tars as a column; only the first length of an array may vary between items.
 
     Args:
-        features: the feature's name by the suffix of its members.
-        about: what is known of how the numbers were made; stands in the spec.
-        advance: called with the bytes read.
+        features: feature names, by the suffix of their members.
+        about: how the numbers were made, as far as known; stored in the spec.
+        advance: called with the number of bytes read.
 
     Raises:
-        UserError: a feature's arrays are not all of one dtype and width; names a member.
+        UserError: a feature's arrays differ in dtype or width; the message names a member.
     """
     tars = list(dict.fromkeys(member.tar for sample in index.items.values() for member in sample.values()))
     described = {feature: _describe(index, suffix) for suffix, feature in features.items()}
@@ -112,17 +112,17 @@ def read_webdataset(
 
 
 def _kinds(index: Index) -> dict[str, Kind]:
-    """What `kind` in a sample's JSON says, as our own tars have it."""
+    """The `kind` in each sample's JSON, which our own tars have."""
     kinds: dict[str, Kind] = {}
     for key, sample in index.items.items():
         with contextlib.suppress(UnusableError):
-            said = _facts(sample["json"]).get("kind") if "json" in sample else None
-            kinds.update((key, kind) for kind in KINDS if kind == said)
+            label = _facts(sample["json"]).get("kind") if "json" in sample else None
+            kinds.update((key, kind) for kind in KINDS if kind == label)
     return kinds
 
 
 def _members(tar: Path) -> Iterator[tuple[str, str, Member]]:
-    """Key, suffix and place of each file in a tar; a name is split at the first dot after its folder."""
+    """Key, suffix and location of each file in a tar; names are split at the first dot after the folder."""
     try:
         with tarfile.open(tar, "r:") as archive:
             members = archive.getmembers()
@@ -140,26 +140,26 @@ def _members(tar: Path) -> Iterator[tuple[str, str, Member]]:
 
 
 def _followed(tar: Path, info: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
-    """The plain file that a member is, or that its links lead to: a link has no bytes of its own.
+    """Follow a member's links to a plain file, as a link has no bytes of its own.
 
     Raises:
-        UserError: they lead to no file of the tar, or it is sparse, so that its bytes do not lie in one piece.
+        UserError: the links lead to no file of the tar, or the file is sparse, so its bytes are not contiguous.
     """
-    found: tarfile.TarInfo | None = info
+    target: tarfile.TarInfo | None = info
     for _ in by_name:
-        if found is None or not (found.islnk() or found.issym()):
+        if target is None or not (target.islnk() or target.issym()):
             break
-        folder = posixpath.dirname(found.name) if found.issym() else ""
-        found = by_name.get(posixpath.normpath(posixpath.join(folder, found.linkname)))
-    if found is None or not found.isfile() or found.issparse():
+        folder = posixpath.dirname(target.name) if target.issym() else ""
+        target = by_name.get(posixpath.normpath(posixpath.join(folder, target.linkname)))
+    if target is None or not target.isfile() or target.issparse():
         to = f"a link to {info.linkname}, which is no file of this tar" if info.linkname else "a sparse file"
         raise UserError(f"{tar}: {info.name}: {to}; expected plain files (tar --hard-dereference --dereference)")
-    return found
+    return target
 
 
 def _describe(index: Index, suffix: str) -> Feature:
-    """Shape and dtype of all the arrays of one suffix that can be read."""
-    found: tuple[int | None, ...] | None = None
+    """The common shape and dtype of all readable arrays of one suffix."""
+    common: tuple[int | None, ...] | None = None
     dtype: Any = None
     for key, sample in index.items.items():
         header = _header(sample[suffix]) if suffix in sample else None
@@ -169,23 +169,23 @@ def _describe(index: Index, suffix: str) -> Feature:
         where = f"{sample[suffix].tar}: {key}.{suffix}: {kind} {list(shape)}"
         if kind not in STORED or not shape:
             raise UserError(f"{where}; accepted are arrays of {' or '.join(STORED)}")
-        if found is None:
-            found, dtype = shape, kind
-        if kind != dtype or shape[1:] != found[1:]:
-            raise UserError(f"{where}, but the ones before are {dtype} {list(found)}; the first length alone may vary")
-        found = (found[0] if found[0] == shape[0] else None, *found[1:])
-    if found is None:
+        if common is None:
+            common, dtype = shape, kind
+        if kind != dtype or shape[1:] != common[1:]:
+            raise UserError(f"{where}, but the ones before are {dtype} {list(common)}; the first length alone may vary")
+        common = (common[0] if common[0] == shape[0] else None, *common[1:])
+    if common is None:
         raise UserError(f"no member .{suffix} can be read as an array")
-    return Feature(shape=found, dtype=dtype)
+    return Feature(shape=common, dtype=dtype)
 
 
 def _header(member: Member) -> tuple[tuple[int, ...], str] | None:
-    """Shape and dtype as a member's header states them, or None if it has no such header."""
+    """Shape and dtype from a member's npy header, or None if it has no valid one."""
     head = io.BytesIO(member.read(HEADER_BYTES))
-    headers: Any = npy  # numpy's own readers of a header are not typed
+    headers: Any = npy  # numpy's header readers are not typed
     try:
-        read = headers.read_array_header_1_0 if headers.read_magic(head) == (1, 0) else headers.read_array_header_2_0
-        shape, _, dtype = read(head)
+        parse = headers.read_array_header_1_0 if headers.read_magic(head) == (1, 0) else headers.read_array_header_2_0
+        shape, _, dtype = parse(head)
     except ValueError:
         return None
     return tuple(int(n) for n in shape), str(dtype.newbyteorder("="))

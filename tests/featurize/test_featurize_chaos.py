@@ -52,7 +52,7 @@ class Chaos:
         self.command = command
         self.free_port = free_port
         head = {"num_cpus": 0, "include_dashboard": False, **self.ports()}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = self.patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes = [self.add_node() for _ in range(2)]
         self.start()
 
@@ -62,11 +62,16 @@ class Chaos:
         return {agent: self.free_port() for agent in agents}
 
     def add_node(self) -> Any:
-        """A new node; on a busy machine Ray can give one up that takes more than 30 s to start."""
+        """A new node."""
+        return self.patiently(lambda: self.cluster.add_node(wait=False, num_cpus=1, **self.ports()))
+
+    @staticmethod
+    def patiently(start: Callable[[], Any]) -> Any:
+        """Start a node; on a busy machine Ray can give one up that takes more than 30 s."""
         for _ in range(4):
             with contextlib.suppress(Exception):
-                return self.cluster.add_node(wait=False, num_cpus=1, **self.ports())
-        return self.cluster.add_node(wait=False, num_cpus=1, **self.ports())
+                return start()
+        return start()
 
     def start(self) -> None:
         env = {**os.environ, "PYTHONPATH": str(REPO), "RAY_ADDRESS": self.cluster.address}

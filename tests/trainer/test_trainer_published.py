@@ -119,6 +119,7 @@ class Harm:
         return os.mkdir, (os.environ["HARM"],)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_weights_in_bin_files_are_never_run(vicuna, tmp_path, monkeypatch):
     """A .bin file is a pickle, and a pickle is a program."""
     shutil.copytree(vicuna, tmp_path / "llm")

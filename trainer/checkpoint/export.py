@@ -1,4 +1,4 @@
-"""A saved state of a run is made into a checkpoint."""
+"""Export: a saved state of a run becomes a checkpoint."""
 
 from pathlib import Path
 
@@ -13,26 +13,28 @@ from trainer.trainable import choose_trained, precision
 
 
 def export(output: Path, folder: Path, step: str) -> None:
-    """Make a saved state of a run into a checkpoint.
+    """Make a saved state of a run into a checkpoint; `gather_weights` merges its adapters.
 
     Args:
-        output: of the run.
+        output: folder of the run.
         folder: where the checkpoint is written; must not exist.
         step: a number, `last` or `best`.
 
     Raises:
-        UserError: there is no such state, or something stands at `folder`.
+        UserError: there is no such state, or `folder` exists.
     """
     states = States(output)
-    there = states.steps()
-    chosen = {"last": there[-1] if there else None, "best": states.best()}.get(
+    steps = states.steps()
+    chosen = {"last": steps[-1] if steps else None, "best": states.best()}.get(
         step, int(step) if step.isdigit() else None
     )
-    if not there:
+    if not steps:
         raise UserError(f"{output} has no saved states: save_every=N saves some; a finished run is {output}/checkpoint")
-    if chosen is None or chosen not in there:
-        has = ", ".join(map(str, there))
-        raise UserError(f"--step {step}: {output} has no such state; saved steps: {has}; accepted: a step, last, best")
+    if chosen is None or chosen not in steps:
+        listed = ", ".join(map(str, steps))
+        raise UserError(
+            f"--step {step}: {output} has no such state; saved steps: {listed}; accepted: a step, last, best"
+        )
     if folder.exists():
         raise UserError(f"{folder}: exists; name a folder that does not")
     state = states.state(chosen)

@@ -1,4 +1,4 @@
-"""A checkpoint: an ordinary Hugging Face folder of the LLM, and in `avllm/` the projectors and what they read.
+"""A checkpoint: an ordinary Hugging Face folder of the LLM, with the projectors and what they read in `avllm/`.
 
 `config.json`, safetensors and tokenizer of the LLM load anywhere; `avllm/projectors.safetensors` and
 `avllm/config.json` (columns with their specs, time grid, prompt format) make it an `AudioVisualLM`.
@@ -25,18 +25,18 @@ FOLDER = "avllm"
 
 
 class CheckpointInfo(Settings):
-    """What a checkpoint says about itself.
+    """The metadata of a checkpoint.
 
     Attributes:
         frames: T.
         segments: K.
         columns: the spec of each column that it was trained on, by modality.
-        builds: how the encoder of each is built again.
+        builds: how to rebuild the encoder of each column.
         prompt: the texts around turns.
-        stage: that trained it last.
+        stage: the stage that trained it last.
         steps: optimizer steps of that stage.
         base: hub name of the LLM that training began with; None if it was a folder.
-        attention: the kernel of attention, torch's version and the device of that stage's last run.
+        attention: the attention kernel, torch's version and the device of that stage's last run.
         llm: digest of the LLM's weights (`digest_of`); None in checkpoints of earlier versions.
     """
 
@@ -54,19 +54,19 @@ class CheckpointInfo(Settings):
 
     @property
     def grid(self) -> Grid:
-        """The time grid that its model reads."""
+        """The time grid that the model reads."""
         return Grid(self.frames, self.segments)
 
 
 def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: Any, info: CheckpointInfo) -> None:
-    """Write a checkpoint; the folder appears whole, in place of an older one of that name."""
+    """Write a checkpoint; its folder appears whole, in place of an older one of that name."""
     folder = Path(folder)
     dtype = next(iter(weights.llm.values())).dtype
     info = info.model_copy(update={"llm": digest_of(weights.llm.items(), dtype)})
     with publishing(folder) as temporary:
         (temporary / FOLDER).mkdir(parents=True)
         llm.save_pretrained(temporary, state_dict=weights.llm)
-        llm.config.dtype = dtype  # else that of the weights in training
+        llm.config.dtype = dtype  # else it would be the dtype in training
         llm.config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         save_file(weights.projectors, temporary / FOLDER / "projectors.safetensors")
@@ -78,7 +78,7 @@ def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: A
 
 
 def model_card(info: CheckpointInfo) -> str:
-    """What a checkpoint is, as the README.md of a model repository: a function of the checkpoint alone."""
+    """The README.md of a checkpoint as a model repository; a function of the checkpoint alone."""
     reads = [
         f"- {modality}: `{spec.name}`, column digest `{spec.fingerprint}`, built by "
         f"`{json.dumps(info.builds[modality], sort_keys=True)}`"
@@ -117,10 +117,10 @@ def model_card(info: CheckpointInfo) -> str:
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """What a checkpoint says about itself.
+    """The metadata of a checkpoint.
 
     Raises:
-        UserError: the folder is no checkpoint of this trainer.
+        UserError: the folder is not a checkpoint of this trainer.
     """
     path = Path(folder) / FOLDER / "config.json"
     if not Path(folder).is_dir():
@@ -136,10 +136,10 @@ def is_checkpoint(model: str) -> bool:
 
 
 def check_llm(folder: str | Path, info: CheckpointInfo, llm: Any) -> None:
-    """Refuse a checkpoint whose LLM was replaced: its projectors speak to another one.
+    """Refuse a checkpoint whose LLM was replaced: its projectors were trained for the original one.
 
     Raises:
-        UserError: the weights of `llm`, which were read from it, are not those that it was written with.
+        UserError: the weights of `llm`, read from the checkpoint, are not those it was written with.
     """
     if not are_weights(info.llm, llm):
         raise UserError(
@@ -156,7 +156,7 @@ def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:
 def load_checkpoint(
     folder: str | Path, dtype: torch.dtype, attention: str = PACKED
 ) -> tuple[AudioVisualLM, Any, CheckpointInfo]:
-    """A whole model, its tokenizer and what it says about itself."""
+    """The whole model of a checkpoint, its tokenizer and its metadata."""
     info = read_info(folder)
     llm, tokenizer = load_llm(str(folder), dtype, attention)
     check_llm(folder, info, llm)

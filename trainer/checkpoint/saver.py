@@ -1,4 +1,4 @@
-"""Saves states while a run goes on: each rank copies its part to memory, and a thread writes it."""
+"""Saves states during training: each rank copies its part to memory, and a thread writes it."""
 
 import shutil
 import time
@@ -15,7 +15,7 @@ from trainer.engine import MOMENTS, Engine
 
 
 class Saver:
-    """Saves states while training goes on; one at a time."""
+    """Saves states during training, one at a time."""
 
     def __init__(self, states: States, engine: Engine, keep: int) -> None:
         self._states, self._engine, self._keep = states, engine, keep
@@ -23,7 +23,7 @@ class Saver:
         self._writing: Future[None] | None = None
 
     def save(self, state: State) -> None:
-        """Copy this rank's part now and write it in a thread, once the state before it is written."""
+        """Copy this rank's part now, and write it in a thread once the previous state is written."""
         self.finish()
         tensors: dict[str, torch.Tensor] = {}
         for fragment in self._engine.fragments():
@@ -42,7 +42,7 @@ class Saver:
             self._writing.result()
 
     def close(self) -> None:
-        """Finish and end the thread."""
+        """Finish writing and end the thread."""
         self._pool.shutdown()
 
     def _write(self, state: State, tensors: dict[str, torch.Tensor]) -> None:

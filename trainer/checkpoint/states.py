@@ -1,12 +1,12 @@
-"""Saved states of a run: what it needs to go on at a step, with any number of ranks, and to export that step's model.
+"""Saved states of a run: what it needs to resume at a step, with any number of ranks, and to export that step's model.
 
     <output>/steps/00000100/
-      part-00000-of-00002.safetensors   of each trained parameter what rank 0 keeps, laid out flat, float32:
+      part-00000-of-00002.safetensors   rank 0's part of each trained parameter, flattened, float32:
                                         weight/<name>@<first element>, exp_avg/..., exp_avg_sq/...
-                                        of rank 0 also what the projectors have that is not trained
-      state.json                        step, settings, what the checkpoint says; written last
+                                        rank 0 also writes the projectors' untrained tensors
+      state.json                        step, settings, metadata of the checkpoint; written last
 
-Each rank copies its part to memory and goes on; a thread writes it. The folder gets its name when all parts are there.
+Each rank copies its part to memory and trains on; a thread writes it. The folder gets its name when all parts exist.
 """
 
 import json
@@ -31,17 +31,17 @@ FOLDER = "steps"
 
 
 class State(Settings):
-    """What a saved state says about itself.
+    """The metadata of a saved state.
 
     Attributes:
         step: optimizer steps that were taken.
         identity: digest of the data's order (`TrainingData.identity`).
         config: of the run.
-        checkpoint: what a checkpoint of this step says.
-        ranks: that wrote it.
+        checkpoint: metadata for a checkpoint of this step.
+        ranks: number of ranks that wrote it.
         loss: on the held-out conversations at this step.
-        best: the lowest such loss until then, and the step it was found at.
-        base: digest of the weights that the LLM began with (`digest_of`); None in states of earlier versions.
+        best: the lowest such loss so far, and its step.
+        base: digest of the LLM's initial weights (`digest_of`); None in states of earlier versions.
     """
 
     format: Literal[1] = 1
@@ -56,7 +56,7 @@ class State(Settings):
 
     @property
     def asked(self) -> tuple[list[str], int | None] | None:
-        """The held-out conversations that `loss` and `best` are of."""
+        """The held-out conversations that `loss` and `best` were measured on."""
         return self.config.evaluation.asked if self.config.evaluation else None
 
 
@@ -67,13 +67,13 @@ class States:
         self.folder = Path(output) / FOLDER
 
     def steps(self) -> list[int]:
-        """The steps that are there, ascending."""
+        """The saved steps, ascending."""
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / "state.json").is_file())
 
     def state(self, step: int) -> State:
-        """What the state of a step says.
+        """The metadata of a step's state.
 
         Raises:
             UserError: it is damaged, or of a newer version.
@@ -89,15 +89,18 @@ class States:
         return self.folder / f"{step:08d}"
 
     def best(self) -> int | None:
-        """The saved step with the lowest held-out loss, of those judged on the newest one's conversations, or None."""
+        """The saved step with the lowest held-out loss, or None.
+
+        Only steps judged on the same held-out conversations as the newest one are compared.
+        """
         states = [self.state(step) for step in self.steps()]
         losses = {s.step: s.loss for s in states if s.loss is not None and s.asked == states[-1].asked}
         return min(losses, key=lambda step: (losses[step], step), default=None)
 
     def clear(self) -> None:
-        """Remove what a killed run left half written."""
-        for left in self.folder.glob(f"{TEMPORARY}*"):
-            remove(left)
+        """Remove what a killed run left half-written."""
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+            remove(leftover)
 
     def load(self, step: int) -> "SavedTensors":
         """The tensors of a step."""
@@ -105,7 +108,7 @@ class States:
 
 
 def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
-    """Refuse to go on with other settings or data than a state was saved with.
+    """Refuse to resume a run with other settings or data than those its state was saved with.
 
     Raises:
         UserError: names the field that differs.
@@ -125,7 +128,7 @@ def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
 
 
 def check_same_llm(state: State, llm: Any, output: str | Path) -> None:
-    """Refuse to add what a run trained to other weights than it began with.
+    """Refuse to put a run's trained weights on an LLM with other weights than the run began with.
 
     Args:
         state: of the run.
@@ -133,7 +136,7 @@ def check_same_llm(state: State, llm: Any, output: str | Path) -> None:
         output: of the run.
 
     Raises:
-        UserError: the weights are others.
+        UserError: the weights differ.
     """
     model = state.config.model
     if not are_weights(state.base, llm):
@@ -146,7 +149,7 @@ def check_same_llm(state: State, llm: Any, output: str | Path) -> None:
 
 
 class SavedTensors:
-    """The tensors of one state, whichever rank wrote what.
+    """The tensors of one state, whichever ranks wrote them.
 
     Raises:
         UserError: a file is damaged.
@@ -166,26 +169,26 @@ class SavedTensors:
             pieces.sort(key=lambda piece: piece[0])
 
     def read(self, name: str, start: int, size: int) -> torch.Tensor:
-        """Elements [start, start + size) of a tensor that was laid out flat."""
-        found = []
+        """Elements [start, start + size) of a flattened tensor."""
+        pieces = []
         for first, part, key in self._pieces.get(name, []):
             piece = part.get_slice(key)
             low, high = max(start, first), min(start + size, first + piece.get_shape()[0])
             if low < high:
-                found.append(piece[low - first : high - first])
-        whole = torch.cat(found) if found else torch.empty(0)
+                pieces.append(piece[low - first : high - first])
+        whole = torch.cat(pieces) if pieces else torch.empty(0)
         if len(whole) != size:
             raise UserError(f"a saved state does not hold {name}: {len(whole)} of {size} elements are there")
         return whole
 
     def load_weights(self, model: AudioVisualLM) -> None:
-        """Give a model the weights that were trained, and its projectors."""
+        """Load the trained weights and the whole projectors into a model."""
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         for name, tensor in (*trained, *_untrained(model)):
             tensor.data.copy_(self.read(f"weight/{name}", 0, tensor.numel()).view(tensor.shape))
 
     def load_optimizer(self, engine: Engine, step: int) -> None:
-        """Give an engine, whose model has the weights, their float32 originals and AdamW's moments."""
+        """Load the float32 originals and AdamW's moments into an engine whose model has its weights already."""
         engine.start_moments(step)
         for fragment in engine.fragments():
             size = fragment.weight.numel()
@@ -195,6 +198,6 @@ class SavedTensors:
 
 
 def _untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of the projectors what no optimizer sees: their statistics, and what is frozen."""
+    """The projectors' tensors that no optimizer updates: their statistics, and frozen parameters."""
     yield from model.projectors.named_buffers("projectors")
     yield from ((name, p) for name, p in model.projectors.named_parameters("projectors") if not p.requires_grad)

@@ -1,4 +1,4 @@
-"""The weights of a model on the CPU, from the parts that ranks keep."""
+"""The weights of a model on the CPU, gathered from the ranks' parts, with adapters merged."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,9 +14,9 @@ class Weights(NamedTuple):
     """The weights of a model on the CPU, named as in the files of a checkpoint.
 
     Attributes:
-        llm: with adapters merged into what they adapt.
+        llm: with adapters merged into the weights that they adapt.
         projectors: float32.
-        adapter: low-rank adapters alone, float32, named as peft does; empty without them.
+        adapter: the low-rank adapters alone, float32, with peft's names; empty if there are none.
     """
 
     llm: dict[str, torch.Tensor]
@@ -30,13 +30,13 @@ def gather_weights(
     gathered: Callable[[list[torch.Tensor]], AbstractContextManager[None]] = lambda _: nullcontext(),
     keep: bool = True,
 ) -> Weights:
-    """Copy a model's weights to the CPU, one tensor at a time.
+    """Copy a model's weights to the CPU, one tensor at a time, and merge its adapters into them.
 
     Args:
         model: whose weights they are.
         dtype: of the LLM's weights; those of the projectors are float32.
-        gathered: makes tensors whole inside (`Engine.gathered`).
-        keep: whether this rank is the one that gets them; the others take part and get nothing.
+        gathered: a context in which tensors are whole (`Engine.gathered`).
+        keep: whether this rank gets the weights; the others take part and get nothing.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.projectors.named_buffers("projectors"))}
     lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
@@ -52,10 +52,10 @@ def gather_weights(
                 continue
             whole = tensor.detach().float()
             if pair:
-                own = {x: _copy(factor, torch.float32) for x, factor in pair.items()}
-                whole = whole + scalings[layer] * (own["B"].to(whole.device) @ own["A"].to(whole.device))
+                factors = {x: _copy(factor, torch.float32) for x, factor in pair.items()}
+                whole = whole + scalings[layer] * (factors["B"].to(whole.device) @ factors["A"].to(whole.device))
                 at = layer.replace("llm", "base_model.model", 1)
-                weights.adapter.update({f"{at}.lora_{x}.weight": factor for x, factor in own.items()})
+                weights.adapter.update({f"{at}.lora_{x}.weight": factor for x, factor in factors.items()})
             part, _, rest = name.replace(".base_layer.", ".").partition(".")
             if part == "projectors":
                 weights.projectors[rest] = _copy(whole, torch.float32)

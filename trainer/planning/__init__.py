@@ -1,1 +1,1 @@
-"""What a run would take, before any GPU is taken."""
+"""What a run would need, estimated before it takes any GPU."""

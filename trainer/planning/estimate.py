@@ -1,4 +1,4 @@
-"""What a run will take, before any GPU is taken: memory, hours, bytes of a saved state (`train --dry-run`)."""
+"""What a run will need, before it takes any GPU: memory, hours, bytes of a saved state (`train --dry-run`)."""
 
 import math
 import os
@@ -35,16 +35,16 @@ from trainer.start import check_checkpoint
 from trainer.trainable import precision
 
 PROCESSOR = "this processor"
-SPARE = 0.08  # of a device's memory: CUDA's context, NCCL, fragmentation
-SAMPLED = 512  # conversations that lengths are taken of
+SPARE = 0.08  # share of a device's memory left for CUDA's context, NCCL and fragmentation
+SAMPLED = 512  # conversations whose lengths are measured
 RANKS_A_NODE = 8
 
 
 def device_of(name: str | None, dtype: torch.dtype) -> Device:
-    """A GPU of the data sheets; without a name the first one of this machine, or its processor.
+    """A GPU of the data sheets; without a name, the first one of this machine, or its CPU.
 
     Raises:
-        UserError: none of that name.
+        UserError: no GPU has that name.
     """
     if name:
         for device in DEVICES:
@@ -52,22 +52,22 @@ def device_of(name: str | None, dtype: torch.dtype) -> Device:
                 return device
         raise UserError(f"--device {name}: known are {', '.join(device.name for device in DEVICES)}")
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return Device(found.name, peak_flops(torch.device("cuda"), dtype), found.total_memory)
+        properties = torch.cuda.get_device_properties(0)
+        return Device(properties.name, peak_flops(torch.device("cuda"), dtype), properties.total_memory)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(PROCESSOR, peak_flops(torch.device("cpu"), dtype), memory)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What steps are made of, from a sample of them.
+    """The work of a step, measured on a sample of steps.
 
     Attributes:
         rows: of a conversation, on average.
         flops: of training on a conversation, on average.
         passes: of a step, the most of any rank.
-        fullest: a pass that is as full as they become.
-        inputs: bytes of features and tokens of a rank's share of a step.
+        fullest: a pass as full as they become.
+        inputs: bytes of features and tokens in a rank's share of a step.
     """
 
     rows: float
@@ -80,14 +80,14 @@ class Load:
 def load_of(
     batches: Sequence[Sequence[Sample]], config: TrainConfig, shape: Any, widths: dict[str, int], ranks: int
 ) -> Load:
-    """What global batches take.
+    """Measure the work of global batches.
 
     Args:
-        batches: some of a run's.
+        batches: some of the run's.
         config: of the run.
-        shape: of the LLM.
-        widths: of each feature.
-        ranks: that share each batch.
+        shape: configuration of the LLM.
+        widths: the width D of each feature.
+        ranks: W, which share each batch.
     """
     share, samples = config.global_batch // ranks, [sample for batch in batches for sample in batch]
     lengths = [min(len(sample.tokens.ids), config.max_tokens) for sample in samples]
@@ -95,7 +95,7 @@ def load_of(
     targets = sum(sum(sample.tokens.answers[: config.max_tokens]) for sample in samples)
     flops = step_flops(forward_flops(shape, lengths, targets), config.stage == 2 and not config.lora)
     full = min(config.batch_tokens, share * max(lengths))
-    repeated = lengths * (1 + 2 * full // sum(lengths))  # so that some pass becomes full
+    repeated = lengths * (1 + 2 * full // sum(lengths))  # enough for one full pass
     filled = share_out(repeated, full)
     numbers = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
     fullest = pack([samples[i % len(samples)] for i in numbers], widths, config.max_tokens)
@@ -111,11 +111,11 @@ def load_of(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes.
+    """What a run needs.
 
     Attributes:
         memory: of a rank.
-        hours: of all its steps.
+        hours: for all steps.
         state: bytes of a saved state.
         checkpoint: bytes of the checkpoint.
     """
@@ -137,7 +137,7 @@ def estimate(
     device: Device,
     mfu: float,
 ) -> Estimate:
-    """What a run takes of each rank's device and host, and how long.
+    """Estimate the memory of each rank's device and host, and the hours that a run takes.
 
     Args:
         config: of the run.
@@ -146,9 +146,9 @@ def estimate(
         activations: bytes of a full pass.
         steps: of the run.
         ranks: W.
-        sharded: DeepSpeed runs the steps.
+        sharded: whether DeepSpeed runs the steps.
         device: of a rank.
-        mfu: share of the device's operations at best that go into the model.
+        mfu: model FLOP utilization: share of the device's peak that goes into the model.
     """
     if sharded:
         memory = zero_memory(config, parameters, activations, load.inputs, ranks, load.passes)
@@ -164,16 +164,16 @@ def estimate(
 
 @dataclass(frozen=True)
 class Foretold:
-    """What a run would do and take.
+    """What a run would do and need.
 
     Attributes:
-        estimate: of it.
+        estimate: what it needs.
         parameters: of its model.
         load: of its steps.
-        steps: of it.
+        steps: of the run.
         ranks: W.
         device: of a rank.
-        data: that it would train on, if it was joined.
+        data: that it would train on; None if `conversations` were assumed instead.
     """
 
     estimate: Estimate
@@ -192,14 +192,14 @@ def foretell(
     mfu: float = 0.4,
     conversations: int | None = None,
 ) -> Foretold | None:
-    """What a run would do and take; None on all but the first rank. No weights are read.
+    """What a run would do and need; None on all but the first rank. No weights are read.
 
     Args:
         config: of the run.
         ranks: that a launcher would start; None for those it did start, or one process of plain torch.
         device: a GPU of the data sheets; None for what is here.
-        mfu: assumed share of the device's operations at best that go into the model.
-        conversations: so many of the paper's kinds in place of the sources; None joins those with their columns.
+        mfu: assumed model FLOP utilization: share of the device's peak that goes into the model.
+        conversations: how many to assume, of the paper's kinds, in place of the sources; None reads the sources.
 
     Raises:
         UserError: as `train` does.
@@ -228,8 +228,8 @@ def foretell(
     load = load_of(batches, config, shape, widths, ranks)
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
-    found = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
-    return Foretold(found, parameters, load, steps, ranks, chosen, data)
+    needs = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
+    return Foretold(needs, parameters, load, steps, ranks, chosen, data)
 
 
 def dry_run(
@@ -239,53 +239,53 @@ def dry_run(
     mfu: float = 0.4,
     conversations: int | None = None,
 ) -> None:
-    """Say what a run would do and take; arguments and errors are those of `foretell`."""
+    """Print what a run would do and need; arguments and errors are those of `foretell`."""
     held_out = None if conversations else held_out_of(config)
-    found = foretell(config, ranks, device, mfu, conversations)
-    if found is None:
+    plan = foretell(config, ranks, device, mfu, conversations)
+    if plan is None:
         return
-    if found.data:
-        report_data(found.data, config, held_out, write=False)
-    _show_memory(found.estimate, found.ranks, found.device)
-    console.print(f"{found.parameters.all:,} weights, of which {found.parameters.trained:,} are trained")
+    if plan.data:
+        report_data(plan.data, config, held_out, write=False)
+    _show_memory(plan.estimate, plan.ranks, plan.device)
+    console.print(f"{plan.parameters.all:,} weights, of which {plan.parameters.trained:,} are trained")
     console.print(
-        f"{found.load.rows:.0f} rows a conversation, {len(found.load.fullest.ids)} in a full pass, at most "
-        f"{found.load.passes} passes a step; {found.steps} steps take {show_hours(found.estimate.hours)} on "
-        f"{found.ranks} x {found.device.name} at an assumed MFU of {mfu}"
+        f"{plan.load.rows:.0f} rows a conversation, {len(plan.load.fullest.ids)} in a full pass, at most "
+        f"{plan.load.passes} passes a step; {plan.steps} steps take {show_hours(plan.estimate.hours)} on "
+        f"{plan.ranks} x {plan.device.name} at an assumed MFU of {mfu}"
     )
-    console.print(verdict(max(found.estimate.memory.totals), found.device))
+    console.print(verdict(max(plan.estimate.memory.totals), plan.device))
 
 
-def _show_memory(found: Estimate, ranks: int, device: Device) -> None:
+def _show_memory(needs: Estimate, ranks: int, device: Device) -> None:
     whose = "process" if device.name == PROCESSOR else "rank's device"
     table = Table(f"GB of each {whose}", "at the start", "in a pass", "in a step")
-    for name, row in found.memory.device.items():
+    for name, row in needs.memory.device.items():
         table.add_row(name, *(f"{size / 1e9:.2f}" for size in row))
     table.add_section()
-    table.add_row("all", *(f"{size / 1e9:.2f}" for size in found.memory.totals))
+    table.add_row("all", *(f"{size / 1e9:.2f}" for size in needs.memory.totals))
     console.print(table)
     if device.name != PROCESSOR:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
         console.print(
-            f"host memory of {local} ranks: {local * found.memory.starting / 1e9:.1f} GB as they start, "
-            f"{local * found.memory.training / 1e9:.1f} GB in training"
+            f"host memory of {local} ranks: {local * needs.memory.starting / 1e9:.1f} GB as they start, "
+            f"{local * needs.memory.training / 1e9:.1f} GB in training"
         )
     console.print(
-        f"a saved state takes {found.state / 1e9:.2f} GB of disk, the checkpoint {found.checkpoint / 1e9:.2f} GB"
+        f"a saved state takes {needs.state / 1e9:.2f} GB of disk, the checkpoint {needs.checkpoint / 1e9:.2f} GB"
     )
 
 
 def show_hours(hours: float) -> str:
-    """Hours, or minutes if they are few."""
+    """A duration in hours, or in minutes if it is less than one hour."""
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def verdict(need: float, device: Device) -> str:
-    """Whether a rank fits its device."""
-    said = f"{need / 1e9:.1f} of {device.memory / 1e9:.0f} GB of {device.name}"
+    """Say whether a rank, which needs `need` bytes, fits its device."""
+    usage = f"{need / 1e9:.1f} of {device.memory / 1e9:.0f} GB of {device.name}"
     if need <= device.memory * (1 - SPARE):
-        return f"fits: {said}"
+        return f"fits: {usage}"
     return (
-        f"does not fit: {said}, of which {SPARE:.0%} are left for CUDA and NCCL; what helps: "
+        f"does not fit: {usage}, of which {SPARE:.0%} are left for CUDA and NCCL; what helps: "
         "gradient_checkpointing=true, fewer batch_tokens, more ranks, zero.stage=3, zero.offload=true, lora"
     )

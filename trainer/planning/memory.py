@@ -1,7 +1,7 @@
-"""Memory of a run: the bytes that a rank's device and its host hold.
+"""Memory of a run: the bytes that a rank's device and host hold.
 
-The model is built without weights and a full pass is run on tensors without data (torch's FakeTensorMode), in which
-every byte that would be alive is counted. What DeepSpeed keeps beside the model is counted as its code (0.19,
+The model is built without weights, and a full pass runs on tensors without data (torch's FakeTensorMode) while every
+byte that would be alive is counted. What DeepSpeed keeps beside the model is counted as its code (0.19,
 `runtime/zero/stage_1_and_2.py` and `stage3.py`) allocates it.
 """
 
@@ -24,15 +24,15 @@ from trainer.settings import TrainConfig
 from trainer.trainable import choose_trained, precision
 
 # DeepSpeed's defaults, in elements (runtime/zero/config.py)
-BUCKET = 500_000_000  # gradients that are reduced at once
+BUCKET = 500_000_000  # gradients reduced at once
 LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered
 SUB_GROUP = 1_000_000_000  # weights that ZeRO-3 updates at once
 MASTER = 4  # bytes of the float32 original of a trained weight
-MOMENTS = 8  # bytes of AdamW's two moments of it
+MOMENTS = 8  # bytes of its two moments in AdamW
 
 
 def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> AudioVisualLM:
-    """The model of a run on the meta device: what is trained and in which dtype, but no weights.
+    """The model of a run on the meta device: dtypes and trained parameters as in the run, but no weights.
 
     Args:
         config: of the run.
@@ -50,13 +50,13 @@ def build_shape(config: TrainConfig, shape: Any, widths: Mapping[str, int]) -> A
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of weights.
+    """How many weights a model has.
 
     Attributes:
-        projectors: of the three linear layers.
-        llm: of the LLM, adapters included.
-        adapters: of the LLM's, those that were added to it.
-        trained: of both.
+        projectors: in the linear projectors.
+        llm: in the LLM, adapters included.
+        adapters: in the adapters that were added to the LLM.
+        trained: in projectors and LLM, those that are trained.
         bytes: of all weights and buffers, as one process of plain torch keeps them.
     """
 
@@ -68,7 +68,7 @@ class Parameters:
 
     @property
     def all(self) -> int:
-        """Of the model."""
+        """All weights of the model."""
         return self.projectors + self.llm
 
     @classmethod
@@ -84,11 +84,11 @@ class Parameters:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, beside those given to it.
+    """Counts the bytes of live tensors, except those given to it.
 
     Attributes:
-        now: bytes.
-        peak: the most there were.
+        now: bytes alive now.
+        peak: the most bytes alive at once.
     """
 
     def __init__(self, given: Sequence[torch.Tensor]) -> None:
@@ -100,7 +100,7 @@ class Alive(TorchDispatchMode):
             self._known[tensor.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors it makes."""
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
@@ -118,12 +118,12 @@ class Alive(TorchDispatchMode):
 
 
 def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
-    """The most bytes that forward and backward of one pass hold, beside weights and weights' gradients.
+    """Peak bytes that the forward and backward of one pass hold, beside weights and their gradients.
 
     Args:
-        model: its gradients are dropped as soon as they are there.
+        model: its gradients are dropped as soon as they are computed.
         batch: a pass, on the model's device.
-        autocast: compute in bfloat16 what is kept in float32.
+        autocast: compute in bfloat16; weights stay float32.
     """
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
     handles = [p.register_post_accumulate_grad_hook(_drop) for p in trained]
@@ -147,15 +147,15 @@ def _drop(parameter: torch.Tensor) -> None:
 def pass_without_data(
     config: TrainConfig, shape: Any, widths: Mapping[str, int], batch: Batch, sharded: bool, on_gpu: bool
 ) -> int:
-    """`pass_bytes` of a model without weights on tensors without data.
+    """`pass_bytes` of a model without weights, on tensors without data.
 
     Args:
         config: of the run.
         shape: configuration of the LLM.
         widths: the width D of each feature.
         batch: a pass.
-        sharded: DeepSpeed runs it: all weights have the precision of the arithmetic.
-        on_gpu: attention is torch's variable-length kernel, which keeps what flash-attn's keeps.
+        sharded: DeepSpeed runs it, so all weights have the precision of the arithmetic.
+        on_gpu: attention is torch's variable-length kernel, which keeps the same tensors as flash-attn's.
     """
     model = build_shape(config, shape, widths)
     model.llm.set_attn_implementation(PLANNED if on_gpu else PACKED)
@@ -174,7 +174,7 @@ class Memory:
     """Bytes that a rank holds.
 
     Attributes:
-        device: by what holds them: as the rank starts, in a pass, and as the optimizer steps.
+        device: by purpose, as the rank starts, in a pass, and in the optimizer step.
         starting: of the host, as the rank starts.
         training: of the host, in training.
     """
@@ -185,20 +185,20 @@ class Memory:
 
     @property
     def totals(self) -> list[float]:
-        """All that the device holds, as the rank starts, in a pass, and as the optimizer steps."""
+        """All bytes on the device: as the rank starts, in a pass, and in the optimizer step."""
         return [sum(column) for column in zip(*self.device.values(), strict=True)]
 
 
-def plain_memory(config: TrainConfig, found: Parameters, activations: float, inputs: float) -> Memory:
-    """Of one process of plain torch: what is trained, gradients and moments are float32.
+def plain_memory(config: TrainConfig, parameters: Parameters, activations: float, inputs: float) -> Memory:
+    """The memory of one process of plain torch: trained weights, gradients and moments are float32.
 
     Args:
         config: of the run.
-        found: of the model.
+        parameters: of the model.
         activations: bytes of a pass.
-        inputs: bytes of a step's batch; the next step's is copied meanwhile.
+        inputs: bytes of a step's batch; the next step's is in memory too.
     """
-    weights, moments, gradients = found.bytes, MOMENTS * found.trained, 4 * found.trained
+    weights, moments, gradients = parameters.bytes, MOMENTS * parameters.trained, 4 * parameters.trained
     device: dict[str, Bytes] = {
         "weights": (weights, weights, weights),
         "moments": (0, moments, moments),
@@ -206,49 +206,53 @@ def plain_memory(config: TrainConfig, found: Parameters, activations: float, inp
         "activations": (0, activations, 0),
         "batches": (0, 2 * inputs, 2 * inputs),
     }
-    return Memory(device, weights, _copied(config, found.trained))
+    return Memory(device, weights, _copied(config, parameters.trained))
 
 
 def _copied(config: TrainConfig, trained: float) -> float:
-    """Bytes of the copy of a rank's trained weights and moments that is made to be saved."""
+    """Bytes of the copy of a rank's trained weights and moments that is made for saving."""
     return (MASTER + MOMENTS) * trained if config.save_every else 0
 
 
 def zero_memory(
-    config: TrainConfig, found: Parameters, activations: float, inputs: float, ranks: int, passes: int
+    config: TrainConfig, parameters: Parameters, activations: float, inputs: float, ranks: int, passes: int
 ) -> Memory:
-    """Of one of several ranks of DeepSpeed.
+    """The memory of one rank of several with DeepSpeed.
 
     Args:
         config: of the run, with `zero`.
-        found: of the model.
+        parameters: of the model.
         activations: bytes of a pass.
-        inputs: bytes of this rank's batch of a step; the next step's is copied meanwhile.
+        inputs: bytes of this rank's batch of a step; the next step's is in memory too.
         ranks: W.
-        passes: of a step; gradients are summed up over them.
+        passes: of a step; gradients accumulate over them.
     """
     assert config.zero is not None
     stage, size = config.zero.stage, precision(config).itemsize
-    whole, trained = size * found.all, found.trained / ranks  # weights of this rank's part
-    bucket, reduced = size * BUCKET, size * min(BUCKET, found.trained)  # what is reduced is first laid out flat
-    states, own = (MASTER + MOMENTS) * trained, size * trained  # gradients of this rank's part
-    host = size * found.llm + 4 * found.projectors, _copied(config, trained)
+    whole, trained = size * parameters.all, parameters.trained / ranks  # trained: weights of this rank's part
+    bucket, reduced = size * BUCKET, size * min(BUCKET, parameters.trained)  # gradients are flattened to be reduced
+    states, shard = (MASTER + MOMENTS) * trained, size * trained  # shard: gradients of this rank's part
+    host = size * parameters.llm + 4 * parameters.projectors, _copied(config, trained)
     weights: Bytes
     if stage == 3:
-        gathered = size * min(found.all, LIVE) if ranks > 1 else 0
-        weights = (whole, whole / ranks + gathered, whole / ranks)  # it goes to the device whole, to be cut there
-        gradients = [own, own + (size + 4) * min(trained, SUB_GROUP)]
+        gathered = size * min(parameters.all, LIVE) if ranks > 1 else 0
+        weights = (
+            whole,
+            whole / ranks + gathered,
+            whole / ranks,
+        )  # the whole model goes to the device and is sharded there
+        gradients = [shard, shard + (size + 4) * min(trained, SUB_GROUP)]
         buckets = (0, bucket + reduced, bucket)
     else:
-        summed = (size * found.trained if stage == 1 else own) if passes > 1 else 0
+        summed = (size * parameters.trained if stage == 1 else shard) if passes > 1 else 0
         weights = (whole, whole, whole)
-        gradients = [own + summed, own + (size + 4) * trained]
+        gradients = [shard + summed, shard + (size + 4) * trained]
         buckets = (0, 2 * bucket + reduced, 0)  # the second one for overlapped communication
     if config.zero.offload:
-        kept = own * (stage == 3 or passes > 1) + own * (stage < 3)  # gradients, and a copy of the weights
+        kept = shard * (stage == 3 or passes > 1) + shard * (stage < 3)  # gradients, and a copy of the weights
         host = host[0], host[1] + states + 4 * trained + kept
         states = 0
-        gradients = [size * found.trained if stage == 1 and passes > 1 else 0, 0]
+        gradients = [size * parameters.trained if stage == 1 and passes > 1 else 0, 0]
     device: dict[str, Bytes] = {
         "weights": weights,
         "originals and moments": (0, states, states),
