@@ -30,8 +30,8 @@ RATE = 48_000
 
 
 SLOW = ("test_gpu_check", "test_ablate", "test_readme", "test_trainer_zero", "test_featurize_run",
-        "test_featurize_chaos", "test_featurize_encoders", "test_trainer_stage", "test_trainer_resume",
-        "test_trainer_published")  # fmt: skip
+        "test_featurize_encoders", "test_trainer_stage", "test_trainer_resume", "test_trainer_published",
+        "test_featurize_chaos")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """Films whose frames carry their own number, so that the frames that were taken can be read off."""
 
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -126,3 +127,13 @@ def films() -> SimpleNamespace:
     """The functions of this file."""
     functions = (write, write_sound, write_tone, number_of, stripes, remux, with_bytes, numbers, grid)
     return SimpleNamespace(**{function.__name__: function for function in functions})
+
+
+@pytest.fixture
+def only_cluster(tmp_path_factory, worker_id):
+    """Ray refuses to start a cluster beside another: tests that start one take turns, in whichever process they run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    with open(shared / "cluster.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

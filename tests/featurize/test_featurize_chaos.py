@@ -133,7 +133,7 @@ def corpus(tmp_path, media, bad_media) -> list[Path]:
     return folder
 
 
-def test_random_kills_leave_the_store_of_an_undisturbed_run(python, corpus, tmp_path, free_port):
+def test_random_kills_leave_the_store_of_an_undisturbed_run(only_cluster, python, corpus, tmp_path, free_port):
     """What is promised: byte for byte the same, nothing lost, nothing twice, whatever dies and when."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
 

@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
     assert shas(work / "killed") == shas(whole[0])
 
 
-def test_a_submitted_job_fills_the_same_store(python, whole, work, tmp_path, free_port):
+def test_a_submitted_job_fills_the_same_store(only_cluster, python, whole, work, tmp_path, free_port):
     """The same command under `ray job submit` on a running cluster gives the same digests and bytes."""
     run = planned(python, work, work / "submitted")
     bin_folder = str(Path(sys.executable).parent)
