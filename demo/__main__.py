@@ -42,6 +42,11 @@ def demo(
     _timed(seconds, "plan", "featurize", "plan", *annotations, "--store", store, "--shard-size", 32)
     config = f"featurize/configs/demo{'-pretrained' if pretrained else ''}.yaml"
     _timed(seconds, "featurize", "featurize", "run", "--store", store, "--config", config)
+    import torch
+
+    from trainer.flops import has_bfloat16
+
+    is_bfloat16_slow = not has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     models = (llm, stages[0] / "checkpoint")
     for number, (model, stage) in enumerate(zip(models, stages, strict=True), 1):
         if (stage / "checkpoint").exists():
@@ -49,7 +54,7 @@ def demo(
             continue
         words = [f"model={model}", f"sources.0.store={store}", f"output={stage}"]
         words += ["visual=clip-vit-b-32"] if pretrained else []
-        words += ["precision=float32"] if _is_bfloat16_slow() else []
+        words += ["precision=float32"] if is_bfloat16_slow else []
         _timed(seconds, f"stage {number}", "trainer", "train", f"trainer/configs/demo-stage{number}.yaml", *words)
     console.rule("questions about clips that were not trained on")
     from demo.report import ask_all, print_table, write_report
@@ -67,16 +72,6 @@ def demo(
     console.print(f'  {ask} --listen "Is the sound low, middle or high?"')
     console.print(f"  python -m store ls {store}")
     console.print(f"  tensorboard --logdir {folder}")
-
-
-def _is_bfloat16_slow() -> bool:
-    """Whether this machine trains in bfloat16 on a processor that has no instructions for it, 60 times slower then."""
-    import torch
-
-    from trainer.flops import peak_flops
-
-    cpu = torch.device("cpu")
-    return not torch.cuda.is_available() and peak_flops(cpu, torch.bfloat16) < peak_flops(cpu, torch.float32)
 
 
 def _timed(seconds: dict[str, float], name: str, *words: object) -> None:

@@ -1,6 +1,5 @@
 """Garbage collection: remove unwanted columns, and the leftovers of killed runs."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from store.conversation import load_conversations
 from store.errors import UserError
 from store.publish import TEMPORARY
 from store.storage import Storage
+from store.verify import IN_COLUMN
 
 Why = Literal["not wanted", "no column.json", "tar without its sidecar", "temporary file"]
-
-OURS = re.compile(r"column\.json|\d+\.(tar|json)")  # any other file in a column's folder is kept
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -
     rubbish = [_leftover(name, "temporary file", sizes) for name in sizes if TEMPORARY in name.rpartition("/")[2]]
     for folder in folders:
         inside = f"{FOLDER}/{folder}/"
-        files = sorted(name for name in sizes if name.startswith(inside) and OURS.fullmatch(name[len(inside) :]))
+        files = sorted(name for name in sizes if name.startswith(inside) and IN_COLUMN.fullmatch(name[len(inside) :]))
         if folder in unwanted:
             rubbish.append(_column(folder, "not wanted", files, sizes))
         elif not any(name.endswith(".json") for name in files):

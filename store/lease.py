@@ -102,7 +102,9 @@ class _Lease:
 
     def __init__(self, storage: "Storage", folder: str) -> None:
         self._storage, self._folder = storage, folder
-        self._since = time.time()
+        holder = Holder.here()
+        self._since = holder.since
+        self._identity = holder.host, holder.pid, holder.kernel, holder.since
         while True:
             last = self._last()
             if last and not (holder := Holder.parse(storage.read(self._name(last)))).ended:
@@ -112,7 +114,8 @@ class _Lease:
             if storage.create(self._name(self._number), Holder.here(self._since).dump()):
                 if self._is_held():
                     break
-                storage.remove(self._name(self._number))
+                if self._last() != self._number:  # else the lease is another writer's now
+                    storage.remove(self._name(self._number))
         for number in self._numbers()[:-1]:
             storage.remove(self._name(number))
 
@@ -131,8 +134,15 @@ class _Lease:
         return True
 
     def _is_held(self) -> bool:
-        """Whether no later lease exists: a writer paused between listing and creating may have been overtaken."""
-        return self._last() == self._number
+        """Whether the last lease is this one.
+
+        A writer that paused between listing and creating may have been overtaken. On a store that ignores exclusive
+        creates, another may have overwritten the lease.
+        """
+        if self._last() != self._number:
+            return False
+        holder = Holder.parse(self._storage.read(self._name(self._number)))
+        return (holder.host, holder.pid, holder.kernel, holder.since) == self._identity
 
     def _last(self) -> int:
         return max(self._numbers(), default=0)

@@ -120,9 +120,10 @@ class Storage:
             self.fs.pipe_file(self.path(name), bytes(data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create an object unless the name exists; return True for the one caller that created it.
+        """Create an object unless the name exists; return whether this call created it.
 
-        Exclusive: of several concurrent callers, exactly one gets True.
+        Of several concurrent callers one gets True, if the object store supports exclusive creates (If-None-Match of
+        S3); one that ignores them overwrites.
 
         Raises:
             UserError: the object store refuses the write.

@@ -146,7 +146,7 @@ class Stream:
         """A newly allocated batch; each damaged item is replaced by the next sound place.
 
         Raises:
-            DamagedError: more than `tolerate` damaged items so far.
+            DamagedError: more than `tolerate` damaged items so far, or no sound place is left.
         """
         chosen: list[int] = np.asarray(places, np.int64).tolist()
         replaced: list[Replacement] = []
@@ -154,7 +154,7 @@ class Stream:
             number, reason = error
             place, by = chosen[number], (chosen[number] + 1) % len(self)
             replaced.append(self.replaced.setdefault(place, Replacement(place, self._keys[place], reason, by)))
-            if len(self.replaced) > self._tolerate:
+            if len(self.replaced) > self._tolerate or len(self.replaced) == len(self):
                 raise DamagedError(reason)
             chosen[number] = by
         return batch

@@ -27,7 +27,7 @@ KNOWN = {
     CONVERSATIONS: re.compile(r".+\.parquet"),
     FOLDER: COLUMN,
 }
-IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)")
+IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)")  # any other file in a column's folder is not ours
 
 
 @dataclass

@@ -404,10 +404,13 @@ class TrainingData:
         """The next conversation of the pool, in place of one whose item is damaged.
 
         Raises:
-            DamagedError: more items are damaged than the run tolerates.
+            DamagedError: more items are damaged than the run tolerates, or all of the pool's are.
         """
-        self._note(pending.pool.store, pending.conversation.key, error)
-        number = (pending.number + 1) % len(pending.pool.conversations)
+        store, conversations = pending.pool.store, pending.pool.conversations
+        self._note(store, pending.conversation.key, error)
+        if all((store, conversation.key) in self.damaged for conversation in conversations):
+            raise error  # none is left to take its place
+        number = (pending.number + 1) % len(conversations)
         (other,) = pending.pool.pending([number], self._tokenizer, self._config.prompt)
         console.print(f"replaced by {other.conversation.id}: {error}")
         return other

@@ -63,7 +63,7 @@ class HeldOut:
         audio: the audio column.
         grid: that the model reads.
         limit: most conversations taken; None takes all.
-        sense: if set, only audio-visual conversations are asked, by this sense alone; None asks each as it stands.
+        sense: if set, only audio-visual conversations are taken, with this modality alone; None takes all as written.
 
     Raises:
         UserError: no conversation is usable.

@@ -65,6 +65,11 @@ def step_flops(forward: float, trains_llm: bool) -> float:
     return forward * (3 if trains_llm else 2)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16; a CPU without instructions for it converts each number, far slower."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """The peak rate of a device, in operations per second: from its data sheet, else measured with matrix products."""
     if device.type == "cuda":

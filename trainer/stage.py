@@ -26,7 +26,7 @@ from trainer.checkpoint.weights import gather_weights
 from trainer.data import TrainingData
 from trainer.engine import Engine
 from trainer.evaluation import HeldOut, held_out_of, summary
-from trainer.flops import forward_flops, peak_flops, step_flops
+from trainer.flops import forward_flops, has_bfloat16, peak_flops, step_flops
 from trainer.launch import check_world, is_first
 from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
@@ -81,6 +81,8 @@ def train(config: TrainConfig) -> None:
         if saved:
             console.print(f"going on at step {saved.step}, saved by {saved.ranks} process{'es' * (saved.ranks > 1)}")
         console.print(f"attention: {engine.attention}")
+        if config.precision == "bfloat16" and not has_bfloat16(engine.device):
+            console.print("this processor has no instructions for bfloat16; precision=float32 is many times as fast")
         log = RunLog(config, saved.step if saved else 0, engine.attention)
         (output / "config.json").write_bytes(canonical_json(config.model_dump(mode="json")))
     run = Run(config, data, tokenizer, engine, log, held_out, Saver(states, engine, config.keep), saved, base)

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -133,6 +133,22 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def download(encoder: str, fetch: Callable[[], str]) -> str:
+    """The local path of an encoder's published weights, which `fetch` gets from a hub unless they are cached.
+
+    Raises:
+        UserError: the hub cannot be reached, or refuses.
+    """
+    try:
+        return str(fetch())
+    except Exception as error:  # of the hub's and the network's packages, with no common base class
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"field 'encoder': {encoder}: its published weights cannot be downloaded; "
+            f"without a hub give the path of a checkpoint: {reason}"
+        ) from None
 
 
 def load_state(path: str) -> dict[str, torch.Tensor]:

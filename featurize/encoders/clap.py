@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurize.encoders.base import MediaCache, TokenEncoder, Units, load_state, load_strict, weights_digest
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, download, load_state, load_strict, weights_digest
 from featurize.encoders.fusion import fuse_each, fusion_mels
 from featurize.encoders.modules import folder_of, module_of
 from featurize.encoders.segments import by_count, middle, segments_of
@@ -177,4 +177,4 @@ def _checkpoint(settings: ClapSettings) -> str:
         )
     from huggingface_hub import hf_hub_download
 
-    return str(hf_hub_download(HUB, f"{settings.weights}.pt"))
+    return download(settings.encoder, lambda: hf_hub_download(HUB, f"{settings.weights}.pt"))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from featurize.encoders.base import MediaCache, TokenEncoder, Units, load_state, load_strict, weights_digest
+from featurize.encoders.base import MediaCache, TokenEncoder, Units, download, load_state, load_strict, weights_digest
 from featurize.encoders.modules import folder_of, module_of
 from featurize.settings import ClipSettings, is_path
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
@@ -155,7 +155,7 @@ def _published_state(settings: ClipSettings, tags: list[str], published: dict[st
     if is_path(settings.weights):
         path = settings.weights
     elif settings.weights in tags:
-        path = pretrained.download_pretrained(published)
+        path = download(settings.encoder, lambda: pretrained.download_pretrained(published))
     else:
         raise UserError(
             f"field 'encoder': {settings.architecture} has no weights {settings.weights!r}; "

@@ -25,7 +25,7 @@ from transformers import (
 from featurize.encoders import build_encoder
 from featurize.media import read_audio, read_video
 from featurize.prepare import ItemMedia
-from featurize.settings import AudioCaptionSettings, BlipSettings, WhisperSettings
+from featurize.settings import AudioCaptionSettings, BlipSettings, ClapSettings, ClipSettings, WhisperSettings
 from featurize.shard_job import encode_shard
 from store import ColumnReader, MediaItem, Storage, UserError, create_column
 from trainer.features import Grid
@@ -286,10 +286,18 @@ def test_captions_fingerprints_follow_all_that_shapes_them(blip, audio_captioner
         (BlipSettings(encoder="blip:base/random"), "no weights 'random'; accepted: a local folder"),
         (AudioCaptionSettings(encoder="audiocaption:tiny/mu-nlpc"), "no architecture 'tiny'; accepted: whisper-tiny"),
         (WhisperSettings(encoder="whisper:tiny/openai"), "openai/whisper-tiny: cannot be loaded"),
+        (
+            ClipSettings(encoder="clip:ViT-L-14/openai"),
+            "ViT-L-14/openai: its published weights cannot be downl",
+        ),
+        (
+            ClapSettings(encoder="clap:HTSAT-tiny/630k-audioset-best"),
+            "best: its published weights cannot be downl",
+        ),
     ],
 )
 def test_names_that_cannot_be_had_are_one_line(settings, message, monkeypatch):
-    """A misspelt name fails at once, with what there is; the last case is a hub that cannot be reached."""
+    """A misspelt name fails at once, with what there is; the last ones are a hub that cannot be reached."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message) as caught:
         build_encoder(settings)

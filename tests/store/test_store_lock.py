@@ -136,6 +136,9 @@ def test_a_lease_is_renewed_and_its_loss_is_said(s3, monkeypatch):
     monkeypatch.setattr(store.lease, "RENEWED", 1000)
     with pytest.raises(UserError, match="ran out"), storage.lock():
         lease(storage, 3)
+    lease(storage, 3, released=True)
+    with pytest.raises(UserError, match="ran out"), storage.lock():
+        lease(storage, 4)  # as on a store that ignores exclusive creates
 
 
 # disks

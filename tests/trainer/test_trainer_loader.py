@@ -151,6 +151,16 @@ def test_the_bound_on_damaged_items_is_one_for_a_run(settings, store, threads):
             [rank_batch(fewer, strict, step, 0, 1, pool=pool if threads else None) for step in range(50)]
 
 
+def test_where_no_sound_conversation_is_left_a_run_stops(settings, store):
+    """Whatever is tolerated: else it would look for one for ever."""
+    hurt(store, "clip-tiny", "clips-5-mp4")
+    talk = [Conversation(str(n), "clips-5-mp4", (Turn("What?", "visual", "red"),)) for n in range(3)]
+    save_conversations(Storage(store), "mixed", talk)
+    config = settings(tolerate=9)
+    with pytest.raises(DamagedError, match=r"clips-5-mp4\.temporal differs"):
+        rank_batch(data_of(config), config, 0, 0, 1)
+
+
 def test_shards_of_a_store_elsewhere_are_copied_ahead_of_their_turn(settings, store, tmp_path, monkeypatch):
     """While the first step trains, those of later ones are on their way."""
     monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "cache"))
