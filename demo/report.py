@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.table import Table
 
-from serve.engine import Assistant, Question
+from serve.assistant import Assistant, Question
 from serve.evals.exact import Asked, Score, exact_match
 from store import Conversation, Modality, Storage, Turn, load_conversations
 from store.console import Meter, console

@@ -10,7 +10,7 @@ from store.console import console, make_app, run
 from store.tokens import split_tokens
 
 if TYPE_CHECKING:
-    from serve.engine import Assistant
+    from serve.assistant import Assistant
 
 app = make_app("Ask a trained checkpoint.")
 
@@ -37,7 +37,7 @@ def chat(
     """
     if (media is None) == (store is None) or (store is None) != (key is None):
         raise UserError("give either --media FILE, or --store STORE with --key KEY")
-    from serve.engine import Assistant
+    from serve.assistant import Assistant
 
     assistant = Assistant.load(checkpoint)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
@@ -79,7 +79,8 @@ def _ask() -> str:
 
 
 def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: str, max_new_tokens: int) -> None:
-    from serve.engine import Question
+    from serve.assistant import Question
+    from serve.engine import Limits
     from serve.features import available_modality
 
     text, modality = split_tokens(question)
@@ -87,8 +88,8 @@ def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: 
         modality = available_modality(arrays)
     turns = (*history, Turn(text, modality, ""))
     answer = ""
-    for piece in assistant.stream(Question(turns, arrays), max_new_tokens):
-        fresh = piece if answer else piece.lstrip()
+    for piece in assistant.stream(Question(turns, arrays), Limits(max_new_tokens)):
+        fresh = piece.text if answer else piece.text.lstrip()
         console.out(fresh, end="")
         answer += fresh
     console.print()

@@ -1,122 +1,127 @@
-"""A trained checkpoint that answers, token by token."""
+"""What an engine is: prompts as embedded rows go in, pieces of text come out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import Any
+from queue import SimpleQueue
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from transformers import TextIteratorStreamer
 
-from serve.features import FeatureSource
-from store import Arrays, Turn, UserError
-from trainer.batch import Sample, pack
-from trainer.checkpoint.folder import CheckpointInfo, load_checkpoint
-from trainer.features import FEATURES_OF, rows_of
-from trainer.model import AudioVisualLM
-from trainer.prompt import tokenize
+from store import UserError
+
+Reason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A dialogue about an item, whose last turn awaits its response, and the item's feature arrays."""
-
-    turns: tuple[Turn, ...]
-    arrays: Arrays
-
-
-class Assistant:
-    """A checkpoint with its tokenizer.
+class Limits:
+    """How an answer is generated, and when it ends.
 
     Attributes:
-        features: encodes or loads the features of an item.
-
-    Args:
-        model: its LLM uses `sdpa` attention; it is moved to the GPU if there is one.
-        tokenizer: the LLM's.
-        info: the checkpoint's metadata.
+        max_tokens: longest answer.
+        temperature: of sampling; 0 takes the most likely token.
+        top_p: samples from the fewest tokens whose probabilities sum to this.
+        seed: of sampling. The same question with the same seed gets the same answer, whatever else is asked.
+        stop: texts that end an answer; they are not part of it.
     """
 
-    def __init__(self, model: AudioVisualLM, tokenizer: Any, info: CheckpointInfo) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.tokenizer, self.info = model.eval().to(self.device), tokenizer, info
-        self.features = FeatureSource(info)
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
 
-    @classmethod
-    def load(cls, checkpoint: str) -> "Assistant":
-        """Load a checkpoint from its folder.
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of an answer; the last piece has a reason or an error.
+
+    Attributes:
+        text: may be empty.
+        tokens: generated so far.
+        reason: why the answer ended: an end mark or a stop text, a limit, or nobody wanted it any more.
+        error: why generation failed.
+    """
+
+    text: str
+    tokens: int
+    reason: Reason | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    text: str
+    tokens: int
+    reason: Reason
+
+
+class Engine(Protocol):
+    """Generates answers to prompts.
+
+    Attributes:
+        context: how many positions a prompt and its answer can take together.
+        at_once: how many questions are worth having under way at the same time.
+    """
+
+    context: int
+    at_once: int
+
+    def submit(self, rows: torch.Tensor, limits: Limits, deliver: Callable[[Piece], None]) -> Callable[[], None]:
+        """Start answering a prompt; returns at once.
+
+        Args:
+            rows: the embedded prompt [S, D_l].
+            limits: of this answer.
+            deliver: receives every piece, in a thread of the engine, so it must not block.
+
+        Returns:
+            A function that ends the answer at its next step; the last piece then has the reason `cancelled`.
 
         Raises:
-            UserError: the folder is no checkpoint of this trainer.
+            UserError: the prompt leaves no room for an answer, or is not finite.
         """
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        return cls(*load_checkpoint(checkpoint, dtype, attention="sdpa"))
 
-    @torch.inference_mode()
-    def stream(self, question: Question, max_new_tokens: int = 256) -> Iterator[str]:
-        """Yield the greedy answer piece by piece; closing the iterator stops generation at its next step.
+    def close(self) -> None:
+        """Cancel all answers and free what the engine holds."""
 
-        Raises:
-            Exception: whatever generation raised, as soon as it fails.
-        """
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=False, skip_special_tokens=True)
-        inputs = {**self._inputs([question]), "max_new_tokens": max_new_tokens, "streamer": streamer}
-        closed, failed = Event(), list[Exception]()
 
-        def stop(ids: torch.Tensor, _: Any) -> torch.Tensor:
-            return torch.full(ids.shape[:1], closed.is_set(), device=ids.device)
+def check_rows(rows: torch.Tensor, limits: Limits, context: int) -> int:
+    """The most tokens that the answer to a prompt can have.
 
-        def generate() -> None:
-            try:
-                self._generate(**inputs, stopping_criteria=[stop])
-            except Exception as error:
-                failed.append(error)
-                streamer.on_finalized_text("", stream_end=True)
+    Raises:
+        UserError: the prompt leaves no room for an answer, or is not finite.
+    """
+    if len(rows) >= context:
+        raise UserError(f"the question takes {len(rows)} positions; accepted: below {context}, the model's context")
+    if not torch.isfinite(rows).all():
+        raise UserError("the question's features give numbers that are not finite")
+    return min(limits.max_tokens, context - len(rows))
 
-        thread = Thread(target=generate)
-        thread.start()
-        try:
-            yield from streamer
-        finally:
-            closed.set()
-            thread.join()
-        if failed:
-            raise failed[0]
 
-    @torch.inference_mode()
-    def answer(self, questions: Sequence[Question], max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers to a batch of questions."""
-        output = self._generate(**self._inputs(questions), max_new_tokens=max_new_tokens)
-        return [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
+def stream(engine: Engine, rows: torch.Tensor, limits: Limits) -> Iterator[Piece]:
+    """Yield the pieces of an answer; closing the iterator ends generation at its next step.
 
-    def _generate(self, **inputs: Any) -> torch.Tensor:
-        with torch.inference_mode():
-            output: torch.Tensor = self.model.llm.generate(
-                **inputs, do_sample=False, pad_token_id=self.tokenizer.eos_token_id
-            )
-        return output
+    Raises:
+        Exception: whatever generation raised.
+    """
+    pieces: SimpleQueue[Piece] = SimpleQueue()
+    cancel = engine.submit(rows, limits, pieces.put)
+    try:
+        while True:
+            piece = pieces.get()
+            if piece.error:
+                raise piece.error
+            yield piece
+            if piece.reason:
+                return
+    finally:
+        cancel()
 
-    def _inputs(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
-        """Left-padded prompt embeddings [questions, positions, width] and their attention mask."""
-        samples = [self._sample(question) for question in questions]
-        batch = pack(samples, self.model.widths, max(len(s.tokens.ids) for s in samples)).to(self.device)
-        prompts = torch.split(self.model.embed(batch), np.diff(batch.packing.bounds.cpu().numpy()).tolist())
-        longest = max(len(prompt) for prompt in prompts)
-        embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
-        mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=self.device)
-        for row, prompt in enumerate(prompts):
-            embeds[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        return {"inputs_embeds": embeds, "attention_mask": mask}
 
-    def _sample(self, question: Question) -> Sample:
-        for turn in question.turns:
-            missing = FEATURES_OF[turn.modality] - question.arrays.keys()
-            if missing:
-                raise UserError(
-                    f"the question asks by {turn.modality}, but there are no {', '.join(sorted(missing))} tokens"
-                )
-        rows = rows_of(question.arrays)
-        tokens = tokenize(question.turns, rows, self.tokenizer, self.info.prompt, open_ended=True)
-        return Sample(tokens, question.arrays, question.turns[-1].modality, "question")
+def reply(pieces: Sequence[Piece]) -> Reply:
+    """The whole answer, without surrounding blanks."""
+    last = pieces[-1]
+    assert last.reason
+    return Reply("".join(piece.text for piece in pieces).strip(), last.tokens, last.reason)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
-         "serve.engine", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray",
+         "serve.assistant", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray",
          "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job")  # fmt: skip
 MAX_REQUEST = 1 << 18  # bytes
 

@@ -6,7 +6,8 @@ import torch
 from benchmarks.conversations import WIDTHS, K, T, random_arrays
 from benchmarks.gpu.llms import build_llm, shape_of, word_tokenizer
 from benchmarks.gpu.report import Report, wait_for
-from serve.engine import Assistant, Question
+from serve.assistant import Assistant, Question
+from serve.engine import Limits
 from store import Turn
 from trainer.checkpoint.folder import CheckpointInfo
 from trainer.model import AudioVisualLM
@@ -24,17 +25,17 @@ def measure(report: Report) -> None:
     dtype = torch.float32 if report.device.type == "cpu" else torch.bfloat16
     model = AudioVisualLM(build_llm(shape, report.device, dtype, "sdpa"), WIDTHS).to(dtype)
     info = CheckpointInfo(frames=T, segments=K, columns={}, builds={}, prompt=PromptFormat(), stage=2, steps=0)
-    assistant = Assistant(model, word_tokenizer(), info)
+    assistant = Assistant.of(model, word_tokenizer(), info)
     rng = np.random.default_rng(0)
     arrays = random_arrays("audio_visual", rng)
     question = Question((Turn("the man is on the water with a dog", "audio_visual", ""),), arrays)
     for count in AT_ONCE:
         if report.tiny and count > 16:
             continue
-        assistant.answer([question] * count, 2)
+        assistant.answer([question] * count, Limits(2))
         wait_for(report.device)
         start = time.perf_counter()
-        answers = assistant.answer([question] * count, tokens)
+        answers = assistant.answer([question] * count, Limits(tokens))
         wait_for(report.device)
         taken = time.perf_counter() - start
         report.measured(f"{count} questions at once, {tokens} tokens each: tokens/s",

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from serve.engine import Assistant, Question
+from serve.assistant import Assistant, Question
+from serve.engine import Limits
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def exact_match(
     answers: list[str] = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        answers += assistant.answer([entry.question for entry in part])
+        answers += [reply.text for reply in assistant.answer([entry.question for entry in part], Limits(32))]
         on_batch(len(part))
     scores: dict[str, Score] = {}
     for entry, answer in zip(asked, answers, strict=True):

@@ -1,14 +1,14 @@
 """A raw file or cached features, one question or a batch: the same answer."""
 
 import json
-import threading
 
 import numpy as np
 import pytest
 import yaml
 
 from featurize.media import MediaError
-from serve.engine import Assistant, Question
+from serve.assistant import Assistant, Question
+from serve.engine import Limits
 from serve.evals.exact import Asked, Score, exact_match, normalize
 from serve.features import available_modality
 from store import Turn, UserError
@@ -67,41 +67,15 @@ def test_a_raw_file_gives_the_features_of_the_store(assistant, trained, media):
         np.testing.assert_allclose(seen[name].astype(float), cached[name].astype(float), rtol=2e-3, atol=2e-3)
 
 
-def test_streamed_batched_and_single_answers_are_equal(assistant, trained):
-    """Padding on the left must not be seen, and streaming only changes when text comes."""
+def test_streamed_and_batched_answers_are_equal(assistant, trained):
+    """Streaming only changes when text comes."""
     arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual", "audio"])
     turns = [("What?", "visual"), ("What is that sound that one hears there?", "audio"), ("Both?", "audio_visual")]
     questions = [Question((Turn(text, modality, ""),), arrays) for text, modality in turns]
-    batched = assistant.answer(questions, max_new_tokens=8)
-    assert batched == [assistant.answer([question], max_new_tokens=8)[0] for question in questions]
-    assert batched == ["".join(assistant.stream(question, max_new_tokens=8)).strip() for question in questions]
-
-
-def test_a_generation_that_fails_is_told_at_once(assistant, trained, monkeypatch):
-    """Else the reader waits for a thread that has ended."""
-    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
-    question = Question((Turn("What?", "visual", ""),), arrays)
-
-    def fail(**_):
-        raise MemoryError("no room for the cache")
-
-    monkeypatch.setattr(assistant.model.llm, "generate", fail)
-    with pytest.raises(MemoryError, match="no room"):
-        list(assistant.stream(question))
-
-
-def test_closing_a_stream_ends_its_generation(assistant, trained, monkeypatch):
-    """Else an answer that nobody reads is written to its end."""
-    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
-    llm, steps = assistant.model.llm, []
-    forward = llm.forward
-    monkeypatch.setattr(llm, "forward", lambda *given, **words: steps.append(0) or forward(*given, **words))
-    monkeypatch.setattr(llm.generation_config, "eos_token_id", None)
-    pieces = assistant.stream(Question((Turn("What?", "visual", ""),), arrays), max_new_tokens=1000)
-    next(pieces)
-    pieces.close()
-    assert 0 < len(steps) < 1000
-    assert not any(t.name.endswith("(generate)") for t in threading.enumerate())
+    together = [reply.text for reply in assistant.answer(questions, Limits(8))]
+    assert together == [
+        "".join(piece.text for piece in assistant.stream(question, Limits(8))).strip() for question in questions
+    ]
 
 
 def test_a_question_needs_the_features_it_asks_by(assistant, trained):
@@ -157,7 +131,7 @@ def test_exact_match_counts_by_group_and_never_counts_an_empty_answer(assistant,
     """OneLLM's evaluator counts an empty prediction as right."""
     arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"])
     question = Question((Turn("What?", "visual", ""),), arrays)
-    said = assistant.answer([question])[0]
+    said = assistant.answer([question], Limits(32))[0].text
     asked = [
         Asked(question, said.lower() + ".", "same"),
         Asked(question, "", "empty"),

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 
 import serve.__main__
 import trainer.__main__
-from serve.engine import Assistant, Question
+from serve.assistant import Assistant, Question
+from serve.engine import Limits
 from store import Storage, UserError, load_conversations, parse_settings, save_conversations
 from trainer.batch import pack
 from trainer.checkpoint.export import export
@@ -280,7 +281,7 @@ def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught
         assert found["loss"] == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
         turns = conversation.turns
         questions = [Question(turns[: n + 1], sample.arrays) for n in range(len(turns))]
-        said = [assistant.answer([question], 20)[0] for question in questions]
+        said = [reply.text for reply in assistant.answer(questions, Limits(20))]
         assert found["exact"] == (said == [turn.response for turn in turns]), (conversation.id, said)
         exact.append(found["exact"])
     assert not judged

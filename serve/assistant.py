@@ -1,0 +1,86 @@
+"""A trained checkpoint that answers questions about clips, by an engine here or by a vLLM server."""
+
+from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
+
+import torch
+
+from serve.engine import Engine, Limits, Piece, Reply, reply, stream
+from serve.features import FeatureSource
+from serve.local import Local
+from serve.prompts import Prompts, Question, load_prompts
+from serve.vllm import VLLM
+from trainer.checkpoint.folder import CheckpointInfo, load_checkpoint
+from trainer.model import AudioVisualLM
+
+__all__ = ["Assistant", "Question"]
+
+
+class Assistant:
+    """A checkpoint that answers.
+
+    Attributes:
+        features: encodes or loads the features of an item.
+
+    Args:
+        prompts: embeds questions.
+        engine: generates answers.
+    """
+
+    def __init__(self, prompts: Prompts, engine: Engine) -> None:
+        self.prompts, self.engine = prompts, engine
+        self.info: CheckpointInfo = prompts.info
+        self.features = FeatureSource(prompts.info)
+
+    @classmethod
+    def load(cls, checkpoint: str, vllm: str | None = None) -> "Assistant":
+        """Load a checkpoint from its folder.
+
+        Args:
+            checkpoint: the folder.
+            vllm: URL of a vLLM server that serves the folder; None generates here, on the GPU if there is one.
+
+        Raises:
+            UserError: the folder is no checkpoint of this trainer, or the server cannot be used.
+        """
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        if vllm is not None:
+            return cls(load_prompts(checkpoint, dtype), VLLM(vllm))
+        model, tokenizer, info = load_checkpoint(checkpoint, dtype, attention="sdpa")
+        return cls.of(model, tokenizer, info)
+
+    @classmethod
+    def of(cls, model: AudioVisualLM, tokenizer: object, info: CheckpointInfo) -> "Assistant":
+        """An assistant of a model in memory, whose LLM uses `sdpa` attention; it is moved to a GPU if there is one."""
+        model = model.eval().to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(Prompts(model, tokenizer, info), Local(model.llm, tokenizer))
+
+    def stream(self, question: Question, limits: Limits = Limits()) -> Iterator[Piece]:
+        """Yield an answer piece by piece; closing the iterator ends generation at its next step.
+
+        Raises:
+            UserError: the question asks by features that the item lacks, or is too long.
+            Exception: whatever generation raised, as soon as it fails.
+        """
+        return stream(self.engine, self.prompts.embed(question), limits)
+
+    def answer(self, questions: Sequence[Question], limits: Limits = Limits()) -> list[Reply]:
+        """The answers to some questions, generated together. Raises as `stream`."""
+        queues = [SimpleQueue[Piece]() for _ in questions]
+        for question, queue in zip(questions, queues, strict=True):
+            self.engine.submit(self.prompts.embed(question), limits, queue.put)
+        return [reply(list(_until_end(queue))) for queue in queues]
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.engine.close()
+
+
+def _until_end(queue: "SimpleQueue[Piece]") -> Iterator[Piece]:
+    while True:
+        piece = queue.get()
+        if piece.error:
+            raise piece.error
+        yield piece
+        if piece.reason:
+            return
