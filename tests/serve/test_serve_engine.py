@@ -10,11 +10,12 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from serve.engine import Limits, Piece, reply, stream
 from serve.local import Local
 from serve.sampling import Sampler
+from serve.slots import SlotCache
 from serve.text import TextStream
 from store import UserError
 from trainer.llm import generation_of
@@ -201,6 +202,32 @@ def test_numbers_that_overflow_in_one_answer_do_not_reach_the_others(engine, llm
     for prompt, pieces in zip(rows, good, strict=True):
         assert "".join(piece.text for piece in collect(pieces)) == alone(llm, tokenizer, prompt, 6)
     overflow.remove()
+
+
+def test_nothing_of_an_earlier_answer_stays_in_its_place():
+    """Rows of any length come and go; what a step sees of a row is its own numbers, and zeros before them."""
+    draw, cache, lengths, marks = random.Random(0), SlotCache(1), [], []
+    for mark in range(200):
+        new = [draw.randrange(1, 60) for _ in range(draw.randrange(1, 4))]
+        read = DynamicCache()
+        numbers = torch.full((len(new), 1, max(new), 2), float(mark + 1) if mark % 3 else torch.nan)
+        read.update(numbers, numbers, 0)
+        cache.join(read, new)
+        lengths, marks = lengths + new, marks + [mark + 1] * len(new)
+        while len(lengths) > draw.randrange(8) or any((m - 1) % 3 == 0 for m in marks):
+            row = next((r for r, m in enumerate(marks) if (m - 1) % 3 == 0), draw.randrange(len(lengths)))
+            cache.leave(row)
+            for listed in (lengths, marks):
+                listed[row] = listed[-1]
+                listed.pop()
+        cache.begin_step()
+        step = torch.tensor([float(m) for m in marks])[:, None, None, None].expand(-1, 1, 1, 2)
+        keys, _ = cache.update(step, step, 0)
+        cache.end_step()
+        lengths = [length + 1 for length in lengths]
+        longest = max(lengths, default=0)
+        for row, (length, mark_) in enumerate(zip(lengths, marks, strict=True)):
+            assert keys[row, 0, :, 0].tolist() == [0.0] * (longest - length) + [float(mark_)] * length
 
 
 def test_what_cannot_be_generated_is_refused(engine, llm, tokenizer):
