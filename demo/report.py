@@ -40,7 +40,7 @@ def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
     entries: list[Asked] = []
     chances: dict[str, float] = {}
     for conversation in load_conversations(Storage(store), conversations):
-        arrays = assistant.features.load(store, str(conversation.key), ["visual", "audio"])
+        arrays = assistant.features.load(store, str(conversation.key), ["visual", "audio"]).arrays
         kind = str(conversation.meta["kind"])
         for withheld, modality in {"nothing": NEEDS[kind], **WITHHELD[kind]}.items():
             turn = conversation.turns[0]

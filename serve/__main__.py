@@ -54,20 +54,15 @@ def _features(
     assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: list[Sense]
 ) -> Arrays:
     """The item's features for the chosen senses; for every sense it has if none is chosen."""
-    from featurize.media import MediaError
-
-    arrays: Arrays = {}
-    reasons, source = [], assistant.features
-    for sense in chosen or source.senses:
-        try:
-            arrays |= source.encode(media, [sense]) if media else source.load(str(store), str(key), [sense])
-        except MediaError as error:
-            reasons.append(f"{sense}: {error}")
-            if chosen or error.code != "absent":
-                raise UserError(f"{media or key}: {reasons[-1]}") from None
-    if not arrays:
+    source = assistant.features
+    senses = chosen or source.senses
+    features = source.encode(media, senses) if media else source.load(str(store), str(key), senses)
+    reasons = [f"{sense}: {error}" for sense, error in features.failures.items()]
+    if not features.arrays:
         raise UserError(f"{media or key}: nothing to perceive: {'; '.join(reasons)}")
-    return arrays
+    if any(chosen or error.code != "absent" for error in features.failures.values()):
+        raise UserError(f"{media or key}: {'; '.join(reasons)}")
+    return features.arrays
 
 
 def _ask() -> str:

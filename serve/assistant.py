@@ -72,8 +72,9 @@ class Assistant:
         return [reply(list(_until_end(queue))) for queue in queues]
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free what the engine holds, and end the decoding process."""
         self.engine.close()
+        self.features.close()
 
 
 def _until_end(queue: "SimpleQueue[Piece]") -> Iterator[Piece]:

@@ -1,14 +1,16 @@
 """The features of the item a question is about: encoded from a raw file, or loaded from a store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from featurize.encoders import Encoder, build_encoder
-from featurize.media import MediaError
+from featurize.media import Isolated, MediaError
 from featurize.prepare import ItemMedia
 from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
@@ -23,53 +25,74 @@ def available_modality(arrays: Arrays) -> Modality:
     return "audio" if "audio" in arrays else "text"
 
 
+@dataclass(frozen=True)
+class Features:
+    """What is known of an item: its selected arrays, and why the senses without arrays cannot be used."""
+
+    arrays: Arrays = field(default_factory=dict)
+    failures: dict[Sense, MediaError] = field(default_factory=dict)
+
+
 class FeatureSource:
     """Features in the form a checkpoint was trained on. Encoders and columns stay open for the next item.
 
     Args:
         info: the checkpoint's metadata.
+        seconds: longest decoding of one file.
     """
 
-    def __init__(self, info: CheckpointInfo) -> None:
+    def __init__(self, info: CheckpointInfo, seconds: float = 600.0) -> None:
         self._info = info
         self._encoder = cache(self._build_encoder)
         self._reader = cache(self._open_column)
+        self._isolated = Isolated(seconds=seconds)
+        self._one_at_a_time = Lock()
 
     @property
     def senses(self) -> list[Sense]:
         """The senses the checkpoint was trained with."""
         return [sense for sense in get_args(Sense) if sense in self._info.columns]
 
-    def encode(self, path: str, senses: Sequence[Sense]) -> Arrays:
-        """Decode a raw file and encode it with the checkpoint's encoders.
+    def encode(self, path: str, senses: Sequence[Sense]) -> Features:
+        """Decode a raw file once, in a process of its own, and encode it with the checkpoint's encoders.
+
+        The arrays are bit for bit those of a column that is made on this machine.
 
         Raises:
             UserError: an encoder cannot be built here, or its fingerprint differs from the one in training.
-            MediaError: the file cannot be used for one of the senses.
         """
         uri = path if "://" in path else str(Path(path).absolute())
         item = MediaItem(key="question", uri=uri, kind=kind_of(path, path), shard=0, position=0, bytes=None)
-        arrays: Arrays = {}
-        for sense in senses:
-            encoder = self._encoder(sense)
-            units = encoder.prepare(item, ItemMedia(item, [encoder]))
-            arrays |= self._info.grid.select(encoder.encode_item(units))
-        return arrays
+        encoders = {sense: self._encoder(sense) for sense in senses}
+        with self._one_at_a_time:
+            media = ItemMedia(item, list(encoders.values()), self._isolated)
+            return self._each(senses, lambda s: encoders[s].encode_item(encoders[s].prepare(item, media)))
 
-    def load(self, store: str, key: str, senses: Sequence[Sense]) -> Arrays:
+    def load(self, store: str, key: str, senses: Sequence[Sense]) -> Features:
         """Load an item's features from a store.
 
         Raises:
             UserError: the store lacks the column or the item.
-            MediaError: the item could not be featurized.
         """
-        arrays: Arrays = {}
+        return self._each(senses, lambda sense: self._read(self._reader(store, sense), key))
+
+    def close(self) -> None:
+        """End the decoding process."""
+        self._isolated.close()
+
+    def _each(self, senses: Sequence[Sense], arrays_of: Callable[[Sense], Arrays]) -> Features:
+        features = Features()
         for sense in senses:
-            reader = self._reader(store, sense)
-            if key in reader.failed:
-                raise MediaError(reader.failed[key].code, reader.failed[key].reason)
-            arrays |= self._info.grid.select(reader.read(key))
-        return arrays
+            try:
+                features.arrays.update(self._info.grid.select(arrays_of(sense)))
+            except MediaError as error:
+                features.failures[sense] = error
+        return features
+
+    def _read(self, reader: ColumnReader, key: str) -> Arrays:
+        if key in reader.failed:
+            raise MediaError(reader.failed[key].code, reader.failed[key].reason)
+        return reader.read(key)
 
     def _trained(self, sense: Sense) -> ColumnSpec:
         if sense not in self._info.columns:

@@ -79,9 +79,13 @@ class Encoder(ABC, Generic[S]):
         """The arrays of an item, from its encoded rows and the row of each place of its grid."""
 
     def encode_item(self, units: Units) -> Arrays:
-        """The arrays of one item alone."""
+        """The arrays of one item alone, bit for bit those that it has in a column made on this machine.
+
+        Raises:
+            MediaError: its tokens are not finite in the column's dtype.
+        """
         starts = range(0, len(units.rows), self.settings.batch)
-        batches = [self.encode(units.rows[start : start + self.settings.batch]) for start in starts]
+        batches = [self.encode_padded(units.rows[start : start + self.settings.batch]) for start in starts]
         return self.collect(list(itertools.chain(*batches)), units.index)
 
     def encode_padded(self, rows: NDArray[Any]) -> Rows:
