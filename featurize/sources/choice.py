@@ -81,10 +81,10 @@ def read_mvbench(document: Document, files: MediaFiles) -> Records:
         media = files.named([*(files.under(folder, video) if folder else []), video])
         if not guess_kind(media.uri):
             media = replace(media, fps=media.fps or (row.seconds("fps") if "fps" in row.value else MVBENCH_FPS))
-        media = part_of(media, *row.bounds())
+        path, media = media.name, part_of(media, *row.bounds())
         if row.text("answer") not in options:
             raise row.error("answer", f"one of the candidates {options}")
-        meta = {**row.rest("candidates"), "task": task, "split": "test"}
+        meta = {**row.rest("candidates"), "task": task, "path": path, "split": "test"}
         return [choose(f"{task}-{row.number}", media, row, options, options.index(row.text("answer")), meta)]
 
     return document.each(read)

@@ -15,7 +15,7 @@ from featurize.sources.record import Broken, LeftOut, Read, Records, Row
 from store import UserError
 
 SUFFIXES = (".json", ".jsonl", ".csv")
-LISTS = ("dialogs", "data")  # the fields under which AVSD and WavCaps keep their records
+LISTS = ("dialogs", "data", "annotations")  # the fields under which AVSD, WavCaps and COCO keep their records
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
@@ -77,7 +77,7 @@ class Document:
 
     @cached_property
     def records(self) -> list[Any]:
-        """The records: of a list, of an object's list `dialogs` or `data`, or of a CSV file with a header.
+        """The records: of a list, of an object's `dialogs`, `data` or `annotations`, or of a CSV file with a header.
 
         A `Broken` takes the place of a record that cannot be parsed.
         """

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from featurize.sources import captions, choice, clips, llava, qa, scenes, table
+from featurize.sources import captions, choice, clips, coco, llava, qa, savebench, scenes, table
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.record import Records
@@ -40,6 +40,8 @@ FORMATS = {
         Format("mvbench", choice.is_mvbench, choice.read_mvbench),
         Format("music-avqa", scenes.is_music_avqa, scenes.read_music_avqa),
         Format("avsd", scenes.is_avsd, scenes.read_avsd),
+        Format("savebench", savebench.is_savebench, savebench.read_savebench),
+        Format("coco-captions", coco.is_coco, coco.read_coco),
         Format("vatex", captions.is_vatex, captions.read_vatex),
         Format("valor", captions.is_valor, captions.read_valor),
         Format("audiocaps", captions.is_audiocaps, captions.read_audiocaps),

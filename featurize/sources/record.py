@@ -55,8 +55,8 @@ Read = Callable[["Row"], Iterable[Record | LeftOut]]  # turns one row of a file 
 def ask(
     id: str, media: Candidate, question: str, answer: str, meta: dict[str, object], modality: Modality = "visual"
 ) -> Record:
-    """A record of one question and its answer; the answer is also in `meta`, as the reference for evaluation."""
-    return Record(id, media, (Turn(question, modality, answer),), {"answer": answer, **meta})
+    """A record of one question and its answer; both are also in `meta`, so that evaluation may word its own prompt."""
+    return Record(id, media, (Turn(question, modality, answer),), {"question": question, "answer": answer, **meta})
 
 
 def part_of(media: Candidate, start: float | None, end: float | None) -> Candidate:

@@ -4,12 +4,14 @@ MUSIC-AVQA: `video_id`, `question_id`, `type` (a list as a JSON string: sense an
 with places such as `<Object>`, `templ_values` (a list as a JSON string that fills them in order), `anser` (so spelt).
 Source: MUSIC-AVQA `net_grd_avst/dataloader_avst.py`.
 AVSD: `{dialogs: [{image_id, caption, summary, dialog: [{question, answer}]}]}`, about clips of Charades; in the test
-set the last answer is `__UNDISCLOSED__`. Source: AVSD of DSTC7 and DSTC8.
+set the last answer is `__UNDISCLOSED__`, and a file of captions in COCO's form has several for it. Source: AVSD of
+DSTC7 and DSTC8.
 """
 
 import ast
 import re
 
+from featurize.sources.coco import find_references
 from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.record import LeftOut, Record, Records, Row, ask
@@ -49,22 +51,35 @@ def is_avsd(document: Document) -> bool:
 
 
 def read_avsd(document: Document, files: MediaFiles) -> Records:
-    """One conversation per dialog, by sight and sound; a question whose answer is undisclosed is only in `meta`."""
+    """One conversation per dialog, by sight and sound.
+
+    A question whose answer is undisclosed is answered by the first of its references, which are in `meta`; without
+    references it is only in `meta`.
+    """
+    references = find_references(document)
 
     def read(row: Row) -> list[Record | LeftOut]:
-        id, dialog = row.name("image_id"), row.value.get("dialog")
-        if not isinstance(dialog, list):
-            raise row.error("dialog", "a list of {question, answer}")
-        pairs = [Row(pair, i, f"{row.where}, dialog {i}") for i, pair in enumerate(dialog)]
-        known = [pair for pair in pairs if pair.value.get("answer") != UNDISCLOSED]
+        id, pairs = row.name("image_id"), _pairs(row)
+        disclosed = [pair for pair in pairs if pair.value.get("answer") != UNDISCLOSED]
         meta = {**row.rest("image_id", "dialog"), **document.split}
-        if len(known) < len(pairs):
-            meta["undisclosed"] = [pair.text("question") for pair in pairs if pair not in known]
-        if not known:
+        turns = _turns(disclosed)
+        if len(disclosed) < len(pairs):
+            meta["undisclosed"] = [pair.text("question") for pair in pairs if pair not in disclosed]
+        if references and pairs and pairs[-1] not in disclosed:
+            meta["references"] = known = references.of(row.number, id)
+            turns = _turns([*disclosed, pairs[-1]], known[0])
+        if not turns:
             return [LeftOut(id, "no answer is disclosed")]
-        return [Record(id, files.named([id]), _turns(known), meta)]
+        return [Record(id, files.named([id]), turns, meta)]
 
     return document.each(read)
+
+
+def _pairs(row: Row) -> list[Row]:
+    dialog = row.value.get("dialog")
+    if not isinstance(dialog, list):
+        raise row.error("dialog", "a list of {question, answer}")
+    return [Row(pair, number, f"{row.where}, dialog {number}") for number, pair in enumerate(dialog)]
 
 
 def _fill(template: str, values: list[str]) -> str:
@@ -72,11 +87,15 @@ def _fill(template: str, values: list[str]) -> str:
     return PLACE.sub(lambda _: next(filling), template)
 
 
-def _turns(pairs: list[Row]) -> tuple[Turn, ...]:
-    """Only the first question carries the media."""
+def _turns(pairs: list[Row], last: str | None = None) -> tuple[Turn, ...]:
+    """Only the first question carries the media; `last` takes the place of the last answer."""
+    answers = [pair.text("answer") for pair in pairs]
+    if last is not None:
+        answers[-1] = last
     senses: list[Modality] = ["audio_visual", *(["text"] * (len(pairs) - 1))]  # type: ignore[list-item]
     return tuple(
-        Turn(pair.text("question"), sense, pair.text("answer")) for pair, sense in zip(pairs, senses, strict=True)
+        Turn(pair.text("question"), sense, answer)
+        for pair, sense, answer in zip(pairs, senses, answers, strict=False)  # without pairs, one sense is left
     )
 
 

@@ -51,6 +51,7 @@ def heard(question, answer):
 
 
 CHOICE = "Question: {}\nOptions:\n{}\nAnswer with the letter of the right option."
+BESIDE = ("_a.json", "mapping.txt", "vidorID.json", "_multiref.json")  # files that a reader finds by itself
 EVENT = "Identify the event in the video."
 SOUND = "Describe this sound in one sentence."
 NEXT = ["video", "frame_count", "width", "height", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4"]
@@ -337,6 +338,82 @@ CASES = [
         left_out=["AAAAA"],
     ),
     Case(
+        "avsd",
+        {
+            "test_set4DSTC7-AVSD.json": {
+                "dialogs": [
+                    {"image_id": "7UPGT", "dialog": [{"question": "why?", "answer": "__UNDISCLOSED__"}]},
+                    {
+                        "image_id": "AAAAA",
+                        "dialog": [
+                            {"question": "who?", "answer": "a man"},
+                            {"question": "then?", "answer": "__UNDISCLOSED__"},
+                        ],
+                    },
+                ]
+            },
+            "test_set4DSTC7-AVSD_multiref.json": {
+                "images": [{"id": 2, "name": "AAAAA_2"}, {"id": 1, "name": "7UPGT_1"}],
+                "annotations": [
+                    {"image_id": 1, "id": 1, "caption": "he is cold"},
+                    {"image_id": 2, "id": 2, "caption": "he sits"},
+                    {"image_id": 1, "id": 3, "caption": "it is cold"},
+                ],
+            },
+        },
+        ["Charades_v1_480/7UPGT.mp4", "Charades_v1_480/AAAAA.mp4"],
+        ["7UPGT", "AAAAA"],
+        ["Charades_v1_480/7UPGT.mp4", "Charades_v1_480/AAAAA.mp4"],
+        [both("why?", "he is cold"), (Turn("who?", "audio_visual", "a man"), Turn("then?", "text", "he sits"))],
+        {"undisclosed": ["why?"], "references": ["he is cold", "it is cold"], "split": "test"},
+    ),
+    Case(
+        "savebench",
+        {
+            "avsd.json": [
+                {
+                    "image_name": "./charades/7UPGT.mp4",
+                    "conversation": [human("who?"), gpt("a man"), human("any sound?"), gpt("no")],
+                },
+                {
+                    "image_name": ["vggss/a_1.jpg", "vggss/a_1.wav"],
+                    "conversation": [human("What is the source of the sound?"), gpt("A bell rings.")],
+                },
+                {"image_name": ["a.jpg", "b.wav"], "conversation": [human("Do they match?"), gpt("no")]},
+            ]
+        },
+        ["charades/7UPGT.mp4", "vggss/a_1.mp4"],
+        ["0", "1"],
+        ["charades/7UPGT.mp4", "vggss/a_1.mp4"],
+        [
+            (Turn("who?", "audio_visual", "a man"), Turn("any sound?", "text", "no")),
+            both("What is the source of the sound?", "A bell rings."),
+        ],
+        left_out=["2"],
+    ),
+    Case(
+        "coco-captions",
+        {
+            "test.caption_coco_format.json": {
+                "type": "captions",
+                "images": [{"id": "test/x1.mp4", "file_name": "test/x1.mp4"}, {"id": 7, "file_name": "x2.mp4"}],
+                "annotations": [
+                    {"image_id": "test/x1.mp4", "id": 0, "caption": "A band plays. Drums beat."},
+                    {"image_id": 7, "id": 1, "caption": "A dog."},
+                    {"image_id": 7, "id": 2, "caption": "A dog barks."},
+                ],
+            }
+        },
+        ["videos/x1.mp4", "videos/x2.mp4"],
+        ["test/x1.mp4", "7"],
+        ["videos/x1.mp4", "videos/x2.mp4"],
+        [
+            both("Describe what is seen and heard in this video.", "A band plays. Drums beat."),
+            both("Describe what is seen and heard in this video.", "A dog."),
+        ],
+        {"captions": ["A band plays. Drums beat."], "split": "test"},
+    ),
+    Case(
         "vatex",
         {
             "vatex_training_v1.0.json": [
@@ -468,7 +545,7 @@ def set_up(case, tmp_path):
         (tmp_path / "media" / name).write_bytes(name.encode())
     (tmp_path / "ann").mkdir()
     paths = [write(tmp_path / "ann", name, content) for name, content in case.files.items()]
-    return sorted(p for p in paths if not p.endswith(("_a.json", "mapping.txt", "vidorID.json")))
+    return sorted(p for p in paths if not p.endswith(BESIDE))
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.format}-{next(iter(case.files))}" for case in CASES])
@@ -557,6 +634,40 @@ def test_answers_are_found_beside_or_given(tmp_path, monkeypatch):
     write(tmp_path, "val_a.json", [{"answer": "dog", "question_id": "2"}])
     with pytest.raises(UserError, match=r"val_q\.json, record 0, field 'question_id': no answer to '1'"):
         answers(pair[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "captions"),
+    [
+        ([{"id": "x", "name": "b_3"}, {"id": "y", "name": "a_1"}], {"x": "two", "y": "one"}),  # by name
+        ([], {"b": "two", "a.mp4": "one"}),  # ids are names
+        ([], {2: "two", 1: "one"}),  # by place, as DSTC7's own evaluation
+        ([], {0: "one", 1: "two"}),
+        ([{"id": 1, "name": "a_1"}, {"id": 2, "name": "a_5"}], {1: "one", 2: "two"}),  # two dialogs about one video
+    ],
+)
+def test_references_of_undisclosed_answers_find_their_dialog(tmp_path, images, captions):
+    """A caption beside the wrong dialog would lower a score in silence."""
+    undisclosed = {"dialog": [{"question": "why?", "answer": "__UNDISCLOSED__"}]}
+    write(tmp_path, "test.json", {"dialogs": [{"image_id": video, **undisclosed} for video in "ab"]})
+    annotations = [{"image_id": id, "id": n, "caption": text} for n, (id, text) in enumerate(captions.items())]
+    write(tmp_path, "test_cococap.json", {"images": images, "annotations": annotations})
+    for urls in (["test.json"], ["test_cococap.json", "test.json"]):
+        sources = read_sources([str(tmp_path / url) for url in urls], None)
+        found = [record.meta["references"] for source in sources for record in source.records]
+        assert found == [["one"], ["two"]]
+
+
+def test_a_dialog_without_its_references_is_left_out(tmp_path):
+    pair = [{"question": "why?", "answer": "__UNDISCLOSED__"}]
+    write(tmp_path, "test.json", {"dialogs": [{"image_id": video, "dialog": pair} for video in "abc"]})
+    captions = [{"image_id": video, "id": 1, "caption": "so"} for video in "ac"]
+    write(tmp_path, "test_multiref.json", {"images": [], "annotations": captions})
+    (source,) = read_sources([str(tmp_path / "test.json")], None)
+    assert [record.id for record in source.records] == ["a", "c"]
+    assert [each.reason for each in source.left_out] == [
+        f"{tmp_path}/test_multiref.json: no references for dialog 1, about 'b'"
+    ]
 
 
 def test_a_folder_of_annotation_files_is_each_of_them(tmp_path):
