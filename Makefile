@@ -54,6 +54,7 @@ bench: $(BENCH)/.done $(PEERS)/.done
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2 --rounds 7
 	$(BUSY) -m benchmarks.featurizing nested
+	$(PY) -m benchmarks.metrics
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4
