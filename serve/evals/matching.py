@@ -1,0 +1,12 @@
+"""When a short answer equals its reference, by MUSIC-AVQA's rule and by a lenient one."""
+
+
+def matches(reply: str, answer: str) -> bool:
+    """VideoLLaMA2's rule: case, and blanks and full stops at the reply's end, are ignored. No reply matches none."""
+    reply = reply.rstrip(" .")
+    return reply != "" and reply.upper() == answer.upper()
+
+
+def matches_leniently(reply: str, answer: str) -> bool:
+    """As `matches`, but blanks and line ends around the reply are ignored too, and "_" is a blank on both sides."""
+    return matches(reply.strip().rstrip(" .").strip().replace("_", " "), answer.replace("_", " "))
