@@ -14,8 +14,8 @@ from store import (
     Storage,
     UserError,
     canonical_json,
+    check_conversations,
     list_columns,
-    list_conversations,
     load_conversations,
 )
 from trainer.features import Grid
@@ -46,6 +46,9 @@ class RequiredArray:
 
     column: str
     array: str
+
+    def __str__(self) -> str:
+        return f"{self.array} of column {self.column}"
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,13 @@ class Ablation:
         """How many shards a column has, and how many are planned."""
         return len(column.shards()), self._shards
 
+    def all_needs(self) -> list[RequiredArray]:
+        """The arrays that the runs of all points read, each once."""
+        return list(dict.fromkeys(need for point in self.points() for need in self.needs(point)))
+
     def missing(self) -> list[RequiredArray]:
         """The required arrays that no column holds in full."""
-        required = dict.fromkeys(need for point in self.points() for need in self.needs(point))
-        return [need for need in required if not self._holds(need)]
+        return [need for need in self.all_needs() if not self._holds(need)]
 
     def _holds(self, need: RequiredArray) -> bool:
         column = self.find(need)
@@ -240,9 +246,7 @@ class Ablation:
 
     def _conversations_digest(self, name: str) -> str:
         if name not in self._conversations:
-            if name not in (names := list_conversations(self._storage)):
-                has = ", ".join(names) or "none"
-                raise UserError(f"{self.config.store}: there are no conversations {name!r}; it has: {has}")
+            check_conversations(self._storage, name)
             content = self._storage.read(f"conversations/{name}.parquet")
             self._conversations[name] = hashlib.sha256(content).hexdigest()
         return self._conversations[name]

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from ablate.plan import Ablation, Evaluation, Point, RequiredArray, Run
+from ablate.plan import Ablation, Evaluation, Point, Run
 from ablate.settings import AXES, AblateConfig
 from store import UserError
 from store.console import console
@@ -35,15 +35,18 @@ def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None =
 
     Raises:
         UserError: settings, columns or conversations do not fit.
+        SystemExit: an estimate failed, so a run would fail too.
     """
     ablation = Ablation(config)
-    if _show_plan(ablation):
+    if files := _show_plan(ablation):
         console.print("training: hours are foretold once the columns are there")
+        if not _show_costs(config, files):
+            raise SystemExit(1)
         return
     from trainer.planning.estimate import foretell, show_hours
 
     hours: dict[str, float] = {}  # by settings without the seed
-    total, where = 0.0, ""
+    total, where, failed = 0.0, "", False
     for llm, run in _to_train(ablation):
         config_of_run = run.config.model_copy(update={"model": llm})  # the stage before may not have left its own yet
         without_seed = repr(config_of_run.model_copy(update={"seed": 0, "output": ""}))
@@ -53,12 +56,15 @@ def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None =
                 forecast = foretell(config_of_run, ranks, device)
             except UserError as error:
                 console.print(f"will fail: {run.folder.name}: {error}", markup=False)
+                failed = True
                 continue
             assert forecast, "no launcher starts a dry run"
             hours[without_seed], where = forecast.estimate.hours, f"{forecast.ranks} x {forecast.device.name}"
         total += hours[without_seed]
     if where:
         console.print(f"training: {show_hours(total)} on {where} at an assumed MFU of 0.4, asking not counted")
+    if failed:
+        raise SystemExit(1)
 
 
 def ablate(config: AblateConfig) -> None:
@@ -70,6 +76,7 @@ def ablate(config: AblateConfig) -> None:
     """
     ablation = Ablation(config)
     files = _show_plan(ablation)
+    _show_costs(config, files)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output) as lock:
@@ -79,7 +86,7 @@ def ablate(config: AblateConfig) -> None:
         if files:
             ablation = Ablation(config)
             for need in ablation.missing():
-                raise UserError(f"field 'featurize': {config.featurize[need.column]} did not make {_said(need)}")
+                raise UserError(f"field 'featurize': {', '.join(files)} did not make all of {need}")
         work = _Work(ablation, lock)
         work.all_points()
     console.print(f"results: {output}/results.md, {output}/results.json, plots beside them")
@@ -90,17 +97,27 @@ def ablate(config: AblateConfig) -> None:
 
 
 def _show_plan(ablation: Ablation) -> list[str]:
-    """Print what is read, trained and featurized first, and its cost. Returns the configurations to featurize with."""
-    config = ablation.config
+    """Print what is read, trained and featurized first. Returns the configurations to featurize with."""
     _show_columns(ablation)
     _show_points(ablation)
-    files = _files(config, ablation.missing())
+    if not ablation.missing():
+        return []
+    from ablate.featurizing import configurations  # imports the featurizer, which finished columns need for nothing
+
+    files = configurations(ablation)
     for file in files:
-        console.print(f"to be featurized: {_shown(_featurize(config, file))}")
+        console.print(f"to be featurized: {_shown(_featurize(ablation.config, file))}")
+    return files
+
+
+def _show_costs(config: AblateConfig, files: Sequence[str]) -> bool:
+    """Measure what featurizing costs; return whether every estimate succeeded."""
+    status = 0
+    for file in files:
         estimate = [*PYTHON, "featurize", "estimate", "--store", config.store, "--config", file]
         console.print(f"what that costs: {_shown(estimate)}")
-        subprocess.run(estimate, check=False)
-    return files
+        status |= subprocess.run(estimate, check=False).returncode
+    return not status
 
 
 def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
@@ -113,21 +130,6 @@ def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
     return list(runs.values())
 
 
-def _files(config: AblateConfig, missing: Sequence[RequiredArray]) -> list[str]:
-    """The `featurize run` configurations that make the missing arrays."""
-    for need in missing:
-        if need.column not in config.featurize:
-            raise UserError(
-                f"field 'featurize': {config.store} does not hold all of {_said(need)}; name the YAML that makes it: "
-                f"featurize.{need.column}=featurize/configs/ablations.yaml, or run python -m featurize run"
-            )
-    return list(dict.fromkeys(config.featurize[need.column] for need in missing))
-
-
-def _said(need: RequiredArray) -> str:
-    return f"{need.array} of column {need.column}"
-
-
 def _featurize(config: AblateConfig, file: str) -> list[str]:
     return [*PYTHON, "featurize", "run", "--store", config.store, "--config", file]
 
@@ -138,8 +140,7 @@ def _shown(words: Sequence[str]) -> str:
 
 def _show_columns(ablation: Ablation) -> None:
     table = Table("column", "array", "shards", "", title="What is read")
-    needs = {need for point in ablation.points() for need in ablation.needs(point)}
-    for need in sorted(needs, key=lambda need: (need.column, len(need.array), need.array)):
+    for need in sorted(ablation.all_needs(), key=lambda need: (need.column, len(need.array), need.array)):
         column = ablation.find(need)
         written, planned = ablation.shards(column) if column else (0, 0)
         state = "there" if column and written == planned else "to be featurized"

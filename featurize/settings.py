@@ -12,6 +12,7 @@ from store import Settings, UserError
 
 MAX_SECONDS = 14400.0
 ENCODER = re.compile(r"(?P<family>[a-z]+):(?P<architecture>[^/]+)/(?P<weights>.+)")
+FUSED_CLAP = ("630k-fusion-best", "630k-audioset-fusion-best")  # published weights with feature fusion
 Counts = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -53,6 +54,16 @@ class EncoderSettings(Settings):
     def weights(self) -> str:
         """The part after the first slash."""
         return self._part("weights")
+
+    @property
+    def column(self) -> str:
+        """The name of its column, without the digest."""
+        return f"{self.family}-{self.architecture.lower().replace('.', '-')}"
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of its column, one for each time grid where there are several, such as `spatial.t8`."""
+        raise NotImplementedError
 
     def pinned(self) -> Self:
         """A copy of these settings with the digest of the current weights, if they are a file or folder.
@@ -117,6 +128,11 @@ class ClipSettings(TokenSettings):
     def _nested(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return check_nested(value)
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """See `EncoderSettings`."""
+        return tuple(f"spatial.t{count}" for count in self.frames)
+
 
 class ClapSettings(TokenSettings):
     """laion-clap's HTS-AT audio tower.
@@ -131,6 +147,21 @@ class ClapSettings(TokenSettings):
     segments: Counts = (4,)
     max_seconds: float = MAX_SECONDS
     batch: Annotated[int, Field(gt=0)] = 2
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the tower is the one with feature fusion."""
+        return self.weights in FUSED_CLAP if self.fusion is None else self.fusion
+
+    @property
+    def column(self) -> str:
+        """See `EncoderSettings`."""
+        return super().column + ("-fusion" if self.fuses else "")
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """See `EncoderSettings`."""
+        return tuple(f"audio.k{count}" for count in self.segments)
 
 
 class WhisperSettings(TokenSettings):
@@ -147,6 +178,11 @@ class WhisperSettings(TokenSettings):
     max_seconds: float = MAX_SECONDS
     batch: Annotated[int, Field(gt=0)] = 8
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """See `EncoderSettings`."""
+        return tuple(f"audio.k{count}" for count in self.segments)
+
 
 class BlipSettings(EncoderSettings):
     """BLIP captions of frames.
@@ -159,6 +195,11 @@ class BlipSettings(EncoderSettings):
     frames: Annotated[int, Field(gt=0)] = 8
     max_tokens: Annotated[int, Field(gt=0)] = 30
     batch: Annotated[int, Field(gt=0)] = 8
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """See `EncoderSettings`."""
+        return ("caption",)
 
 
 class AudioCaptionSettings(EncoderSettings):
@@ -176,6 +217,11 @@ class AudioCaptionSettings(EncoderSettings):
     max_seconds: float = MAX_SECONDS
     max_tokens: Annotated[int, Field(gt=0)] = 60
     batch: Annotated[int, Field(gt=0)] = 8
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """See `EncoderSettings`."""
+        return tuple(f"caption.k{count}" for count in self.segments)
 
 
 FAMILIES: dict[str, type[EncoderSettings]] = {

@@ -8,6 +8,7 @@ from store.conversation import (
     Outline,
     Sense,
     Turn,
+    check_conversations,
     list_conversations,
     load_conversations,
     load_outline,
@@ -15,6 +16,7 @@ from store.conversation import (
 )
 from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
 from store.errors import DamagedError, UserError
+from store.names import is_missing_folder, means_folder
 from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
@@ -60,14 +62,17 @@ __all__ = [
     "Turn",
     "UserError",
     "canonical_json",
+    "check_conversations",
     "column_stats",
     "create_column",
+    "is_missing_folder",
     "list_columns",
     "list_conversations",
     "load_conversations",
     "load_outline",
     "load_settings",
     "make_key",
+    "means_folder",
     "open_column",
     "parse_settings",
     "places_of",

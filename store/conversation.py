@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from store.errors import UserError
 from store.storage import Storage
 from store.table import collector_paused, load_table, save_table
 
@@ -117,3 +118,13 @@ def load_outline(storage: Storage, name: str) -> Outline:
 def list_conversations(storage: Storage) -> list[str]:
     """The sorted names of a store's conversation files."""
     return [name.removesuffix(".parquet") for name in storage.names(FOLDER) if name.endswith(".parquet")]
+
+
+def check_conversations(storage: Storage, name: str) -> None:
+    """Refuse conversations that a store does not have; they are not read.
+
+    Raises:
+        UserError: names those that it has.
+    """
+    if name not in (names := list_conversations(storage)):
+        raise UserError(f"{storage.url}: there are no conversations {name!r}; it has: {', '.join(names) or 'none'}")

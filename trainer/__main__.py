@@ -36,8 +36,9 @@ def train(
 
     settings = load_settings(TrainConfig, config, overrides or ())
     if dry_run:
-        from trainer.planning import estimate
+        from trainer.planning import earlier, estimate
 
+        settings = earlier.with_first_llm(settings, config)
         estimate.dry_run(settings, ranks, device, mfu, conversations)
     else:
         from trainer import stage

@@ -26,6 +26,7 @@ from store import (
     Storage,
     Stream,
     UserError,
+    check_conversations,
     load_conversations,
     open_column,
     places_of,
@@ -57,6 +58,35 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+def open_columns(storage: Storage, visual: str | None, audio: str | None) -> list[Column]:
+    """The columns of a run in one store.
+
+    Raises:
+        UserError: a column is not there, or of the other modality.
+    """
+    columns = []
+    for field, name in (("visual", visual), ("audio", audio)):
+        if name is not None:
+            column = open_column(storage, name)
+            if column.spec.modality != field:
+                raise UserError(f"field {field!r}: column {column.name} is {column.spec.modality}")
+            columns.append(column)
+    return columns
+
+
+def check_sources(config: TrainConfig) -> None:
+    """Refuse missing stores, columns and conversations before an LLM is looked for, which may take long on a hub.
+
+    Raises:
+        UserError: one is missing, or a column does not hold the run's T or K.
+    """
+    for source in (*config.sources, *(config.evaluation.sources if config.evaluation else ())):
+        storage = Storage(source.store)
+        columns = open_columns(storage, config.visual, config.audio)
+        Grid(config.frames, config.segments).row_types(column.spec for column in columns)
+        check_conversations(storage, source.conversations)
+
+
 class Joined:
     """The conversations of one source, joined with the columns that hold their media.
 
@@ -70,13 +100,7 @@ class Joined:
     def __init__(self, source: Source, visual: str | None, audio: str | None) -> None:
         storage = Storage(source.store)
         self.store = storage.url
-        self.columns: list[Column] = []
-        for field, name in (("visual", visual), ("audio", audio)):
-            if name is not None:
-                column = open_column(storage, name)
-                if column.spec.modality != field:
-                    raise UserError(f"field {field!r}: column {column.name} is {column.spec.modality}")
-                self.columns.append(column)
+        self.columns = open_columns(storage, visual, audio)
         self.readers = [ColumnReader(column) for column in self.columns]
         self.usable: list[Conversation] = []
         self.left_out: list[LeftOut] = []

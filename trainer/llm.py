@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from store import UserError
+from store import UserError, is_missing_folder
 from store.console import console
 from trainer.attention import NAME as PACKED
 from trainer.attention import Packing, packed_attention
@@ -44,8 +44,8 @@ def load_shape(model: str) -> tuple[Any, Any]:
     Raises:
         UserError: it cannot be found, or its tokenizer is not accepted.
     """
-    if "/" in model and (model.count("/") > 1 or model[0] in "./~") and not Path(model).is_dir():
-        raise UserError(f"field 'model': {model}: no such folder")
+    if is_missing_folder(model):
+        raise UserError(f"field 'model': {model}: no such folder here")
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), _load_tokenizer(model)
     except ModuleNotFoundError:
@@ -53,7 +53,8 @@ def load_shape(model: str) -> tuple[Any, Any]:
     except RecursionError:
         raise UserError(f"field 'model': {model}: its tokenizer lacks the unknown token that it names") from None
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"field 'model': {model}: {_line(error)}") from None
+        reading = "" if Path(model).is_dir() else "no such folder here, and as a name of a hub: "
+        raise UserError(f"field 'model': {model}: {reading}{_line(error)}") from None
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UserError(f"field 'model': {model}: needs a fast tokenizer with an end-of-text token")
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers then makes an empty one

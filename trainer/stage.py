@@ -23,7 +23,7 @@ from trainer.checkpoint.folder import (
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
 from trainer.checkpoint.weights import gather_weights
-from trainer.data import TrainingData
+from trainer.data import TrainingData, check_sources
 from trainer.engine import Engine
 from trainer.evaluation import HeldOut, held_out_of, summary
 from trainer.flops import forward_flops, has_bfloat16, peak_flops, step_flops
@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> None:
         raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
     if config.track:
         import_tracker(config.track)
+    check_sources(config)
     if is_first():
         console.print(f"loading {config.model}, joining conversations with columns")
     llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)

@@ -40,7 +40,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         digest = weights_digest(self.model.state_dict())
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
         self.spec = ColumnSpec(
-            name=f"audiocaption-{settings.architecture.lower().replace('.', '-')}",
+            name=settings.column,
             modality="audio",
             numerics={
                 "version": settings.numerics,

@@ -31,7 +31,7 @@ class BlipEncoder(Encoder[BlipSettings]):
         config = self.model.config
         self.size, self.places = int(config.vision_config.image_size), settings.frames
         self.spec = ColumnSpec(
-            name=f"blip-{settings.architecture.lower().replace('.', '-')}",
+            name=settings.column,
             modality="visual",
             numerics={
                 "version": settings.numerics,

@@ -19,15 +19,14 @@ from featurize.encoders.fusion import fuse_each, fusion_mels
 from featurize.encoders.modules import folder_of, module_of
 from featurize.encoders.segments import by_count, middle, segments_of
 from featurize.media import Sound
-from featurize.settings import ClapSettings, is_path
+from featurize.settings import FUSED_CLAP, ClapSettings, is_path
 from store import Arrays, ColumnSpec, Feature, MediaItem, UserError
 
 PACKAGE = folder_of("laion_clap") / "clap_module"
 htsat = module_of(PACKAGE, "htsat")
 HUB = "lukewys/laion_clap"
-FUSED = ("630k-fusion-best", "630k-audioset-fusion-best")
 PUBLISHED = {
-    "HTSAT-tiny": ("630k-best", "630k-audioset-best", *FUSED),
+    "HTSAT-tiny": ("630k-best", "630k-audioset-best", *FUSED_CLAP),
     "HTSAT-base": ("music_audioset_epoch_15_esc_90.14", "music_speech_epoch_15_esc_89.25"),
 }
 
@@ -51,7 +50,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         self.rate = self.config["sample_rate"]
         width = self.tower.num_features
         self.spec = ColumnSpec(
-            name=f"clap-{settings.architecture.lower()}{'-fusion' if self.fusion else ''}",
+            name=settings.column,
             modality="audio",
             numerics={
                 "version": settings.numerics,
@@ -134,11 +133,11 @@ def fuses(settings: ClapSettings) -> bool:
     Raises:
         UserError: the setting and the published weights disagree.
     """
-    published = settings.weights in FUSED
+    published = settings.weights in FUSED_CLAP
     known = published or settings.weights in itertools.chain(*PUBLISHED.values())
     if known and settings.fusion not in (None, published):
         raise UserError(f"field 'fusion': {settings.weights} are weights {'with' if published else 'without'} fusion")
-    return published if settings.fusion is None else settings.fusion
+    return settings.fuses
 
 
 def load_tower(settings: ClapSettings, fusion: bool) -> tuple[Any, dict[str, Any]]:

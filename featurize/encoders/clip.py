@@ -45,7 +45,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
         for count in settings.frames:
             features[f"spatial.t{count}"] = Feature(shape=(patches, width), dtype=settings.stored)
         self.spec = ColumnSpec(
-            name=f"clip-{settings.architecture.lower().replace('.', '-')}",
+            name=settings.column,
             modality="visual",
             numerics={
                 "version": settings.numerics,

@@ -2,11 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from featurize.settings import EncoderSettings
-from store import UserError, canonical_json
+from store import UserError, canonical_json, is_missing_folder
 
 SHAPING = (
     *("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"),
@@ -32,9 +31,8 @@ def source_of(settings: EncoderSettings, published: Published, also: str = "") -
     """
     architecture, weights = settings.architecture, settings.weights
     if "/" in weights:
-        local = weights[0] in "/." or weights.count("/") > 1
-        if local and not Path(weights).is_dir():
-            raise UserError(f"{weights}: no such folder; expected one that transformers' save_pretrained wrote")
+        if is_missing_folder(weights):
+            raise UserError(f"{weights}: no such folder here; expected one that transformers' save_pretrained wrote")
         return weights
     if architecture not in published:
         raise UserError(f"field 'encoder': no architecture {architecture!r}; accepted: {', '.join(published)}")

@@ -40,7 +40,7 @@ class WhisperEncoder(TokenEncoder[WhisperSettings]):
         self.layer = self._layer(settings.layer)
         width = self.tower.config.d_model
         self.spec = ColumnSpec(
-            name=f"whisper-{settings.architecture.lower().replace('.', '-')}",
+            name=settings.column,
             modality="audio",
             numerics={
                 "version": settings.numerics,

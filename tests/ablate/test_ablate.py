@@ -177,9 +177,9 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(killed):
     assert status == 1
     (failure,) = json.loads((command.output / "results.json").read_text())["failed"]
     assert "no-such-llm" in failure["what"]
-    assert failure["said"] == "error: field 'model': ./no-such-llm: no such folder"
+    assert failure["said"] == "error: field 'model': ./no-such-llm: no such folder here"
     assert f"failed: {failure['what']}" in command.log.read_text()
-    assert "no-such-llm: no such folder" in (command.output / "results.md").read_text()
+    assert "no-such-llm: no such folder here" in (command.output / "results.md").read_text()
     first, second = ablation.runs(Point("llm", "./no-such-llm"), 0)
     assert not second.folder.exists()
     assert (first.folder / "train.log").exists()
@@ -273,7 +273,10 @@ def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsy
 
 
 def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
-    dry_run(of(settings, tmp_path / "out"))
+    """It exits with 1 where a run would fail, so that a script does not start the ablation."""
+    with pytest.raises(SystemExit) as stop:
+        dry_run(of(settings, tmp_path / "out"))
+    assert stop.value.code == 1
     said = capsys.readouterr().out
     for words in (
         "spatial.t2",
@@ -285,9 +288,11 @@ def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):
         "1 to run, 1 shared",
         "visual only",
         "minutes on 1 x this processor at an assumed MFU of 0.4",
-        "./no-such-llm: no such folder",
+        "./no-such-llm: no such folder here",
     ):
         assert words in said
+    dry_run(of(settings, tmp_path / "out", axes=settings["axes"] | {"llm": []}))
+    assert "will fail" not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -336,6 +341,58 @@ def test_missing_columns_are_refused_before_anything_starts(settings, tmp_path):
     with pytest.raises(UserError, match=r"field 'stages\.0': unknown field 'batch'"):
         Ablation(of(settings, tmp_path / "out", stages=[settings["stages"][0] | {"batch": 3}]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "axes", "said"),
+    [
+        ({"encoder": "clip:big/random", "frames": [8]}, {"frames": [8]}, "makes clip-big, not clip-tiny"),
+        (
+            {"encoder": "clip:tiny/random", "frames": [4]},
+            {"frames": [8]},
+            r"makes spatial\.t4 of clip-tiny, not spatial\.t8",
+        ),
+        ({"encoder": "clap:tiny/random"}, {"segments": [7]}, r"makes audio\.k4 of clap-tiny, not audio\.k7"),
+        (
+            {"encoder": "clip:tiny/random", "frames": [2, 8]},
+            {"frames": [8]},
+            r"makes spatial\.t2 again, which clip-tiny\.",
+        ),
+        ({"encoder": "clip:tiny/random", "depth": 3}, {"frames": [8]}, "unknown field 'columns.0.depth'"),
+    ],
+)
+def test_a_yaml_that_does_not_make_what_is_missing_is_refused_before_anything_starts(
+    settings, tmp_path, capfd, encoder, axes, said
+):
+    """Hours of featurizing would end without the array, or with two columns that hold it."""
+    file = tmp_path / "clip.yaml"
+    file.write_text(yaml.safe_dump({"columns": [encoder]}))
+    named = {"featurize": {name: str(file) for name in ("clip-tiny", "clap-tiny")}}
+    with pytest.raises(UserError, match=said) as refused:
+        ablate(of(settings, tmp_path / "out", axes=axes, **named))
+    assert str(file) in str(refused.value)
+    assert "to be featurized:" not in capfd.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shipped_yaml_is_suggested_only_if_it_makes_what_is_missing(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    for axes, suggestion in (
+        ({"audio": ["whisper-tiny"]}, "featurize.whisper-tiny=featurize/configs/ablations.yaml"),
+        ({"visual": ["clip-vit-s-32"]}, "featurize.clip-vit-s-32=FILE"),  # the demo's has no T = 2
+        ({"frames": [8]}, "featurize.clip-tiny=FILE"),
+    ):
+        config = of(settings, tmp_path / "out", axes=axes)
+        with pytest.raises(UserError) as refused:
+            ablate(config)
+        assert str(refused.value).endswith(suggestion)
+
+
+def test_a_dry_run_fails_if_the_cost_of_a_missing_column_cannot_be_measured(settings, tmp_path):
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump({"columns": [{"encoder": "clip:tiny/none", "frames": [8]}]}))
+    named = {"axes": {"frames": [8]}, "featurize": {"clip-tiny": str(tmp_path / "clip.yaml")}}
+    with pytest.raises(SystemExit):
+        dry_run(of(settings, tmp_path / "out", **named))
 
 
 def test_a_column_with_a_missing_shard_is_not_taken_for_whole(settings, feature_store, tmp_path):

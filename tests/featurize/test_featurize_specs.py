@@ -59,7 +59,10 @@ def test_a_fingerprint_follows_all_that_shapes_the_numbers(family):
 def test_a_fingerprint_is_pinned(family):
     """A column made yesterday is found today. A change here needs a higher `numerics`; the digest of weights is
     left out, since those of the tests come from torch's generator."""
-    spec = build(family).spec.model_dump(mode="json")
+    encoder = build(family)
+    spec = encoder.spec.model_dump(mode="json")
+    assert spec["name"] == encoder.settings.column  # what is said of a column before its encoder is loaded
+    assert set(encoder.settings.arrays) == spec["features"].keys() - {"temporal"}
     assert len(spec["numerics"].pop("weights")) == 64
     assert hashlib.sha256(canonical_json(spec)).hexdigest()[:16] == PINNED[family]
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from store import UserError, load_settings, parse_settings
 from trainer.flops import forward_flops
 from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
+from trainer.planning.earlier import with_first_llm
 from trainer.planning.estimate import device_of, dry_run, estimate, load_of
 from trainer.planning.memory import (
     BUCKET,
@@ -164,3 +166,25 @@ def test_a_dry_run_reads_the_store_and_writes_nothing(feature_store, tiny_llm, t
     assert "fits:" in said
     assert "left out" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("file", ["stage2.yaml", "lora.yaml", "demo-stage2.yaml"])
+def test_stage_2_is_planned_before_stage_1_has_run(file, tmp_path, monkeypatch):
+    """With the LLM that its stage 1 starts from, whatever else lies beside the two."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs" / "a.yaml").write_text("columns: []")
+    first = load_settings(TrainConfig, CONFIGS / ("demo-stage1.yaml" if "demo" in file else "stage1.yaml"))
+    config = load_settings(TrainConfig, tmp_path / "configs" / file)
+    assert with_first_llm(config, f"configs/{file}") == config.model_copy(update={"model": first.model})
+    Path(config.model).mkdir(parents=True)
+    assert with_first_llm(config, f"configs/{file}") == config
+
+
+def test_a_checkpoint_of_an_unknown_stage_is_refused_with_the_override_to_give():
+    elsewhere = settings(model="runs/elsewhere/checkpoint")
+    with pytest.raises(
+        UserError, match=r"^field 'model': runs/elsewhere/checkpoint: no such folder here; .*: model=NAME$"
+    ):
+        with_first_llm(elsewhere, str(CONFIGS / "stage2.yaml"))
+    assert with_first_llm(settings(), str(CONFIGS / "stage2.yaml")) == settings()

@@ -65,6 +65,50 @@ def test_float16_weights_that_are_rounded_are_said_to_be(vicuna, tiny_run, tmp_p
         assert said == (precision == "bfloat16")
 
 
+@pytest.mark.parametrize(
+    "name", ["./llm", "/nowhere/llm", "~/llm", "a/b/c", "runs/llm", "build/smollm2", "made/llm", "made/llm.bin"]
+)
+def test_a_folder_that_is_not_there_is_never_looked_for_on_a_hub(name, tmp_path, monkeypatch):
+    """A hub that cannot be reached is tried for half a minute, and its error says nothing of a folder."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "llm.bin").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trainer.llm.AutoConfig.from_pretrained", lambda _: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match=r"^field 'model': \S+: no such folder here$"):
+        load_shape(name)
+
+
+@pytest.mark.parametrize("name", ["mode/llm", "llm"])
+def test_a_name_that_may_be_a_folder_or_a_hubs_is_refused_with_both_readings(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^field 'model': {name}: no such folder here, and as a name of a hub: \w+"):
+        load_shape(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": [{"store": "nowhere", "conversations": "mixed"}]}, "no store is there"),
+        ({"visual": "clip-big"}, "there is no column 'clip-big'; it has: "),
+        ({"visual": "clap-tiny"}, "field 'visual': column clap-tiny"),
+        ({"frames": 64}, "field 'frames': column clip-tiny"),
+        ({"conversations": "other"}, "there are no conversations 'other'; it has: mixed"),
+    ],
+)
+@pytest.mark.parametrize("run", [train, dry_run])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_store_is_looked_at_before_a_hub_is_asked(run, changes, message, held_out, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.llm.AutoConfig.from_pretrained", lambda _: pytest.fail("the hub was asked"))
+    own = {"stage": 1, "steps": 1, "model": "owner/llm", "output": str(tmp_path / "run")} | changes
+    sources = own.get("sources", tiny_run["sources"])
+    if "conversations" in own:
+        sources = [sources[0] | {"conversations": own.pop("conversations")}]
+    own.pop("sources", None)
+    own |= {"evaluation": {"sources": sources, "every": 1}} if held_out else {"sources": sources}
+    with pytest.raises(UserError, match=message):
+        run(parse_settings(TrainConfig, tiny_run | own, "test"))
+
+
 CONFIGS = {
     "as Vicuna 1.5": {},
     "legacy": {"legacy": True},

@@ -13,7 +13,7 @@ from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
 from trainer.checkpoint.folder import is_checkpoint
-from trainer.data import TrainingData
+from trainer.data import TrainingData, check_sources
 from trainer.evaluation import held_out_of
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
 from trainer.launch import check_world, is_first, uses_deepspeed, world_size
@@ -205,6 +205,8 @@ def foretell(
         UserError: as `train` does.
     """
     check_world(config, ranks)
+    if not conversations:
+        check_sources(config)
     sharded = uses_deepspeed(config) or (ranks is not None and config.zero is not None)
     chosen, ranks = device_of(device, precision(config)), ranks or world_size()
     known = llm_shape(config.model) if conversations else None
@@ -240,8 +242,8 @@ def dry_run(
     conversations: int | None = None,
 ) -> None:
     """Print what a run would do and need; arguments and errors are those of `foretell`."""
-    held_out = None if conversations else held_out_of(config)
     plan = foretell(config, ranks, device, mfu, conversations)
+    held_out = None if conversations else held_out_of(config)
     if plan is None:
         return
     if plan.data:
