@@ -82,6 +82,14 @@ def estimate(
     seen = [item for item in corpus.items if item.bytes]
     if not seen:
         raise UserError(f"{store}: none of the planned files can be seen from here")
+    for what, others in (
+        ("not found when last planned", [item for item in corpus.items if item.bytes is None]),
+        ("empty", [item for item in corpus.items if item.bytes == 0]),
+    ):
+        if others:
+            console.print(
+                f"not counted: {len(others)} of {len(corpus)} items, {what}, first {others[0].uri}", markup=False
+            )
     console.print(f"measuring {min(sample, len(seen))} items ...")
     shard = max(len(items) for items in corpus.shards.values())
     show(measure(seen, settings, sample), len(seen), shard, settings, price)
@@ -159,11 +167,12 @@ def repair(
     store: Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the run, such as gpus=1.")] = None,
     column: Annotated[str | None, typer.Option(help="One column only, by name or name.digest.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is damaged; encode nothing.")] = False,
 ) -> None:
     """Encode damaged shards again, and nothing else; exit 1 if some are not sound in the end."""
     from featurize.repair import repair as repair_store
 
-    if not repair_store(store, column, overrides or ()):
+    if not repair_store(store, column, overrides or (), dry_run):
         raise typer.Exit(1)
 
 

@@ -95,11 +95,12 @@ def _plan(
                 "would stand in it twice; plan them into a new store and train on both, or into the store it came from"
             )
         console.print(f"{source.url}: {added} new media files{'' if write else ' would be added'}", markup=False)
-    kinds = Counter(item.kind for item in corpus.items)
+    counts = Counter(item.kind for item in corpus.items)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     unseen = sum(item.bytes is None for item in corpus.items)
     console.print(
         f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards "
-        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}; {unseen} not found now)",
+        f"({kinds}; {unseen} not found when last planned)",
         markup=False,
     )
     conversations, keys = by_split(sources, name), corpus.key_of_part

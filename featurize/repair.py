@@ -16,13 +16,14 @@ from store.settings import override
 from store.verify import column_folders, find_damaged, open_folder
 
 
-def repair(store: str, name: str | None, overrides: Sequence[str]) -> bool:
+def repair(store: str, name: str | None, overrides: Sequence[str], dry_run: bool = False) -> bool:
     """Find a store's damaged shards and encode them again; return whether all columns are sound afterwards.
 
     Args:
         store: path or fsspec URL.
         name: of one column; None repairs all.
         overrides: arguments for `featurize run`, such as `gpus=1`.
+        dry_run: only find and print them.
 
     Raises:
         UserError: an override names no field of `RunSettings`, or a damaged column cannot be encoded again here.
@@ -39,8 +40,12 @@ def repair(store: str, name: str | None, overrides: Sequence[str]) -> bool:
             sound = False
             continue
         damaged = find_damaged(column, corpus)
-        console.print(f"{column.name}: {len(damaged)} damaged shards")
-        if damaged:
+        would = " would be encoded again" if dry_run else ""
+        console.print(f"{column.name}: {len(damaged)} damaged shards{would}")
+        if damaged and dry_run:
+            check_can_encode(column)
+            sound = False
+        elif damaged:
             unsound = repair_shards(column, corpus, damaged, overrides)
             console.print(f"{column.name}: {'not all' if unsound else 'all'} shards are sound now")
             sound = sound and not unsound
@@ -59,6 +64,20 @@ def check_overrides(overrides: Sequence[str]) -> None:
     parse_settings(RunSettings, data, "repair")
 
 
+def check_can_encode(column: Column) -> None:
+    """Refuse a column whose shards cannot be encoded again here.
+
+    Raises:
+        UserError: the column was imported, or does not say how it was built.
+    """
+    if "imported" in column.build:
+        raise UserError(
+            f"{column.name}: was imported; its damaged shards cannot be encoded again here: import it again"
+        )
+    if not column.build:
+        raise UserError(f"{column.name}: its column.json does not say how it was built; encode it again by hand")
+
+
 def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[int]:
     """Withdraw shards, encode the planned ones again with the column's own settings, and return those still not sound.
 
@@ -67,12 +86,7 @@ def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrid
     Raises:
         UserError: the column was imported or does not say how it was built, or another process writes to the store.
     """
-    if "imported" in column.build:
-        raise UserError(
-            f"{column.name}: was imported; its damaged shards cannot be encoded again here: import it again"
-        )
-    if not column.build:
-        raise UserError(f"{column.name}: its column.json does not say how it was built; encode it again by hand")
+    check_can_encode(column)
     with column.storage.lock():
         for shard in shards:
             column.withdraw(shard)

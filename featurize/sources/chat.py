@@ -10,7 +10,12 @@ ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
 def read_turns(
-    messages: Sequence[Any], fields: tuple[str, str], media: Candidate | None, tokens: Collection[str], where: str
+    messages: Sequence[Any],
+    fields: tuple[str, str],
+    media: Candidate | None,
+    tokens: Collection[str],
+    where: str,
+    unread: Sequence[str] = (),
 ) -> tuple[Turn, ...]:
     """Turns from messages, each an object whose two `fields` hold the speaker and the text.
 
@@ -20,17 +25,18 @@ def read_turns(
         media: the file that the conversation is about, or None for text only.
         tokens: the tokens that may stand for it.
         where: file and record, for messages.
+        unread: fields of the record that are not read; if it names no file, one of them may be meant to.
 
     Raises:
         UserError: a message has another form, the speakers do not take turns, or a token asks for what is not there.
     """
-    texts = [_message(m, fields, (ASKS, ANSWERS)[i % 2], f"{where}, message {i}") for i, m in enumerate(messages)]
+    texts = [_message(m, fields, (ASKS, ANSWERS)[i % 2], f"{where}, message {i + 1}") for i, m in enumerate(messages)]
     if not texts or len(texts) % 2:
         raise UserError(f"{where}: {len(texts)} messages; expected a question and an answer in turn")
     turns = []
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         instruction, modality = split_tokens(question, tokens)
-        _check_rest(instruction, media, where)
+        _check_rest(instruction, media, where, unread)
         turns.append(Turn(instruction, modality, answer.strip()))
     if media is not None and all(turn.modality == "text" for turn in turns):
         natural: Modality = "audio" if media.kind == "audio" else "visual"
@@ -38,11 +44,12 @@ def read_turns(
     return tuple(turns)
 
 
-def _check_rest(text: str, media: Candidate | None, where: str) -> None:
+def _check_rest(text: str, media: Candidate | None, where: str, unread: Sequence[str]) -> None:
     """Refuse a text with a token that asks for what its record lacks."""
     token = stray_token(text)
     if token and media is None:
-        raise UserError(f"{where}: {token} is a modality token, but the record names no media file")
+        fields = f"; not read: {', '.join(map(repr, unread))}" if unread else ""
+        raise UserError(f"{where}: {token} is a modality token, but the record names no media file{fields}")
     if token and media:
         raise UserError(f"{where}: {token} is a modality token, but {media.name} is of kind {media.kind}")
 

@@ -15,6 +15,7 @@ from featurize.sources.record import Broken, LeftOut, Read, Records, Row
 from store import UserError
 
 SUFFIXES = (".json", ".jsonl", ".csv")
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of what other programs call CSV
 LISTS = ("dialogs", "data", "annotations")  # the fields under which AVSD, WavCaps and COCO keep their records
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -31,12 +32,14 @@ class Document:
         value: the JSON value, or the lines of a CSV file.
         given: all documents of the command, including this one: some formats consist of two files.
         instruction: the question that captions of a list answer; by default chosen by the kind of the file.
+        numbers: the line of each record, from 1, of a file with a record on each line.
     """
 
     url: str
     value: Any
     given: tuple["Document", ...] = ()
     instruction: str | None = None
+    numbers: tuple[int, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -106,13 +109,14 @@ class Document:
 
     def each(self, read: Read) -> Records:
         """Read the records one by one; one that cannot be read becomes a `LeftOut`."""
-        word, first = ("row", 1) if self.is_csv else ("record", 0)
-        for number, value in enumerate(self.records, first):
+        lines = [line.number for line in self.lines[1:]] if self.is_csv else self.numbers
+        word, counted = ("line", lines) if lines else ("record", range(1, len(self.records) + 1))
+        for number, (value, at) in enumerate(zip(self.records, counted, strict=True), int(self.is_csv)):
             try:
-                yield from self._read(read, value, number, f"{self.url}, {word} {number}")
+                yield from self._read(read, value, number, f"{self.url}, {word} {at}")
             except UserError as error:
                 id = value.get("id") if isinstance(value, dict) else None
-                yield LeftOut(str(number if id in (None, "") else id), self.place(error), fault=True)
+                yield LeftOut(str(at if id in (None, "") else id), self.place(error), fault=True)
 
     def place(self, error: UserError) -> str:
         """An error's message without the file's name."""
@@ -156,22 +160,31 @@ def parse(text: str, url: str) -> Document:
     suffix = PurePosixPath(url).suffix.lower()
     if suffix == ".csv":
         return Document(url, _parse_csv(text, url))
-    return Document(url, _parse_lines(text, url) if suffix == ".jsonl" else _parse_json(text, url))
+    if suffix == ".jsonl":
+        values = _parse_lines(text, url)
+        return Document(url, list(values.values()), numbers=tuple(values))
+    return Document(url, _parse_json(text, url))
 
 
 def _parse_csv(text: str, url: str) -> list[Line]:
     lines = read_lines(text)
     if lines and lines[0].fault:
         raise UserError(f"{url}, line {lines[0].number}: {lines[0].fault}")
+    if lines and len(lines[0].fields) == 1:
+        header, where = lines[0].fields[0], f"{url}, line {lines[0].number}"
+        if found := [name for mark, name in SEPARATORS.items() if mark in header]:
+            raise UserError(f"{where}: expected fields separated by commas, found {found[0]}: {header[:200]!r}")
     return lines
 
 
-def _parse_lines(text: str, url: str) -> list[Any]:
+def _parse_lines(text: str, url: str) -> dict[int, Any]:
+    """The values by their lines; blank lines are skipped."""
     if text.lstrip().startswith("["):
         raise UserError(f"{url}: expected a JSON object on each line; found a list: call the file .json")
-    values = [_parse_line(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if values and all(isinstance(value, Broken) for value in values):
-        raise UserError(f"{url}, {values[0].reason}")
+    values = {n: _parse_line(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()}
+    first = next(iter(values.values()), None)
+    if isinstance(first, Broken) and all(isinstance(value, Broken) for value in values.values()):
+        raise UserError(f"{url}, {first.reason}")
     return values
 
 

@@ -20,6 +20,11 @@ from featurize.sources.record import LeftOut, Record, Records, Row, part_of
 from store import Candidate
 
 LISTS = ("images", "videos", "audios")
+# Fields that data sets of these forms have besides those that are read.
+CHATS = frozenset([
+    "source", "system", "tools", "model", "split", "data_source", "dataset", "task", "type", "category", "duration",
+    "length", "objects", "question_id", "width", "height", "score", "meta", "metadata",
+])  # fmt: skip
 MEDIA = ("image", "video", "audio", *LISTS)
 TOKENS = {
     "video": ("<video>", "<image>", "<audio>", "<VIS>", "<AUD>", "<AUD_VIS>"),
@@ -94,7 +99,8 @@ def _record(row: Row, id: str, find: Find) -> Record | LeftOut:
     if media and media.kind != "image" and all(map(_is_time, map(row.value.get, ("start", "end")))):
         media = part_of(media, *row.bounds())
     tokens = _tokens(media, set(named.values())) if media else ()
-    return Record(id, media, read_turns(messages, fields, media, tokens, row.where), meta)
+    unread = [str(name) for name in row.rest(*MEDIA, "id", field) if name not in CHATS]
+    return Record(id, media, read_turns(messages, fields, media, tokens, row.where, unread), meta)
 
 
 def _is_time(value: object) -> bool:

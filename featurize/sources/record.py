@@ -81,7 +81,7 @@ class Row:
 
     Attributes:
         value: the fields by name.
-        number: its place in the file.
+        number: its place in the file, from 0 or, in CSV, from 1; it makes ids, so it never changes.
         where: file and place, for messages.
     """
 

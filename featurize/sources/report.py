@@ -117,24 +117,17 @@ def show(reports: Sequence[JoinReport]) -> None:
     """Print reports: a table of counts, then the first names of each problem."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("source", overflow="fold")
-    for head in (
-        "format",
-        "conver-\nsations",
-        "media",
-        "found",
-        "missing",
-        "un-\nreadable",
-        "re-\npeated",
-        "left\nout",
-    ):
-        table.add_column(head, justify="left" if head == "format" else "right", no_wrap=True)
+    for head in ("conversations", "media", "found", "missing", "unreadable", "repeated", "left\nout"):
+        table.add_column(head, justify="right", no_wrap=True)
     for report in reports:
         repeated = len(report.repeated_ids) + len(report.repeated_records)
         counts = [report.conversations, report.media, report.found, len(report.missing), len(report.unreadable)]
         name = report.source.rstrip("/").rpartition("/")[2]
-        table.add_row(escape(name), report.format, *map(str, [*counts, repeated, len(report.left_out)]))
+        table.add_row(escape(name), *map(str, [*counts, repeated, len(report.left_out)]))
     console.print(table)
     for report in reports:
+        if report.format != "folder":
+            console.print(f"{report.source}: read as {report.format}", markup=False)
         for line in _lines(report):
             console.print(f"{report.source}: {line}", markup=False)
 
@@ -143,7 +136,7 @@ def _lines(report: JoinReport) -> Iterable[str]:
     reasons = [f"{uri} ({reason})" for uri, reason in report.unreadable.items()]
     left_out = [f"{record.id} ({record.reason})" for record in report.left_out]
     for what, names in (
-        ("not found now", report.missing),
+        ("not found", report.missing),
         ("unreadable", reasons),
         ("ids on several records", report.repeated_ids),
         ("records like an earlier one", report.repeated_records),

@@ -4,15 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from featurize.sources.document import Document
+from featurize.sources.llava import CHATS
 from featurize.sources.record import Record
 from featurize.sources.table import FIELDS
 from store import Part
 
-# Fields that data sets of the LLaVA and ShareGPT forms have besides those that their readers take.
-CHATS = frozenset([
-    "source", "system", "tools", "model", "split", "data_source", "dataset", "task", "type", "category", "duration",
-    "length", "objects", "question_id", "width", "height", "score", "meta", "metadata",
-])  # fmt: skip
 BOUNDS = frozenset(("start", "end", "begin", "finish", "from", "to", "timestamp", "timestamps"))
 SUFFIXES = ("", "time", "sec", "secs", "second", "seconds", "s", "ts")
 

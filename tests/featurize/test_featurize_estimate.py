@@ -83,3 +83,19 @@ def test_hours_gigabytes_and_cost_are_foretold_before_anything_starts(python, me
     assert "a shard of 4 items" in done.stdout
     assert "bounds this node" in done.stdout
     assert sorted(store.rglob("*")) == before
+
+
+def test_files_that_an_estimate_does_not_count_are_told(python, media, tmp_path):
+    """Hours of half the files, taken for those of all, are an estimate of something else."""
+    (tmp_path / "config.yaml").write_text(CONFIG.model_dump_json())
+    (tmp_path / "empty.png").touch()
+    names = [media / "blue.png", tmp_path / "gone[1].png", tmp_path / "gone-2.png", tmp_path / "empty.png"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *map(str, names)]))
+    store = tmp_path / "store"
+    assert python("featurize", "plan", tmp_path / "list.csv", "--store", store).returncode == 0
+    done = python("featurize", "estimate", "--store", store, "--config", tmp_path / "config.yaml")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.replace("\n", " ")
+    assert f"not counted: 2 of 4 items, not found when last planned, first {tmp_path}/gone[1].png" in said
+    assert f"not counted: 1 of 4 items, empty, first {tmp_path}/empty.png" in said
+    assert "from 1 of 1 items" in said

@@ -632,7 +632,7 @@ def test_answers_are_found_beside_or_given(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="give one pair at a time"):
         answers(other, pair[1], pair[2])
     write(tmp_path, "val_a.json", [{"answer": "dog", "question_id": "2"}])
-    with pytest.raises(UserError, match=r"val_q\.json, record 0, field 'question_id': no answer to '1'"):
+    with pytest.raises(UserError, match=r"val_q\.json, record 1, field 'question_id': no answer to '1'"):
         answers(pair[0])
 
 
@@ -688,19 +688,23 @@ def test_a_folder_of_annotation_files_is_each_of_them(tmp_path):
         (
             "a.json",
             [{"video_id": "v", "q": "x", "a": None}],
-            r"a\.json, record 0, field 'a': expected text; found None",
+            r"a\.json, record 1, field 'a': expected text; found None",
         ),
-        ("a.json", [{"video_id": "", "q": "x", "a": ""}], r"record 0, field 'video_id': expected a name or id"),
-        ("a.json", [{"video_id": "v", "q": "x", "a": ""}, {}], r"record 1, field 'video_id': expected text; found fie"),
-        ("a.json", [{"video_id": "v", "q": "x", "a": ""}, 3], r"record 1: expected an object, found int"),
+        ("a.json", [{"video_id": "", "q": "x", "a": ""}], r"record 1, field 'video_id': expected a name or id"),
+        ("a.json", [{"video_id": "v", "q": "x", "a": ""}, {}], r"record 2, field 'video_id': expected text; found fie"),
+        ("a.json", [{"video_id": "v", "q": "x", "a": ""}, 3], r"record 2: expected an object, found int"),
         (
             "a.json",
             [{"video": "v", "question": "x", "candidates": ["a"], "answer": "b"}],
             r"'answer': expected one of the candidates \['a'\]; found 'b'",
         ),
         ("a.json", [{"videoID": "v", "enCap": []}], r"field 'enCap': expected a list of texts; found \[\]"),
-        ("a.csv", [NEXT, ["v", 1, 1, 1, "q", 7, 1, "T", *"abcde"]], r"row 1, field 'answer': expected an index .* '7'"),
-        ("a.csv", [["videoID", "start", "end"], ["v", "x", 1]], r"row 1, field 'start': expected seconds; found 'x'"),
+        (
+            "a.csv",
+            [NEXT, ["v", 1, 1, 1, "q", 7, 1, "T", *"abcde"]],
+            r"line 2, field 'answer': expected an index .* '7'",
+        ),
+        ("a.csv", [["videoID", "start", "end"], ["v", "x", 1]], r"line 2, field 'start': expected seconds; found 'x'"),
         ("a.csv", [["v", 1, "l", "test"], ["v", 1]], r"a\.csv, line 2: expected 4 fields, found 2"),
         (
             "a.json",

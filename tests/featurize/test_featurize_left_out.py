@@ -27,20 +27,20 @@ def read(folder, content, name="a.json", **options):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"conversations": [GPT, HUMAN]}, f"record 1, message 0: {EXPECTED}"),
-        ({"conversations": [HUMAN, GPT, HUMAN]}, "record 1: 3 messages; expected a question and an answer in turn"),
-        ({"conversations": [HUMAN, HUMAN]}, f"record 1, message 1: {ANSWER}"),
-        ({"conversations": [{**HUMAN, "from": "Human"}, GPT]}, f"record 1, message 0: {EXPECTED}"),
+        ({"conversations": [GPT, HUMAN]}, f"record 2, message 1: {EXPECTED}"),
+        ({"conversations": [HUMAN, GPT, HUMAN]}, "record 2: 3 messages; expected a question and an answer in turn"),
+        ({"conversations": [HUMAN, HUMAN]}, f"record 2, message 2: {ANSWER}"),
+        ({"conversations": [{**HUMAN, "from": "Human"}, GPT]}, f"record 2, message 1: {EXPECTED}"),
         ({"conversations": [{**HUMAN, "value": [{"type": "text", "text": "What?"}]}, GPT]},
-         f"record 1, message 0: {EXPECTED}"),
-        ({"conversations": [{**HUMAN, "value": None}, GPT]}, f"record 1, message 0: {EXPECTED}"),
-        ({"conversations": "What"}, "record 1, field 'conversations': expected a list of {from, value}; found 'What'"),
-        ({"videos": [["1.jpg", "2.jpg"]]}, f"record 1, field 'videos': {PATHS}[['1.jpg', '2.jpg']]"),
-        ({"images": [{"path": "1.jpg"}]}, f"record 1, field 'images': {PATHS}[{{'path': '1.jpg'}}]"),
-        ({"image": 5}, f"record 1, field 'image': {PATHS}5"),
-        ({"image": "a.svg"}, "record 1, field 'image': 'a.svg' has no media extension; known are video: 3g2 3gp "),
+         f"record 2, message 1: {EXPECTED}"),
+        ({"conversations": [{**HUMAN, "value": None}, GPT]}, f"record 2, message 1: {EXPECTED}"),
+        ({"conversations": "What"}, "record 2, field 'conversations': expected a list of {from, value}; found 'What'"),
+        ({"videos": [["1.jpg", "2.jpg"]]}, f"record 2, field 'videos': {PATHS}[['1.jpg', '2.jpg']]"),
+        ({"images": [{"path": "1.jpg"}]}, f"record 2, field 'images': {PATHS}[{{'path': '1.jpg'}}]"),
+        ({"image": 5}, f"record 2, field 'image': {PATHS}5"),
+        ({"image": "a.svg"}, "record 2, field 'image': 'a.svg' has no media extension; known are video: 3g2 3gp "),
         ({"conversations": [HUMAN, {**GPT, "value": "half \ud83d"}]}, "record 'bad': its text holds half a character"),
-        (7, "record 1: expected an object, found int"),
+        (7, "record 2: expected an object, found int"),
     ],
 )  # fmt: skip
 def test_a_record_that_cannot_be_used_is_left_out_and_the_rest_goes_on(tmp_path, bad, reason):
@@ -50,7 +50,7 @@ def test_a_record_that_cannot_be_used_is_left_out_and_the_rest_goes_on(tmp_path,
     source = read(tmp_path, records)
     assert [record.id for record in source.records] == ["a", "b"]
     assert [each.fault for each in source.left_out] == [True, True]
-    assert source.left_out[0].id == ("bad" if isinstance(bad, dict) else "1")
+    assert source.left_out[0].id == ("bad" if isinstance(bad, dict) else "2")
     assert source.left_out[0].reason.startswith(reason)
     with pytest.raises(UserError) as error:
         read(tmp_path, records, strict=True)
@@ -61,7 +61,7 @@ def test_a_file_none_of_whose_records_can_be_used_is_refused(tmp_path):
     """It is of another form, or of none: an empty plan would hide that."""
     with pytest.raises(UserError) as error:
         read(tmp_path, [chat(id, conversations=[GPT]) for id in "ab"])
-    assert str(error.value) == f"{tmp_path}/a.json, record 0, message 0: {EXPECTED} (and 1 more like it)"
+    assert str(error.value) == f"{tmp_path}/a.json, record 1, message 1: {EXPECTED} (and 1 more like it)"
 
 
 def test_records_without_anything_wrong_do_not_stop_a_strict_plan(tmp_path):
@@ -100,8 +100,8 @@ def test_an_answer_that_cannot_be_used_leaves_out_its_question_alone(tmp_path):
     source = read(tmp_path, questions, "val_q.json")
     assert [record.id for record in source.records] == ["1"]
     assert [each.reason for each in source.left_out] == [
-        f"{tmp_path}/val_a.json, record 1, field 'answer': expected text; found None",
-        "record 2, field 'question_id': no answer to '3'",
+        f"{tmp_path}/val_a.json, record 2, field 'answer': expected text; found None",
+        "record 3, field 'question_id': no answer to '3'",
     ]
 
 
@@ -110,7 +110,7 @@ def test_plan_tells_what_it_left_out_and_strict_stops(python, tmp_path):
     (tmp_path / "c.jpg").write_bytes(b"x")
     words = ["featurize", "plan", tmp_path / "a.json", "--store", tmp_path / "store"]
     strict = python(*words, "--strict")
-    reason = f"record 1, message 0: {EXPECTED}"
+    reason = f"record 2, message 1: {EXPECTED}"
     assert (strict.returncode, strict.stderr) == (2, f"error: {tmp_path}/a.json, {reason}\n")
     assert not (tmp_path / "store").exists()
     done = python(*words, "--report", tmp_path / "report.json")

@@ -78,9 +78,13 @@ def test_the_report_is_printed_and_written(python, tmp_path, media):
     words = ["featurize", "plan", tmp_path / "chat.json", "--media-root", media, "--store", tmp_path / "store"]
     done = python(*words, "--dry-run", "--report", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
-    row = next(line.split() for line in done.stdout.splitlines() if "llava" in line)
-    assert row == ["chat.json", "llava", "2", "2", "1", "1", "0", "0", "0"]
-    assert f"1 not found now: {media}/gone[1].mp4" in done.stdout
+    heads, row = (
+        line.split() for line in done.stdout.splitlines() if line.strip().startswith(("source", "chat.json "))
+    )
+    assert heads == ["source", "conversations", "media", "found", "missing", "unreadable", "repeated", "out"]  # whole
+    assert row == ["chat.json", "2", "2", "1", "1", "0", "0", "0"]
+    assert f"{tmp_path / 'chat.json'}: read as llava" in done.stdout
+    assert f"1 not found: {media}/gone[1].mp4" in done.stdout
     assert f"{tmp_path / 'chat.json'}: 2 new media files would be added" in done.stdout
     assert f"{tmp_path / 'store'}: would have 2 items in 2 shards" in done.stdout
     assert "conversations chat: 2 would be written" in done.stdout

@@ -196,7 +196,7 @@ def test_mended_files_are_encoded_again_when_asked(python, work, media, tmp_path
     assert not (tmp_path / "store" / "columns").exists()
     python(*run)
     shutil.copy(media / "blue.png", folder / "late.png")
-    assert "0 not found now" in python(*plan).stdout
+    assert "0 not found when last planned" in python(*plan).stdout
     assert "0 of 1 shards to encode" in python(*run, "--dry-run").stdout
     done = python(*run, "--retry")
     assert done.returncode == 0, done.stderr

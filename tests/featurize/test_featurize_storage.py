@@ -113,6 +113,11 @@ def test_repair_encodes_only_what_is_damaged(python, work, whole):
     found = python("store", "verify", whole)
     assert found.returncode == 1
     assert found.stdout.count("damaged: clip") == 3
+    harmed = files_of(whole)
+    told = python("featurize", "repair", whole, "workers=1", "--dry-run")
+    assert told.returncode == 1
+    assert "3 damaged shards would be encoded again" in told.stdout
+    assert files_of(whole) == harmed
     done = python("featurize", "repair", whole, "workers=1", "cpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all shards are sound now" in done.stdout

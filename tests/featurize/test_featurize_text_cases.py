@@ -73,10 +73,15 @@ def test_an_instruction_keeps_its_text_and_loses_only_its_tokens(tmp_path, field
 @pytest.mark.parametrize(
     ("fields", "asked", "reason"),
     [
-        ({}, "<image>\nWhat?", "record 1: <image> is a modality token, but the record names no media file"),
-        ({}, "What? <AUD>", "record 1: <AUD> is a modality token, but the record names no media file"),
-        ({"image": "a.jpg"}, "<AUD>\nWhat?", "record 1: <AUD> is a modality token, but a.jpg is of kind image"),
-        ({"audio": "a.wav"}, "What?\n<video>", "record 1: <video> is a modality token, but a.wav is of kind audio"),
+        ({}, "<image>\nWhat?", "record 2: <image> is a modality token, but the record names no media file"),
+        ({}, "What? <AUD>", "record 2: <AUD> is a modality token, but the record names no media file"),
+        (
+            {"vidoe": "a.mp4", "source": "x", "note": 1},
+            "<video>\nWhat?",
+            "record 2: <video> is a modality token, but the record names no media file; not read: 'vidoe', 'note'",
+        ),
+        ({"image": "a.jpg"}, "<AUD>\nWhat?", "record 2: <AUD> is a modality token, but a.jpg is of kind image"),
+        ({"audio": "a.wav"}, "What?\n<video>", "record 2: <video> is a modality token, but a.wav is of kind audio"),
     ],
 )
 def test_a_token_that_asks_for_what_is_not_there_leaves_its_record_out(tmp_path, fields, asked, reason):
@@ -107,7 +112,7 @@ def test_one_odd_record_does_not_tell_what_a_file_is(tmp_path, odd, place):
     source = read(tmp_path, [*records[:place], odd, *records[place:]])
     assert source.format == "videoinstruct"
     assert len(source.records) == 3
-    assert [each.id for each in source.left_out] == [str(place)]
+    assert [each.id for each in source.left_out] == [str(place + 1)]
 
 
 @pytest.mark.parametrize("source", [{"source": "mine"}, {}])
@@ -168,7 +173,7 @@ CUT = "cut by a line break without quotes"
          ["line 2: not CSV: ',' expected after '\"'"]),
         ('1,a,0,Ice\n2,b,0,"Rain', ["Ice"], ["line 3: not CSV: unexpected end of data"]),
         ('1,a,0,Ice\n2,b,0,"So "it" is"', ["Ice"], ["line 3: not CSV: ',' expected after '\"'"]),
-        ("1,a,0,Ice\n2,b,0,", ["Ice"], ["row 2, field 'caption': expected a name or id; found ''"]),
+        ("1,a,0,Ice\n2,b,0,", ["Ice"], ["line 3, field 'caption': expected a name or id; found ''"]),
     ],
 )  # fmt: skip
 def test_a_row_of_another_width_is_left_out_and_named_by_its_line(tmp_path, rows, captions, faults):
@@ -195,7 +200,7 @@ def test_what_is_not_there_is_no_text(tmp_path, nothing):
     question = [{"video_id": "v", "q": "What?", "a": answer} for answer in ("NO", "yes")]
     source = read(tmp_path, json.dumps(question).replace('"NO"', nothing))
     assert [record.turns[0].response for record in source.records] == ["yes"]
-    assert left_out(source) == [("0", "record 0, field 'a': expected text; found None")]
+    assert left_out(source) == [("1", "record 1, field 'a': expected text; found None")]
     (tmp_path / "a.jpg").write_bytes(b"x")
     text = json.dumps([chat(id, image="IT") for id in ("NO", "NO", "0", "b")]).replace('"NO"', nothing)
     for value in (nothing, f"[{nothing}]"):
@@ -212,6 +217,6 @@ def test_an_id_that_is_null_is_the_place_where_a_data_set_has_ids_as_labels(tmp_
 def test_captions_and_seconds_that_are_not_there(tmp_path):
     source = read(tmp_path, '[{"videoID": "v", "enCap": [NaN, "A man."]}, {"videoID": "w", "enCap": [NaN]}]')
     assert [record.meta["captions"] for record in source.records] == [["A man."]]
-    assert left_out(source) == [("1", "record 1, field 'enCap': expected a list of texts; found [None]")]
+    assert left_out(source) == [("2", "record 2, field 'enCap': expected a list of texts; found [None]")]
     source = read(tmp_path, "videoID,start,end\na,1,2\nb,nan,2\n", "a.csv")
-    assert left_out(source) == [("2", "row 2, field 'start': expected seconds; found 'nan'")]
+    assert left_out(source) == [("3", "line 3, field 'start': expected seconds; found 'nan'")]
