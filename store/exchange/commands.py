@@ -14,7 +14,7 @@ from store.corpus import NAME, Corpus, Kind
 from store.errors import UserError
 from store.exchange import export, hub, merge, transfer, video_chatgpt, webdataset
 from store.exchange.card import make_card
-from store.exchange.importing import Foreign, check_sources, import_column, place, plan_foreign, some
+from store.exchange.importing import Foreign, Placed, check_sources, import_column, place, plan_foreign, some
 from store.storage import Storage
 from store.verify import column_stats, find_damaged
 
@@ -23,6 +23,7 @@ imports = make_app("Import features that were made elsewhere.")
 app.add_typer(imports, name="import")
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
 Target = Annotated[str, typer.Argument(help="owner/name of a hub, an fsspec URL, or a folder (/... or ./...).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Items in a shard, if the store is new.")]
 
 
@@ -62,6 +63,7 @@ def import_webdataset(
         Kind | None, typer.Option(help="What the media are that do not tell it, if the store is new.")
     ] = None,
     shard_size: ShardSize = 256,
+    dry_run: DryRun = False,
 ) -> None:
     """Import arrays from WebDataset tars.
 
@@ -73,7 +75,7 @@ def import_webdataset(
     known = {field: yaml.safe_load(value) for field, value in _pairs(about or [], "--about").items()}
     with Meter("read", sum(tar.stat().st_size for tar in tars), "bytes") as meter:
         foreign = webdataset.read_webdataset(index, chosen, name, modality, known, meter.advance)
-    _import(store, foreign, kind or ("video" if modality == "visual" else "audio"), shard_size)
+    _import(store, foreign, kind or ("video" if modality == "visual" else "audio"), shard_size, dry_run)
 
 
 @imports.command("video-chatgpt")
@@ -82,34 +84,44 @@ def import_video_chatgpt(
     folder: Annotated[Path, typer.Argument(help="Folder with one <video id>.pkl for each video.")],
     name: Annotated[str, typer.Option(help="Name of the column.")] = "clip-vit-l-14-video-chatgpt",
     shard_size: ShardSize = 256,
+    dry_run: DryRun = False,
 ) -> None:
     """Import Video-ChatGPT's pickles of features. Nothing that a pickle names is run."""
     paths = video_chatgpt.find_pickles(folder)
     with Meter("read", sum(path.stat().st_size for path in paths), "bytes") as meter:
         foreign = video_chatgpt.read_video_chatgpt(paths, name, meter.advance)
-    _import(store, foreign, "video", shard_size)
+    _import(store, foreign, "video", shard_size, dry_run)
 
 
-def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int) -> None:
+def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int, dry_run: bool) -> None:
     storage = Storage(store)
-    with storage.lock():
+    with contextlib.nullcontext() if dry_run else storage.lock():
         check_sources(storage, foreign.spec)
-        if not storage.exists(NAME):
-            corpus = Corpus()
+        is_new = not storage.exists(NAME)
+        corpus = Corpus() if is_new else Corpus.load(storage)
+        if is_new:
             plan_foreign(corpus, foreign, kind, shard_size)
-            corpus.save(storage)
-        corpus = Corpus.load(storage)
         placed = place(corpus, foreign, storage.url)
+        if dry_run:
+            _say_unmatched(placed)
+            console.print(f"{foreign.spec.folder}: {len(placed.ids)} of {len(corpus)} items would be imported")
+            return
+        if is_new:
+            corpus.save(storage)
         failed = 0
         with Meter("import", len(corpus), "items") as meter:
             for items, bad in import_column(storage, corpus, foreign, placed):
                 failed += bad
                 meter.advance(items, f"{failed} failed")
         column = open_column(storage, foreign.spec.folder)
-    if placed.strangers:
-        console.print(f"not in the corpus: {len(placed.strangers)} of those imported: {some(placed.strangers)}")
+    _say_unmatched(placed)
     stats = column_stats(column, corpus)
     console.print(f"{column.name}: {stats.usable} usable, {len(stats.failures)} not; see store stats")
+
+
+def _say_unmatched(placed: Placed) -> None:
+    if placed.strangers:
+        console.print(f"not in the corpus: {len(placed.strangers)} of those imported: {some(placed.strangers)}")
 
 
 @app.command()
@@ -118,8 +130,11 @@ def gc(
     keep: Annotated[list[str] | None, typer.Option(help="A column to keep; all others go.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="A column that goes.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, as without --yes.")] = False,
 ) -> None:
     """Remove columns no longer wanted, and leftovers. Let no other command write meanwhile."""
+    if yes and dry_run:
+        raise UserError("give either --yes or --dry-run")
     storage = Storage(store)
     Corpus.load(storage)
     with storage.lock() if yes else contextlib.nullcontext():
@@ -141,12 +156,20 @@ def merge_stores(
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Conversations that differ under one name are named after their store.")
     ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Merge stores featurized on different machines.
 
     They hold shards of one plan, or plans of different files. Stopped, the same command goes on.
     """
     storage, sources = Storage(out), [Storage(url) for url in stores]
+    if dry_run:
+        planned = merge.plan_merge(storage, sources, prefix=prefix)
+        console.print(
+            f"{storage.url}: would have {len(planned.corpus)} items, {planned.new} of them new; "
+            f"{planned.shards} shards would be copied, but for those that are there"
+        )
+        return
     if not storage.exists(NAME):
         merge.plan_merge(storage, sources, prefix=prefix)  # check first, so that a refused merge creates no folder
     with storage.lock():
@@ -175,7 +198,12 @@ def push(
     target: Target,
     licence: Annotated[str | None, typer.Option("--license", help="For the card, such as cc-by-4.0.")] = None,
     strip_uris: Annotated[
-        bool, typer.Option("--strip-uris", help="Send file names without the folder that all media share.")
+        bool,
+        typer.Option(
+            "--strip-uris",
+            help="Send file names without the folder that all media share. "
+            "Such a store takes no new files, and cannot be merged with the one it came from.",
+        ),
     ] = False,
     public: Annotated[bool, typer.Option("--public", help="Of a repository that is made now; else private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent; send nothing.")] = False,

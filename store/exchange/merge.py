@@ -141,6 +141,12 @@ def _check_disjoint(corpus: Corpus, new: list[MediaItem], storage: Storage) -> N
     parts = {item.key: item.part for item in corpus.items}
     known = set(parts.values())
     collisions = [item.key for item in new if parts.get(item.key, item.part) != item.part]
+    if collisions and corpus.stripped != Corpus(new).stripped:
+        theirs, ours = ("with their folder", "not") if corpus.stripped else ("without a folder", "so")
+        raise UserError(
+            f"{storage.url}: names {some(collisions)} {theirs}, the stores before do {ours}: one came by push "
+            "--strip-uris; merge the stores before they are pushed, or push both with --strip-uris"
+        )
     if collisions:
         raise UserError(
             f"{storage.url}: {len(collisions)} keys name other files than in the stores before: {some(collisions)}; "

@@ -79,7 +79,7 @@ def test_gc_removes_what_is_named_and_nothing_else(toy, command):
     toy.storage.write("notes.txt", b"mine")
     before = files(toy.storage.url)
     old = open_column(toy.storage, "old").path("")
-    for words in (("--remove", "old"), ("--keep", toy.column.name)):
+    for words in (("--remove", "old"), ("--keep", toy.column.name), ("--remove", "old", "--dry-run")):
         code, out, _ = command("gc", toy.storage.url, *words)
         assert code == 0
         assert f"{old.rstrip('/')}: not wanted, 5 files" in out
@@ -163,6 +163,10 @@ def test_shards_of_one_plan_come_together(toy, tmp_path, command):
     """What one machine lacks comes from the other; equal shards are one; the result is the whole store."""
     talk(toy.storage, "chat")
     a, b = split(toy, tmp_path)
+    code, out, _ = command("merge", tmp_path / "all", a, b, "--dry-run")
+    assert code == 0
+    assert "would have 6 items, 6 of them new; 3 shards would be copied, but for those that are there" in out
+    assert not (tmp_path / "all").exists()
     code, out, _ = command("merge", tmp_path / "all", a, b)
     assert code == 0
     assert "6 items, 6 of them new" in out
@@ -269,6 +273,21 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(toy, tmp_pa
         assert toy.storage.names("conversations") == ["chat.parquet", "chatty-chat.parquet"]
         assert [item.key for item in Corpus.load(toy.storage).items][6:] == ["x", "y", "z"]
         assert sound(toy.storage)
+
+
+def test_a_store_with_stripped_names_is_not_merged_with_its_origin(toy, tmp_path, command):
+    """Each key names another path there, and only the reason tells why; two stores sent so come together."""
+    far = tmp_path / "far"
+    assert command("push", toy.storage.url, far, "--strip-uris")[0] == 0
+    for out, source, named in ((toy.storage.url, far, "without a folder"), (far, toy.storage.url, "with their folder")):
+        before = files(out)
+        code, _, err = command("merge", out, source)
+        assert code == 2
+        assert f"names clip-0, clip-1, clip-2 and 3 more {named}" in err
+        assert "one came by push --strip-uris" in err
+        assert files(out) == before
+    assert command("push", toy.storage.url, tmp_path / "also", "--strip-uris")[0] == 0
+    assert command("merge", far, tmp_path / "also")[0] == 0
 
 
 def test_a_damaged_shard_is_not_merged(toy, tmp_path):

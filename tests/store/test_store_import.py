@@ -91,6 +91,8 @@ def test_video_chatgpts_pickles_become_a_column(pickles, tmp_path, command):
     """Rows split into temporal and spatial tokens, padding left out; what cannot be read is a record with a reason."""
     folder, made = pickles
     store = tmp_path / "store"
+    told = command("import", "video-chatgpt", store, folder, "--dry-run")
+    assert (told[0], "5 of 5 items would be imported" in told[1], store.exists()) == (0, True, False)
     assert command("import", "video-chatgpt", store, folder, "--shard-size", 2)[0] == 0
     column = open_column(Storage(store), "clip-vit-l-14-video-chatgpt")
     reader = ColumnReader(column)
@@ -242,6 +244,11 @@ def test_tars_join_a_planned_store(toy, tmp_path, command):
         },
     )
     words = ("--name", "vit", "--modality", "visual", "--feature", "cls.npy=temporal", "--about", "layer=-2")
+    code, out, _ = command("import", "webdataset", toy.storage.url, tar, *words, "--dry-run")
+    assert code == 0
+    assert "not in the corpus: 1 of those imported: stranger" in out
+    assert "5 of 6 items would be imported" in out
+    assert [column.name for column in list_columns(toy.storage)] == [toy.column.name]
     code, out, err = command("import", "webdataset", toy.storage.url, tar, *words)
     assert code == 0, err
     assert "not imported: members jpg" in out
