@@ -193,7 +193,7 @@ class Ablation:
             runs.append(Run(settings.model_copy(update=placed), digest))
         return runs
 
-    def askings(self, point: Point, seed: int) -> list[Evaluation]:
+    def evaluations(self, point: Point, seed: int) -> list[Evaluation]:
         """The evaluations of a point's model."""
         run = self.runs(point, seed)[-1]
         return [

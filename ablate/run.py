@@ -197,7 +197,7 @@ class _Work:
         for run in self._ablation.runs(point, seed):
             if not self._train(run, f"{point}, seed {seed}"):
                 return
-        for evaluation in self._ablation.askings(point, seed):
+        for evaluation in self._ablation.evaluations(point, seed):
             self._ask(evaluation)
 
     def _train(self, run: Run, what: str) -> bool:

@@ -83,7 +83,7 @@ class Results:
         self._ablation, self._failed = ablation, list(failed)
         self._found: list[tuple[Evaluation, dict[str, Any], Answers]] = []
         seeds, points = ablation.config.seeds, ablation.points()
-        evaluations = [evaluation for seed in seeds for point in points for evaluation in ablation.askings(point, seed)]
+        evaluations = [e for seed in seeds for point in points for e in ablation.evaluations(point, seed)]
         for evaluation in evaluations:
             if evaluation.file.exists():
                 report = json.loads(evaluation.file.read_bytes())

@@ -68,7 +68,9 @@ class ItemMedia(MediaCache):
         sizes = sorted({encoder.size for encoder in self._watching})
         if self._item.kind == "image":
             return self._call(read_image, self._item.uri, sizes)  # type: ignore[no-any-return]
-        finest = math.lcm(*(encoder.places for encoder in self._watching))  # every encoder's grid nests in this one
+        finest = math.lcm(
+            *(encoder.frame_count for encoder in self._watching)
+        )  # every encoder's grid nests in this one
         part = [self._item.start, self._item.end, self._item.fps]
         return self._call(read_video, self._item.uri, sizes, finest, *_given(part))  # type: ignore[no-any-return]
 

@@ -55,10 +55,24 @@ class Column:
             DamagedError: the sidecar does not match its checksum, or describes another shard or column.
         """
         name = self.path(shard_name(shard, "json"))
-        sidecar = load_sidecar(self.storage, name)
-        if (sidecar.shard, sidecar.column) != (shard, self.spec.fingerprint):
-            raise DamagedError(f"{self.storage.where(name)}: belongs to another shard or column")
+        with self.blamed(shard):
+            sidecar = load_sidecar(self.storage, name)
+            if (sidecar.shard, sidecar.column) != (shard, self.spec.fingerprint):
+                raise DamagedError(f"{self.storage.where(name)}: belongs to another shard or column")
         return sidecar
+
+    def blame(self, shard: int, error: DamagedError) -> None:
+        """Name a shard of this column as what is damaged."""
+        error.store, error.column, error.shard = self.storage.url, self.name, shard
+
+    @contextlib.contextmanager
+    def blamed(self, shard: int) -> Iterator[None]:
+        """Name a shard of this column in the damage that is found within."""
+        try:
+            yield
+        except DamagedError as error:
+            self.blame(shard, error)
+            raise
 
     def sidecars(self, damaged: list[DamagedError] | None = None) -> Iterator[tuple[int, Sidecar]]:
         """The published shards with their sidecars, in order; sidecars are fetched in parallel.

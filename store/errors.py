@@ -1,9 +1,6 @@
 """Errors the user can fix: one line, no traceback."""
 
-import re
 import shlex
-
-SHARD = re.compile(r"(.+?)/columns/[^/]+/\d{6,}\.(?:tar|json): ")  # how a message about a shard's file starts
 
 
 class UserError(ValueError):
@@ -11,10 +8,19 @@ class UserError(ValueError):
 
 
 class DamagedError(UserError):
-    """Stored bytes do not match the checksum taken when they were written."""
+    """Stored bytes do not match the checksum taken when they were written.
+
+    Attributes:
+        store: URL of the store; empty if no shard's file is damaged, as are the others then.
+        column: folder name of the shard's column.
+        shard: number of the shard.
+    """
+
+    store: str = ""
+    column: str = ""
+    shard: int | None = None
 
     @property
     def remedy(self) -> str:
-        """The command that repairs the shard, or an empty string if the message is not about a shard's file."""
-        match = SHARD.match(str(self))
-        return f"python -m featurize repair {shlex.quote(match[1])}" if match else ""
+        """The command that repairs the shard, or an empty string if no shard's file is damaged."""
+        return f"python -m featurize repair {shlex.quote(self.store)}" if self.store else ""

@@ -68,24 +68,28 @@ def build_index(column: Column) -> ColumnIndex:
     tars: dict[int, tuple[int, str]] = {}
     parts = [_Part.of([], features)]
     shards = [np.empty(0, np.int32)]
-    for shard, where, content in _sidecars(column):
-        check_format(int(FORMAT_FIELD.findall(content)[0]), FORMAT, where)
-        head, _, rest = content.partition(ITEMS)
-        items, _, tail = rest.rpartition(REST)
-        sidecar = parse_settings(Sidecar, json.loads(head + ITEMS + REST + tail), where)
-        part = _Part.of(pattern.findall(items), features)
-        first, count = len(row), len(part.keys)
-        row |= zip(part.keys, range(first, first + count), strict=True)
-        failed |= {failure.key: failure for failure in sidecar.failed}
-        tars[shard] = sidecar.tar_bytes, sidecar.tar_xxh3
-        if (sidecar.shard, sidecar.column) != (shard, fingerprint):
-            raise DamagedError(f"{where}: was written for another shard or another spec")
-        if count != items.count(b'"key":') or (part.offset + part.nbytes > sidecar.tar_bytes).any():
-            raise DamagedError(f"{where}: holds arrays that the column's spec or the size of the tar does not admit")
-        if len(row) != first + count:
-            raise DamagedError(f"{where}: holds a key twice, or one that another shard holds")
-        parts.append(part)
-        shards.append(np.full(count, shard, np.int32))
+    for shard, where, data in _sidecars(column):
+        with column.blamed(shard):
+            content = sealed_body(data, where)
+            check_format(int(FORMAT_FIELD.findall(content)[0]), FORMAT, where)
+            head, _, rest = content.partition(ITEMS)
+            items, _, tail = rest.rpartition(REST)
+            sidecar = parse_settings(Sidecar, json.loads(head + ITEMS + REST + tail), where)
+            part = _Part.of(pattern.findall(items), features)
+            first, count = len(row), len(part.keys)
+            row |= zip(part.keys, range(first, first + count), strict=True)
+            failed |= {failure.key: failure for failure in sidecar.failed}
+            tars[shard] = sidecar.tar_bytes, sidecar.tar_xxh3
+            if (sidecar.shard, sidecar.column) != (shard, fingerprint):
+                raise DamagedError(f"{where}: was written for another shard or another spec")
+            if count != items.count(b'"key":') or (part.offset + part.nbytes > sidecar.tar_bytes).any():
+                raise DamagedError(
+                    f"{where}: holds arrays that the column's spec or the size of the tar does not admit"
+                )
+            if len(row) != first + count:
+                raise DamagedError(f"{where}: holds a key twice, or one that another shard holds")
+            parts.append(part)
+            shards.append(np.full(count, shard, np.int32))
     return ColumnIndex(
         features=tuple(features),
         row=row,
@@ -108,7 +112,7 @@ def _sidecars(column: Column) -> Iterator[tuple[int, str, bytes]]:
             names = [column.path(shard_name(shard, "json")) for shard in batch]
             contents = map(storage.read, names) if storage.local else pool.map(storage.read, names)
             for shard, name, data in zip(batch, names, contents, strict=True):
-                yield shard, storage.where(name), sealed_body(data, storage.where(name))
+                yield shard, storage.where(name), data
 
 
 def _item_pattern(features: dict[str, Feature]) -> re.Pattern[bytes]:

@@ -85,30 +85,42 @@ class ColumnReader:
         """
         row = self.row(key)
         buffers = [np.empty(size, np.uint8) for size in self.index.nbytes[row].tolist()]
-        self.read_into(row, list(enumerate(buffers)))
+        self.read_row_into(row, list(enumerate(buffers)))
         features = self.column.spec.features
         return {
             name: decode_array(buffers[number].data, features[name].dtype, self.shape_at(row, number))
             for number, name in enumerate(self.index.features)
         }
 
-    def read_into(self, row: int, wanted: Sequence[tuple[int, NDArray[Any]]]) -> None:
+    def read_row_into(self, row: int, targets: Sequence[tuple[int, NDArray[Any]]]) -> None:
         """Read arrays of an item into given memory; each checksum is verified on first read in this process.
 
         Thread-safe.
 
         Args:
             row: the item's row in the index.
-            wanted: pairs of a feature number in the index and a contiguous array of that feature's size to fill.
+            targets: pairs of a feature number in the index and a contiguous array of that feature's size to fill.
 
         Raises:
             DamagedError: an array does not match its checksum, or the tar cannot be read.
         """
-        tar = self.open(self.index.shard.item(row))
+        shard = self.index.shard.item(row)
+        tar = self.open(shard)
+        try:
+            self._fill(tar, row, targets)
+            for feature, array in targets:
+                if not self.checked.item(row, feature):
+                    self._check(row, feature, array)
+        except DamagedError as error:
+            self.column.blame(shard, error)
+            raise
+
+    def _fill(self, tar: Tar, row: int, targets: Sequence[tuple[int, NDArray[Any]]]) -> None:
+        """Read an item's arrays, those that lie close together in one go."""
         offset = self.index.offset
         run: list[memoryview] = []
         start = end = 0
-        for at, number in sorted((offset.item(row, feature), n) for n, (feature, _) in enumerate(wanted)):
+        for at, number in sorted((offset.item(row, feature), n) for n, (feature, _) in enumerate(targets)):
             gap = at - end
             if run and gap > GAP:
                 tar.read(run, start)
@@ -117,13 +129,10 @@ class ColumnReader:
                 start = at
             elif gap:
                 run.append(self._scratch[:gap].data)
-            run.append(wanted[number][1].data)
+            run.append(targets[number][1].data)
             end = at + run[-1].nbytes
         if run:
             tar.read(run, start)
-        for feature, array in wanted:
-            if not self.checked.item(row, feature):
-                self._check(row, feature, array)
 
     def open(self, shard: int) -> Tar:
         """The open tar of a shard; if the store is remote, it is fetched to the cache first.
@@ -133,7 +142,8 @@ class ColumnReader:
         """
         tar = self._tars.get(shard)
         if tar is None:
-            tar = self._tars[shard] = Tar(self.path(shard), self.index.tars[shard][0])
+            with self.column.blamed(shard):
+                tar = self._tars[shard] = Tar(self.path(shard), self.index.tars[shard][0])
             for oldest in list(self._tars)[:-OPEN_FILES]:
                 self._tars.pop(oldest, None)
         return tar

@@ -72,9 +72,9 @@ class _Feature(NamedTuple):
 class Stream:
     """A data set of N places; each place is one item, with its features from one or more columns.
 
-    Training uses `shapes` and `read_into`, which read into memory that the caller lays out. A torch `DataLoader` uses
-    indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker processes may be forked or
-    spawned.
+    Training uses `shapes` and `read_item_into`, which read into memory that the caller lays out. A torch `DataLoader`
+    uses indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker processes may be forked
+    or spawned.
 
     Each array's checksum is verified on first read in a process.
 
@@ -121,7 +121,7 @@ class Stream:
             if rows[f.column] >= 0
         }
 
-    def read_into(self, place: int, into: Mapping[str, NDArray[Any]]) -> None:
+    def read_item_into(self, place: int, into: Mapping[str, NDArray[Any]]) -> None:
         """Read the item at `place` into contiguous arrays, given by feature name. Thread-safe.
 
         Raises:
@@ -131,7 +131,7 @@ class Stream:
             row = self._rows.item(column, place)
             targets = [(self._features[name].number, into[name]) for name in names if name in into]
             if row >= 0 and targets:
-                self._readers[column].read_into(row, targets)
+                self._readers[column].read_row_into(row, targets)
 
     def remote_shards(self, place: int) -> list[tuple[ColumnReader, int]]:
         """The shards of remote columns that hold the item at `place`; reading first copies them to the cache."""
@@ -151,21 +151,21 @@ class Stream:
         chosen: list[int] = np.asarray(places, np.int64).tolist()
         replaced: list[Replacement] = []
         while (error := self._fill(batch := self._room(chosen, replaced))) is not None:
-            number, reason = error
+            number, damage = error
             place, by = chosen[number], (chosen[number] + 1) % len(self)
-            replaced.append(self.replaced.setdefault(place, Replacement(place, self._keys[place], reason, by)))
+            replaced.append(self.replaced.setdefault(place, Replacement(place, self._keys[place], str(damage), by)))
             if len(self.replaced) > self._tolerate or len(self.replaced) == len(self):
-                raise DamagedError(reason)
+                raise damage
             chosen[number] = by
         return batch
 
-    def _fill(self, batch: StreamBatch) -> tuple[int, str] | None:
-        """Read the data of a batch; return the number and fault of the first damaged item, or None."""
+    def _fill(self, batch: StreamBatch) -> tuple[int, DamagedError] | None:
+        """Read the data of a batch; return the number and error of the first damaged item, or None."""
         for number, place in enumerate(batch.places):
             try:
-                self.read_into(place, batch.item(number))
+                self.read_item_into(place, batch.item(number))
             except DamagedError as error:
-                return number, str(error)
+                return number, error
         return None
 
     def _room(self, places: list[int], replaced: list[Replacement]) -> StreamBatch:

@@ -117,7 +117,7 @@ def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None =
     def check(shard: int) -> Checked:
         try:
             sidecar = column.sidecar(shard)
-            _check_items(column, sidecar, planned.get(shard, []))
+            check_plan(column, sidecar, planned.get(shard))
             _check_tar(column, sidecar)
         except DamagedError as error:
             return Checked(shard, 0, str(error))
@@ -127,16 +127,27 @@ def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None =
         yield from pool.map(check, column.shards() if shards is None else shards)
 
 
-def _check_items(column: Column, sidecar: Sidecar, planned: list[str]) -> None:
+def check_plan(column: Column, sidecar: Sidecar, planned: Sequence[str] | None) -> None:
+    """Check a shard's items against the corpus plan, and their arrays against the column's spec.
+
+    Args:
+        planned: the keys of the shard's items in the plan; None if the plan has no such shard.
+
+    Raises:
+        DamagedError: they differ.
+    """
+    where = column.storage.where(column.path(shard_name(sidecar.shard, "json")))
     failed = {failure.key for failure in sidecar.failed}
-    if [item.key for item in sidecar.items] != [key for key in planned if key not in failed] or failed - set(planned):
-        raise DamagedError("its items are not those of the corpus plan")
+    usable = [item.key for item in sidecar.items]
     features = column.spec.features
-    for item in sidecar.items:
-        if item.arrays.keys() != features.keys() or not all(
-            features[name].admits(entry.shape, entry.dtype) for name, entry in item.arrays.items()
-        ):
-            raise DamagedError(f"the arrays of {item.key} are not those of the column's spec")
+    with column.blamed(sidecar.shard):
+        if planned is None or usable != [key for key in planned if key not in failed] or failed - set(planned):
+            raise DamagedError(f"{where}: its items are not those of the corpus plan")
+        for item in sidecar.items:
+            if item.arrays.keys() != features.keys() or not all(
+                features[name].admits(entry.shape, entry.dtype) for name, entry in item.arrays.items()
+            ):
+                raise DamagedError(f"{where}: the arrays of {item.key} are not those of the column's spec")
 
 
 def _check_tar(column: Column, sidecar: Sidecar) -> None:

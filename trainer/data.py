@@ -180,8 +180,8 @@ class Pool:
         """
         return [pending.sample() for pending in self.pending(numbers, tokenizer, prompt)]
 
-    def read_into(self, number: int, shapes: Mapping[str, tuple[int, ...]], parts: Parts) -> None:
-        """See `PendingSample.read_into`."""
+    def read_features_into(self, number: int, shapes: Mapping[str, tuple[int, ...]], parts: Parts) -> None:
+        """See `PendingSample.read_features_into`."""
         whole: Arrays = {}
         copies: list[tuple[str, NDArray[Any]]] = []
         for feature, arrays in parts.items():
@@ -189,7 +189,7 @@ class Pool:
             fits = [array for array in arrays if array.shape == shapes[name]]  # the others are cut or sub-sampled
             whole[name] = fits[0] if fits else np.empty(shapes[name], arrays[0].dtype)
             copies += [(feature, array) for array in arrays if array is not whole[name]]
-        self._stream.read_into(number, whole)
+        self._stream.read_item_into(number, whole)
         if copies:
             selected = self._grid.select(whole)
             for feature, array in copies:
@@ -227,7 +227,7 @@ class PendingSample:
         """The conversation itself."""
         return self.pool.conversations[self.number]
 
-    def read_into(self, parts: Parts) -> None:
+    def read_features_into(self, parts: Parts) -> None:
         """Read the item's rows into place; threads may call this concurrently.
 
         Args:
@@ -236,7 +236,7 @@ class PendingSample:
         Raises:
             DamagedError: the item is damaged.
         """
-        self.pool.read_into(self.number, self.shapes, parts)
+        self.pool.read_features_into(self.number, self.shapes, parts)
 
     def sample(self) -> Sample:
         """The conversation as a sample, its item read into new memory.
@@ -245,7 +245,7 @@ class PendingSample:
             DamagedError: the item is damaged.
         """
         arrays = self.pool.room(self.rows)
-        self.read_into({name: [array] for name, array in arrays.items()})
+        self.read_features_into({name: [array] for name, array in arrays.items()})
         c = self.conversation
         return Sample(self.tokens, arrays, c.modality, f"{c.id} ({c.key})")
 
@@ -297,7 +297,7 @@ class TrainingData:
         specs: the columns' specs by modality.
         builds: how to rebuild each column's encoder, by modality.
         rows: width and dtype of a row of each feature.
-        damaged: the damaged items met so far, by store and key, with what is wrong with each.
+        damaged: the damaged items met so far, by store and key, each with its error.
         identity: digest of all that determines the stream: order version, seed, G, phases, conversations, columns.
     """
 
@@ -315,7 +315,7 @@ class TrainingData:
                 raise UserError(f"field 'sources': columns {known.folder} and {column.name} differ between stores")
             self.builds[column.spec.modality] = column.build
         self.rows = self._grid.row_types(self.specs.values())
-        self.damaged: dict[tuple[str, str | None], str] = {}
+        self.damaged: dict[tuple[str, str | None], DamagedError] = {}
         self._pools: dict[str, Pool] = {}
         weights: dict[str, dict[str, int]] = {modality: {} for modality in FEATURES_OF}
         self.size = 0
@@ -490,6 +490,6 @@ class TrainingData:
 
     def _note(self, store: str, key: str | None, error: DamagedError) -> None:
         """Record a damaged item, and raise its error if that is more than the run tolerates."""
-        self.damaged[store, key] = str(error)
+        self.damaged[store, key] = error
         if len(self.damaged) > self._config.tolerate:
             raise error

@@ -140,7 +140,7 @@ def read_items(
     def read(chunk: Sequence[tuple[int, Parts]]) -> None:
         for number, parts in chunk:
             try:
-                pending[number].read_into(parts)
+                pending[number].read_features_into(parts)
             except DamagedError as error:
                 damaged[number] = error
 

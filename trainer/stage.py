@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from store import DamagedError, UserError, canonical_json
+from store import UserError, canonical_json
 from store.console import Meter, console
 from store.publish import TEMPORARY
 from trainer.checkpoint.folder import (
@@ -111,7 +111,7 @@ class Run:
     base: str | None = None
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
-    _since: int = field(default=0, init=False)
+    _best_step_floor: int = field(default=0, init=False)
     _damaged: int = field(default=0, init=False)
     _loader: Loader = field(init=False)
 
@@ -125,7 +125,7 @@ class Run:
         if self.saved and self.saved.asked == (config.evaluation and config.evaluation.asked):
             self.best = self.saved.best
         else:  # losses on other held-out conversations are not comparable
-            self._since = first
+            self._best_step_floor = first
         if self.log:
             self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
         done = first
@@ -133,7 +133,7 @@ class Run:
             name = f"stage {config.stage}" + (f" from step {first}" if first else "")
             meter = stack.enter_context(Meter(name, self.data.steps - first, "steps")) if self.log else None
             batches = stack.enter_context(contextlib.closing(self._loader.batches(first)))
-            while done < self.data.steps and not self._tired(done):
+            while done < self.data.steps and not self._should_stop(done):
                 started = time.perf_counter()
                 ready = next(batches)
                 waited = time.perf_counter() - started
@@ -177,9 +177,9 @@ class Run:
         if count == self._damaged:
             return
         self._damaged = count
-        damaged = {item: reason for met in self.engine.gather(dict(self.data.damaged)) for item, reason in met.items()}
+        damaged = {item: error for met in self.engine.gather(dict(self.data.damaged)) for item, error in met.items()}
         if len(damaged) > self.config.tolerate:
-            raise DamagedError(next(iter(damaged.values())))
+            raise next(iter(damaged.values()))
 
     def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
         """Add to `values` how fast the step was, over all ranks, and the memory of this rank."""
@@ -209,16 +209,16 @@ class Run:
             self.best = loss, done
         return loss
 
-    def _tired(self, done: int) -> bool:
+    def _should_stop(self, done: int) -> bool:
         """Whether the held-out loss has not fallen for `patience` evaluations."""
         evaluation = self.config.evaluation
         if evaluation is None or evaluation.patience is None:
             return False
-        since = self.best[1] if self.best else self._since
-        tired = done - since >= evaluation.patience * evaluation.every
-        if tired and self.log:
+        since = self.best[1] if self.best else self._best_step_floor
+        stop = done - since >= evaluation.patience * evaluation.every
+        if stop and self.log:
             console.print(f"stopped early: the held-out loss has not fallen since step {since}")
-        return tired
+        return stop
 
     def _info(self, steps: int) -> CheckpointInfo:
         return describe(self.config, self.data, steps, self.engine.attention)

@@ -19,7 +19,7 @@ def encode(config: str, clips: int) -> None:
     (settings,) = load_settings(FeaturizeConfig, config).columns
     encoder = build_encoder(settings)
     rows = _rows(encoder)
-    of_clip = settings.segments[-1] if isinstance(settings, ClapSettings) else encoder.places
+    of_clip = settings.segments[-1] if isinstance(settings, ClapSettings) else encoder.frame_count
     for start in range(0, clips * of_clip, len(rows)):
         encoder.encode(rows[: clips * of_clip - start])
 

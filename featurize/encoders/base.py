@@ -45,7 +45,7 @@ class Encoder(ABC, Generic[S]):
     Attributes:
         spec: names everything that affects its numbers.
         size: side of its square input frames, in pixels; 0 if it takes no frames.
-        places: number of frames in its finest time grid.
+        frame_count: number of frames in its finest time grid.
         rate: of its input sound in Hz, at most `settings.max_seconds` long; 0 if it takes no sound.
         device: that it runs on.
         transfers: copies to and from that device.
@@ -53,7 +53,7 @@ class Encoder(ABC, Generic[S]):
 
     spec: ColumnSpec
     size: int = 0
-    places: int = 1
+    frame_count: int = 1
     rate: int = 0
 
     def __init__(self, settings: S) -> None:

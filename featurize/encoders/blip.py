@@ -29,7 +29,7 @@ class BlipEncoder(Encoder[BlipSettings]):
         digest = weights_digest(self.model.state_dict())
         self.model.eval().requires_grad_(False).to(self.device, self.dtype)
         config = self.model.config
-        self.size, self.places = int(config.vision_config.image_size), settings.frames
+        self.size, self.frame_count = int(config.vision_config.image_size), settings.frames
         self.spec = ColumnSpec(
             name=settings.column,
             modality="visual",
@@ -57,7 +57,7 @@ class BlipEncoder(Encoder[BlipSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Frames as uint8 rows [U, size, size, 3]."""
-        frames = media.frames(self.size, self.places)
+        frames = media.frames(self.size, self.frame_count)
         return Units(frames.pixels[self.size], frames.index, frames.facts)
 
     @torch.inference_mode()

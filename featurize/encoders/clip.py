@@ -37,7 +37,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
         self.tower.eval().requires_grad_(False).to(self.device, self.dtype)
         self._mean, self._std = (torch.tensor(x, device=self.device).view(1, 3, 1, 1) for x in (self.mean, self.std))
         self.size = side = _square(self.tower.image_size, settings.encoder)
-        self.places = settings.frames[-1]
+        self.frame_count = settings.frames[-1]
         self.block = self._block(settings.layer)
         probe = self.encode(np.zeros((1, side, side, 3), np.uint8))
         patches, width = probe.shape[1] - 1, probe.shape[2]
@@ -64,7 +64,7 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
 
     def prepare(self, item: MediaItem, media: MediaCache) -> Units:
         """Frames as uint8 rows [U, size, size, 3]."""
-        frames = media.frames(self.size, self.places)
+        frames = media.frames(self.size, self.frame_count)
         return Units(frames.pixels[self.size], frames.index, frames.facts)
 
     @torch.inference_mode()

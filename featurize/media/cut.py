@@ -9,7 +9,7 @@ PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # of JPEG; neither occurs in the data of a scan
 
 
-def is_cut(data: bytes) -> bool:
+def still_is_truncated(data: bytes) -> bool:
     """Whether the end is missing; False where the format does not tell."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(END_OF_IMAGE) < data.rfind(START_OF_SCAN) or START_OF_SCAN not in data

@@ -9,7 +9,7 @@ import fsspec
 
 from featurize.media.bounds import MAX_PIXELS
 from featurize.media.errors import MediaError, blamed
-from featurize.media.structure import is_cut
+from featurize.media.structure import container_is_truncated
 
 # Demuxers of self-contained files. Playlists (hls, dash, concat, sdp) would make FFmpeg open other files.
 FORMATS = (
@@ -62,7 +62,7 @@ def _cut_if_so(uri: str) -> Iterator[None]:
     try:
         yield
     except MediaError as error:
-        if error.code in ("unreadable", "absent") and is_cut(uri):
+        if error.code in ("unreadable", "absent") and container_is_truncated(uri):
             raise MediaError("truncated", f"{error.reason} (the file ends before its last part does)") from None
         raise
 

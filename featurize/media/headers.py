@@ -13,7 +13,7 @@ MP3_RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG-1
 MP3_SLOWER = {0x18: 1, 0x10: 2, 0x00: 4}  # divisors by version bits: MPEG-1, 2 and 2.5
 
 
-def riff_is_cut(uri: str) -> bool:
+def riff_is_truncated(uri: str) -> bool:
     """Whether the chunks of a RIFF file reach beyond its end. (One that a crash left without a length does not.)"""
     with blamed("RIFF"), fsspec.open(uri, "rb") as file:
         size, at = int(file.seek(0, 2)), 0
@@ -26,7 +26,7 @@ def riff_is_cut(uri: str) -> bool:
     return at > size
 
 
-def asf_is_cut(uri: str) -> bool:
+def asf_is_truncated(uri: str) -> bool:
     """Whether the packets of an ASF file reach beyond its end. (An index after them may be missing.)"""
     with blamed("ASF"), fsspec.open(uri, "rb") as file:
         size, at = int(file.seek(0, 2)), 0
@@ -36,7 +36,7 @@ def asf_is_cut(uri: str) -> bool:
     return at > size
 
 
-def wav_is_cut(uri: str) -> bool:
+def wav_is_truncated(uri: str) -> bool:
     """Whether the samples of a WAV file reach beyond its end.
 
     FFmpeg clamps the duration to the bytes present. Writers that cannot seek back leave a placeholder length.
@@ -56,7 +56,7 @@ def wav_is_cut(uri: str) -> bool:
     return True
 
 
-def mp3_is_cut(uri: str) -> bool:
+def mp3_is_truncated(uri: str) -> bool:
     """Whether an MP3 has fewer bytes than its Xing header declares, if it has one."""
     with blamed("MP3"), fsspec.open(uri, "rb") as file:
         return int(file.seek(0, 2)) < _xing(_first_frame(file))[1]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featurize.media.bounds import MAX_STILL_PIXELS, room
-from featurize.media.cut import is_cut
+from featurize.media.cut import still_is_truncated
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import check_file
 from featurize.media.frames import Frames
@@ -75,7 +75,7 @@ def _pillow(uri: str) -> Iterator[None]:
 
 def _ends_early(uri: str) -> bool:
     with blamed("Pillow"), fsspec.open(uri, "rb") as file:
-        return is_cut(file.read(MAX_STILL_BYTES))
+        return still_is_truncated(file.read(MAX_STILL_BYTES))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -8,9 +8,9 @@ import av
 
 from featurize.media.errors import MediaError, blamed
 from featurize.media.file import open_container
-from featurize.media.headers import asf_is_cut, mp3_is_cut, mp3_seconds, riff_is_cut, wav_is_cut
+from featurize.media.headers import asf_is_truncated, mp3_is_truncated, mp3_seconds, riff_is_truncated, wav_is_truncated
 from featurize.media.packets import Packets
-from featurize.media.structure import is_cut
+from featurize.media.structure import container_is_truncated
 
 SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated, bytes missing or not
 SLACK_FRAMES = 1  # ... unless it is only this much short
@@ -21,7 +21,7 @@ LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of 
 # Formats whose parts best tell where the file should end.
 SIZED = ("matroska", "flv", "ogg", "gif", "apng", "ivf", "obu", "rm", "mxf", "w64", "caf")
 # Likewise, but an index or a tag at the end may be missing: these functions judge the media data alone.
-PACKED = {"asf": asf_is_cut, "wav": wav_is_cut, "mp3": mp3_is_cut}
+PACKED = {"asf": asf_is_truncated, "wav": wav_is_truncated, "mp3": mp3_is_truncated}
 # Formats whose headers count the samples of each stream.
 COUNTED = ("mov", "wav", "w64", "flac", "aiff", "au", "caf", "ape", "wv", "tta", "tak", "mpc", "mpc8", "dsf")
 
@@ -34,7 +34,7 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
     """
     if _format(container) == "avi":
         slots = stream.frames  # a slot may be empty: packets may be fewer, and the last ones empty
-        if packets.end - packets.partial < slots and riff_is_cut(uri):
+        if packets.end - packets.partial < slots and riff_is_truncated(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
     ticks = stream.frames if _format(container) == "ivf" else 0  # some writers count frames, others time units
     if ticks < UNKNOWN and max(packets.held, packets.end) < SHARE * ticks - SLACK_FRAMES:
@@ -61,7 +61,9 @@ def check_frames(uri: str, packets: Packets, promised: int) -> None:
     Raises:
         MediaError: there are fewer (`truncated`), or no frames (`unreadable`).
     """
-    if packets.held < SHARE * promised - SLACK_FRAMES or (packets.held - packets.partial < promised and is_cut(uri)):
+    if packets.held < SHARE * promised - SLACK_FRAMES or (
+        packets.held - packets.partial < promised and container_is_truncated(uri)
+    ):
         raise MediaError("truncated", f"{packets.held} of the {promised} frames that the header promises")
     if not packets.count:
         raise MediaError("unreadable", "the video stream holds no frames")
@@ -72,7 +74,7 @@ def seconds_promised(uri: str, container: av.container.InputContainer, stream: a
     if _format(container) == "mp3":
         return mp3_seconds(uri)
     if _format(container) == "avi":  # FFmpeg clamps the duration to the bytes present, but not the frame count
-        return float(stream.frames * (stream.time_base or 0)) if riff_is_cut(uri) else 0.0
+        return float(stream.frames * (stream.time_base or 0)) if riff_is_truncated(uri) else 0.0
     return float((stream.duration or 0) * (stream.time_base or 0)) if _format(container) in COUNTED else 0.0
 
 
@@ -84,7 +86,7 @@ def check_sound(
     Raises:
         MediaError: it is shorter (`truncated`), or holds nothing (`unreadable`).
     """
-    if seconds < SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and is_cut(uri)):
+    if seconds < SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and container_is_truncated(uri)):
         raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
     check_end(uri, container, stream, seconds)
     if not seconds:
@@ -98,7 +100,7 @@ def check_end(uri: str, container: av.container.InputContainer, stream: av.strea
         MediaError: no stream is long enough (`truncated`).
     """
     fragments = _format(container) == "mov" and stream.type == "video" and not stream.frames
-    cut_test = is_cut if fragments or _format(container) in SIZED else PACKED.get(_format(container))
+    cut_test = container_is_truncated if fragments or _format(container) in SIZED else PACKED.get(_format(container))
     if cut_test and cut_test(uri):
         raise MediaError("truncated", "the file ends before its last part does")
     guessed = stream.duration is not None  # these headers give only the file's; a stream's is guessed from its bit rate

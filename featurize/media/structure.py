@@ -17,14 +17,14 @@ REAL = (b".RMF", b"PROP", b"CONT", b"MDPR", b"DATA")  # chunks of RealMedia
 GIF_PARTS = {0x21: 2, 0x2C: 11}  # header bytes before the blocks of an extension or picture (a table may come between)
 
 
-def is_cut(uri: str) -> bool:
+def container_is_truncated(uri: str) -> bool:
     """Whether the last part reaches beyond the end of the file; False where the format does not tell."""
     with blamed("its parts"), fsspec.open(uri, "rb") as file:
         size = int(file.seek(0, 2))
         head = _head(file, 0)
         if head.startswith((b"GIF87a", b"GIF89a")):
             file.seek(0)
-            return _gif_is_cut(file.read(MAX_GIF_BYTES))
+            return _gif_is_truncated(file.read(MAX_GIF_BYTES))
         for mark, place, begin, length in FORMS:
             if head.startswith(mark, place):
                 return _reaches_beyond(file, size, begin, length)
@@ -155,7 +155,7 @@ FORMS: tuple[tuple[bytes | tuple[bytes, ...], int, int, Callable[[bytes], int]],
 )
 
 
-def _gif_is_cut(data: bytes) -> bool:
+def _gif_is_truncated(data: bytes) -> bool:
     at = 13 + _table(data[10]) if len(data) > 10 else 13
     while at < len(data) and data[at] in GIF_PARTS:
         picture = data[at] == 0x2C and at + 9 < len(data)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from store.column import Column
-from store.corpus import MediaItem
 from store.errors import DamagedError
 from store.shard import Sidecar, save_sidecar, shard_name, tar_checksum
 
@@ -16,7 +15,7 @@ def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) ->
     """
     tar, name = source.path(shard_name(sidecar.shard, "tar")), target.path(shard_name(number, "tar"))
     sidecar_name = target.path(shard_name(number, "json"))
-    with target.storage.writing(name) as temporary:
+    with target.storage.writing(name) as temporary, source.blamed(sidecar.shard):
         try:
             source.storage.fs.get_file(source.storage.path(tar), str(temporary))
         except FileNotFoundError:
@@ -28,21 +27,6 @@ def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) ->
     if written != sidecar.tar_bytes:
         raise DamagedError(f"{target.storage.where(name)}: {written} bytes arrived of {sidecar.tar_bytes}")
     save_sidecar(target.storage, sidecar_name, sidecar.model_copy(update={"shard": number}))
-
-
-def check_plan(column: Column, sidecar: Sidecar, items: list[MediaItem]) -> None:
-    """Check a shard's items against the corpus plan.
-
-    Raises:
-        DamagedError: the items differ, or the sidecar belongs to another column.
-    """
-    failed = {failure.key for failure in sidecar.failed}
-    keys = [item.key for item in items]
-    usable = [item.key for item in sidecar.items]
-    planned = usable == [key for key in keys if key not in failed] and failed <= set(keys)
-    if not planned or sidecar.column != column.spec.fingerprint:
-        where = column.storage.where(column.path(shard_name(sidecar.shard, "json")))
-        raise DamagedError(f"{where}: its items are not those of the corpus plan")
 
 
 def _checksum(path: Path) -> str:

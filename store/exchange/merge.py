@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.corpus import NAME, Corpus, MediaItem, Part
-from store.errors import DamagedError, UserError
-from store.exchange.copying import check_plan, copy_shard
+from store.errors import UserError
+from store.exchange.copying import copy_shard
 from store.exchange.importing import some
-from store.shard import shard_name
 from store.spec import canonical_json
 from store.storage import Storage
+from store.verify import check_plan
 
 Items = tuple[tuple[str, Part, str], ...]
 
@@ -184,13 +184,11 @@ def _join_conversations(talks: dict[str, bytes], storage: Storage, prefix: bool)
 def _merge_column(out: Storage, column: Column, incoming: Incoming, advance: Callable[[int], None]) -> list[str]:
     target = create_column(out, column.spec, column.build)
     existing = set(target.shards())
-    planned = incoming.corpus.shards
+    planned = {shard: [item.key for item in items] for shard, items in incoming.corpus.shards.items()}
     differing = []
     for shard in column.shards():
         sidecar = column.sidecar(shard)
-        if shard not in planned or sidecar.shard != shard:
-            raise DamagedError(f"{column.storage.where(column.path(shard_name(shard, 'json')))}: not of the plan")
-        check_plan(column, sidecar, planned[shard])
+        check_plan(column, sidecar, planned.get(shard))
         number = incoming.shards[shard]
         if number not in existing:
             copy_shard(column, target, sidecar, number)

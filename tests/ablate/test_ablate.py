@@ -324,7 +324,7 @@ def test_only_what_is_asked_by_both_senses_is_asked_by_one(settings, feature_sto
     save_conversations(storage, "seen", [c for c in load_conversations(storage, "mixed") if c.modality == "visual"])
     benchmarks = {name: {"conversations": name} for name in ("mixed", "seen")}
     ablation = Ablation(of(settings, tmp_path / "out", store=str(tmp_path / "store"), benchmarks=benchmarks))
-    asked = {point: [(a.benchmark, a.sense) for a in ablation.askings(point, 0)] for point in ablation.points()[:2]}
+    asked = {point: [(a.benchmark, a.sense) for a in ablation.evaluations(point, 0)] for point in ablation.points()[:2]}
     assert asked[Point()] == [("mixed", None), ("mixed", "visual"), ("seen", None)]
     assert asked[Point("frames", 4)] == [("mixed", None), ("seen", None)]
 

@@ -222,7 +222,7 @@ def test_a_packet_that_cannot_be_decoded_is_a_frame_lost_and_a_fact(films, tmp_p
 
 def facts(path):
     item = MediaItem(key="k", uri=str(path), kind="video", shard=0, position=0, bytes=None)
-    needs = type("Needs", (), {"size": 64, "rate": 0, "places": 8})
+    needs = type("Needs", (), {"size": 64, "rate": 0, "frame_count": 8})
     return ItemMedia(item, [needs]).frames(64, 4).facts
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from featurize.media import MediaError, read_audio, read_video
 from featurize.media.probe import probe
-from featurize.media.structure import is_cut
+from featurize.media.structure import container_is_truncated
 
 GRIDS = (2, 8, 32)
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -94,7 +94,7 @@ def hears(path):
 def test_a_film_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, options):
     """Not `unreadable`, `absent`, or a whole film: the download is to be repeated."""
     film(films, tmp_path / name, encoder, options=options)
-    assert not is_cut(str(tmp_path / name))
+    assert not container_is_truncated(str(tmp_path / name))
     assert len(sees(str(tmp_path / name)).times) == 4
     data = (tmp_path / name).read_bytes()
     for size in (200, *(int(len(data) * share) for share in (0.33, 0.67, 0.9, 0.95))):
@@ -112,7 +112,7 @@ def test_a_film_that_lacks_its_end_is_truncated(films, tmp_path, name, encoder, 
 def test_the_first_bytes_of_a_sound_are_truncated_too(films, tmp_path, name, encoder):
     with av.open(str(tmp_path / name), "w") as container:
         films.write_tone(container, container.add_stream(encoder, rate=48_000, layout="mono"), 2)
-    assert not is_cut(str(tmp_path / name))
+    assert not container_is_truncated(str(tmp_path / name))
     hears(str(tmp_path / name))
     data = (tmp_path / name).read_bytes()
     for size in (20, 50, 70):

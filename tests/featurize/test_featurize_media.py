@@ -178,8 +178,8 @@ def test_a_stream_that_changes_its_form_is_heard_to_its_end(tmp_path):
 class Needs:
     """What an encoder says of itself, and no more."""
 
-    def __init__(self, size=0, rate=0, places=1, max_seconds=60.0):
-        self.size, self.rate, self.places = size, rate, places
+    def __init__(self, size=0, rate=0, frame_count=1, max_seconds=60.0):
+        self.size, self.rate, self.frame_count = size, rate, frame_count
         self.settings = SimpleNamespace(max_seconds=max_seconds)
 
 
@@ -191,7 +191,12 @@ def test_all_columns_share_one_decode(media):
         calls.append((function.__name__, *words[1:]))
         return function(*words)
 
-    encoders = [Needs(32, places=4), Needs(48, places=8), Needs(rate=48_000), Needs(rate=16_000, max_seconds=1)]
+    encoders = [
+        Needs(32, frame_count=4),
+        Needs(48, frame_count=8),
+        Needs(rate=48_000),
+        Needs(rate=16_000, max_seconds=1),
+    ]
     clip = MediaItem(key="k", uri=str(media / "red-loud.mp4"), kind="video", shard=0, position=0, bytes=None)
     item = ItemMedia(clip, encoders, call)
     coarse, fine = item.frames(32, 4), item.frames(48, 8)

@@ -220,7 +220,7 @@ def test_verify_notices_items_that_differ_from_the_plan(toy, keys):
                 writer.fail(Failure(key=key, code="missing", reason="gone"))
             else:
                 writer.add(key, toy.arrays(int(key[5:])), {})
-    assert faults(toy) == ["its items are not those of the corpus plan"]
+    assert [fault.rpartition(": ")[2] for fault in faults(toy)] == ["its items are not those of the corpus plan"]
 
 
 def test_a_shard_of_another_place_is_noticed(toy):
@@ -233,7 +233,7 @@ def test_a_shard_of_another_place_is_noticed(toy):
     toy.fill(toy.column, 1, ["clip-4", "clip-5"])
     toy.fill(toy.column, 1000000, ["clip-0"])
     assert toy.column.shards() == [0, 1, 1000000]
-    assert faults(toy) == ["its items are not those of the corpus plan"]
+    assert [fault.rpartition(": ")[2] for fault in faults(toy)] == ["its items are not those of the corpus plan"]
 
 
 # writers that do not finish

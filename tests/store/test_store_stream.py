@@ -126,7 +126,7 @@ def test_arrays_are_read_to_where_they_are_wanted(toy):
                 name: array.shape for name, array in expected.items()
             }
             memory = {name: np.full((2 + len(a), *a.shape[1:]), 7, a.dtype) for name, a in expected.items()}
-            stream.read_into(place, {name: array[1:-1] for name, array in memory.items()})
+            stream.read_item_into(place, {name: array[1:-1] for name, array in memory.items()})
             for name, array in memory.items():
                 assert np.array_equal(array[1:-1], expected[name])
                 assert (array[0] == 7).all()
@@ -154,7 +154,7 @@ def test_threads_read_from_one_reader(many):
     stream = Stream([reader], reader.keys())
     memory = np.empty((40 * ITEMS, 2, 3), np.float32)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: stream.read_into(n % ITEMS, {"audio": memory[n]}), range(len(memory))))
+        list(pool.map(lambda n: stream.read_item_into(n % ITEMS, {"audio": memory[n]}), range(len(memory))))
     assert (memory == np.arange(len(memory), dtype=np.float32)[:, None, None] % ITEMS).all()
     assert reader.checked.all()
 
@@ -242,7 +242,10 @@ def test_a_damaged_item_stops_the_stream(hurt):
     reader = ColumnReader(hurt)
     stream = Stream([reader], reader.keys())
     assert numbers(stream.__getitems__([0, 1])) == [0, 1]
-    for read in (lambda: stream.__getitems__([2, 3]), lambda: stream.read_into(3, {"audio": np.empty((2, 3), "f4")})):
+    for read in (
+        lambda: stream.__getitems__([2, 3]),
+        lambda: stream.read_item_into(3, {"audio": np.empty((2, 3), "f4")}),
+    ):
         with pytest.raises(DamagedError, match=r"columns/ear.*\.tar: i3\.audio differs from its checksum"):
             read()
 

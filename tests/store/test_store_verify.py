@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_arrays_of_another_shape_are_noticed(disk):
         item["arrays"]["temporal"]["shape"] = [item["arrays"]["temporal"]["shape"][0] * 4, 1]
     disk.storage.write(name, seal_json({field: content[field] for field in content if field != "xxh3"}))
     faults = [checked.fault for checked in verify_column(disk.column, disk.corpus) if checked.fault]
-    assert faults == ["the arrays of clip-4 are not those of the column's spec"]
+    assert faults == [f"{disk.storage.where(name)}: the arrays of clip-4 are not those of the column's spec"]
 
 
 def test_a_strangers_file_is_named_and_harms_nothing(toy):
@@ -264,7 +265,9 @@ def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name
     ):
         with pytest.raises(DamagedError) as caught:
             use()
-        assert caught.value.remedy == f"python -m featurize repair {disk.storage.url}"
+        for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # ranks and workers send it on
+            assert (error.store, error.column, error.shard) == (disk.storage.url, disk.column.name, 1)
+            assert error.remedy == f"python -m featurize repair {disk.storage.url}"
 
 
 def test_counting_goes_on_past_what_is_damaged(disk, python):

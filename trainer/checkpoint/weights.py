@@ -35,8 +35,9 @@ def gather_weights(
     Args:
         model: whose weights they are.
         dtype: of the LLM's weights; those of the projectors are float32.
-        gathered: a context in which tensors are whole (`Engine.gathered`).
-        keep: whether this rank gets the weights; the others take part and get nothing.
+        gathered: makes a context within which given tensors are whole, as `Engine.gathered` does; the default is for
+            a model that is not sharded over ranks.
+        keep: whether this rank returns the weights; all ranks must call, or gathering hangs.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.projectors.named_buffers("projectors"))}
     lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
