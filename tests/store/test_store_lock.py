@@ -82,6 +82,14 @@ def test_of_writers_that_begin_at_once_one_writes(s3):
     assert Storage(url).names(".lock") == [f"{len(most):08d}.json"]
 
 
+def test_an_object_is_created_by_one_call_only(s3):
+    """What a lease rests on: the second create is refused, and what the first one wrote stays."""
+    storage = Storage(f"{s3}/{os.urandom(8).hex()}")
+    assert storage.create(".lock/00000001.json", b"first")
+    assert not storage.create(".lock/00000001.json", b"second")
+    assert storage.read(".lock/00000001.json") == b"first"
+
+
 def test_a_writer_that_slept_before_it_created_its_lease_gives_way(s3, monkeypatch):
     """While it slept two others wrote: its number is free again, but not the last one."""
     storage = Storage(f"{s3}/{os.urandom(8).hex()}")

@@ -193,6 +193,17 @@ def test_a_cut_file_is_reported(toy, suffix, keep):
         ColumnReader(toy.column).read("clip-0")
 
 
+@pytest.mark.parametrize("suffix", ["tar", "json"])
+@pytest.mark.parametrize("place", [0, 0.5, -1])
+def test_a_flipped_byte_is_reported(toy, suffix, place):
+    """Wherever it is: in a header, in a number, in the end of the file, whose size stays the same."""
+    name = toy.column.path(f"000000.{suffix}")
+    content = bytearray(toy.storage.read(name))
+    content[int(place * len(content)) if place == 0.5 else place] ^= 1
+    toy.storage.write(name, bytes(content))
+    assert len(faults(toy)) == 1
+
+
 def test_a_missing_tar_is_reported(toy):
     """A sidecar whose tar is gone is damage, not an empty shard."""
     toy.storage.remove(toy.column.path("000000.tar"))

@@ -1,5 +1,6 @@
 """Batches as training takes them: read straight to their place, ahead, by threads; damaged items; stores elsewhere."""
 
+import itertools
 import shutil
 import time
 import uuid
@@ -22,8 +23,10 @@ from store import (
 )
 from trainer.batch import pack, share_out
 from trainer.data import TrainingData
+from trainer.features import FEATURES_OF
 from trainer.llm import load_shape
 from trainer.loader import LOOKAHEAD, BatchMemory, Loader, rank_batch
+from trainer.prompt import ROW
 from trainer.settings import TrainConfig
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -72,6 +75,47 @@ def packed(data, config, step, rank, ranks):
     samples = data.samples(step, rank, ranks)
     shares = share_out([min(len(s.tokens.ids), config.max_tokens) for s in samples], config.batch_tokens)
     return [pack([samples[n] for n in numbers], data.widths, config.max_tokens) for numbers in shares]
+
+
+def contents(batch):
+    """Each conversation of a pass: its tokens, the tokens it is taught, and its rows with their places."""
+    bounds = batch.packing.bounds.tolist()
+    for start, end in itertools.pairwise(bounds):
+        taught = (batch.targets_at >= start - 1) & (batch.targets_at < end - 1)
+        rows = {}
+        for name, places in batch.rows_at.items():
+            inside = (places >= start) & (places < end)
+            rows[name] = (places[inside] - start).tolist(), batch.rows[name][inside].float().numpy().tobytes()
+        yield str((batch.ids[start:end].tolist(), batch.targets[taught].tolist(), rows))
+
+
+def written(sample, widths, max_tokens):
+    """The same of a sample, read off its texts and arrays, with none of the code that lays out a pass."""
+    ids, answers = sample.tokens.ids[:max_tokens], sample.tokens.answers[:max_tokens]
+    places, arrays = {name: [] for name in widths}, {name: [] for name in widths}
+    for modality, at in sample.tokens.media:
+        for name in (name for name in ("temporal", "spatial", "audio") if name in FEATURES_OF[modality]):
+            here = list(range(at, min(at + len(sample.arrays[name]), len(ids))))
+            places[name] += here
+            arrays[name].append(sample.arrays[name][: len(here)].astype("f4").tobytes())
+            at += len(sample.arrays[name])
+    taught = [token for token, answer in zip(ids, answers, strict=True) if answer]
+    return str((
+        [0 if token == ROW else token for token in ids],
+        taught,
+        {name: (places[name], b"".join(arrays[name])) for name in widths},
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_tokens": 100, "batch_tokens": 100}])
+def test_a_batch_holds_what_its_conversations_say_and_show(settings, changes):
+    """Each once, with its own text and its own item's rows: a text lost for all ways of packing shows here alone."""
+    config = settings(steps=20, **changes)
+    data = data_of(config)
+    for step in range(20):
+        passes = rank_batch(data, config, step, 1, 2).passes
+        found = sorted(each for batch in passes for each in contents(batch))
+        assert found == sorted(written(s, data.widths, config.max_tokens) for s in data.samples(step, 1, 2))
 
 
 @pytest.mark.parametrize("threads", [False, True])
