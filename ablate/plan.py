@@ -81,7 +81,7 @@ class Evaluation:
     Attributes:
         run: the point's last run.
         sense: if set, only audio-visual conversations are asked, and get this modality only; None asks all as they are.
-        file: the report that `serve evaluate --out` writes.
+        file: the report that `serve heldout --out` writes.
     """
 
     point: Point

@@ -1,6 +1,6 @@
 """`python -m ablate`: show what an ablation takes, do the missing work, write the results.
 
-All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve evaluate`.
+All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve heldout`.
 The only state is on disk, so the same command resumes after any stop.
 """
 
@@ -219,7 +219,7 @@ class _Work:
             return
         evaluation.file.parent.mkdir(exist_ok=True)
         benchmark = self._ablation.config.benchmarks[evaluation.benchmark]
-        words = [*PYTHON, "serve", "evaluate", str(evaluation.run.checkpoint), self._ablation.config.store]
+        words = [*PYTHON, "serve", "heldout", str(evaluation.run.checkpoint), self._ablation.config.store]
         words += [benchmark.conversations, "--out", str(evaluation.file)]
         words += ["--ask", evaluation.sense] if evaluation.sense else []
         words += ["--limit", str(benchmark.limit)] if benchmark.limit else []

@@ -60,7 +60,7 @@ def demo(
     from demo.report import ask_all, print_table, write_report
 
     start = time.monotonic()
-    rows = ask_all(f"{stages[1]}/checkpoint", str(store), "heldout")
+    rows = ask_all(f"{stages[1]}/checkpoint", str(store), "heldout", stages[1] / "answers")
     seconds["questions"] = time.monotonic() - start
     print_table(rows)
     write_report(folder, rows, stages, seconds, encoders)

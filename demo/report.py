@@ -1,17 +1,24 @@
 """Ask the demo's model about unseen clips, with and without the modality that a question needs."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.table import Table
 
-from serve.assistant import Assistant, Question
-from serve.evals.exact import Asked, Score, exact_match
+from serve.assistant import Assistant
+from serve.evals.answers import Answer, AnswerFile, Key, key_of, read_answers
+from serve.evals.ask import Asked, ask
+from serve.evals.matching import matches
+from serve.evals.report import shown
+from serve.evals.statistics import Estimate, bootstrap
+from serve.evals.tasks import Query, Task
 from store import Conversation, Modality, Storage, Turn, load_conversations
 from store.console import Meter, console
 
@@ -21,40 +28,75 @@ WITHHELD: dict[str, dict[str, Modality]] = {  # by kind of question and what is 
     "sound": {"sound": "visual"},
     "both": {"sight": "audio", "sound": "visual"},
 }
+TASK = Task(
+    name="demo",
+    title="The demo's questions",
+    form="question",
+    prompt="{question}",
+    modality="text",  # each question says its own
+    max_new_tokens=32,
+    scorer="exact",
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: all questions of one text, with nothing or with one modality withheld."""
+    """One row of the table: all questions of one text, with nothing or with one modality withheld.
+
+    Attributes:
+        accuracy: in percent.
+    """
 
     kind: str
     question: str
     withheld: str
-    score: Score
+    accuracy: Estimate
+    questions: int
     chance: float
 
 
-def ask_all(checkpoint: str, store: str, conversations: str) -> list[Row]:
-    """Ask every held-out question as it is, and with each needed modality withheld."""
+def ask_all(checkpoint: str, store: str, conversations: str, folder: Path) -> list[Row]:
+    """Ask every held-out question as it is, and with each needed modality withheld; answers are kept in a folder."""
+    made = [asked for c in load_conversations(Storage(store), conversations) for asked in _queries(c)]
+    asked = [Asked(TASK, query, key_of(TASK, conversations, query)) for query, _ in made]
+    answers = read_answers(folder) if folder.exists() else {}
+    left = [each for each in asked if each.key not in answers]
     assistant = Assistant.load(checkpoint)
-    entries: list[Asked] = []
-    chances: dict[str, float] = {}
-    for conversation in load_conversations(Storage(store), conversations):
-        arrays = assistant.features.load(store, str(conversation.key), ["visual", "audio"]).arrays
-        kind = str(conversation.meta["kind"])
-        for withheld, modality in {"nothing": NEEDS[kind], **WITHHELD[kind]}.items():
-            turn = conversation.turns[0]
-            group = json.dumps([kind, turn.instruction, withheld])
-            chances[group] = _chance(conversation, withheld)
-            question = Question((Turn(turn.instruction, modality, ""),), arrays)
-            entries.append(Asked(question, turn.response, group))
-    with Meter("asking", len(entries), "questions") as meter:
-        scores, _ = exact_match(assistant, entries, on_batch=meter.advance)
+    with AnswerFile(folder, 0, 1) as file, Meter("asking", len(left), "questions") as meter:
+
+        def keep(key: Key, answer: Answer) -> None:
+            file.write(key, answer)
+            meter.advance(1)
+
+        ask(assistant, store, left, keep)
+    assistant.close()
+    answers = read_answers(folder)
+    right: dict[tuple[str, ...], list[tuple[float, str, float]]] = {}
+    for each, (query, chance) in zip(asked, made, strict=True):
+        is_right = matches(answers[each.key].reply, query.references[0])
+        right.setdefault(query.groups, []).append((100.0 * is_right, query.cluster, chance))
     rows = []
-    for group, score in scores.items():
-        kind, question, withheld = json.loads(group)
-        rows.append(Row(kind, question, withheld, score, chances[group]))
+    for (kind, question, withheld), scored in right.items():
+        values, clips, chances = zip(*scored, strict=True)
+        accuracy = bootstrap(np.array(values), np.ones(len(values)), clips)
+        rows.append(Row(kind, question, withheld, accuracy, len(values), chances[0]))
     return rows
+
+
+def _queries(conversation: Conversation) -> Iterator[tuple[Query, float]]:
+    """A question with nothing and with each modality withheld, and the accuracy of the best guess."""
+    kind, (turn, *_) = str(conversation.meta["kind"]), conversation.turns
+    for withheld, modality in {"nothing": NEEDS[kind], **WITHHELD[kind]}.items():
+        query = Query(
+            id=conversation.id,
+            key=str(conversation.key),
+            turns=(Turn(turn.instruction, modality, ""),),
+            question=turn.instruction,
+            references=(turn.response,),
+            cluster=str(conversation.key),
+            groups=(kind, turn.instruction, withheld),
+        )
+        yield query, 100 * _chance(conversation, withheld)
 
 
 def _chance(conversation: Conversation, withheld: str) -> float:
@@ -73,7 +115,7 @@ def print_table(rows: list[Row]) -> None:
     table = Table("kind", "question", "withheld", "accuracy", "chance", "questions")
     for row in rows:
         table.add_row(
-            row.kind, row.question, row.withheld, f"{row.score.accuracy:.2f}", f"{row.chance:.2f}", str(row.score.total)
+            row.kind, row.question, row.withheld, shown(row.accuracy), f"{row.chance:.1f}", str(row.questions)
         )
     console.print(table)
 
@@ -87,12 +129,13 @@ def write_report(folder: Path, rows: list[Row], stages: list[Path], seconds: dic
         encoders,
         "",
         "All clips asked about here were kept out of training. `withheld` says what the model was not given: the same",
-        "model is then asked the same question with the other modality only.",
+        "model is then asked the same question with the other modality only. Accuracies are in percent, with 95%",
+        "intervals by bootstrap over clips.",
         "",
         "| kind | question | withheld | accuracy | chance | questions |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {r.kind} | {r.question} | {r.withheld} | {r.score.accuracy:.2f} | {r.chance:.2f} | {r.score.total} |"
+            f"| {r.kind} | {r.question} | {r.withheld} | {shown(r.accuracy)} | {r.chance:.1f} | {r.questions} |"
             for r in rows
         ),
         "",
@@ -118,9 +161,10 @@ def _plot(path: Path, rows: list[Row], stages: list[Path]) -> None:
     labels = [f"{r.question}\n" + ("as asked" if r.withheld == "nothing" else f"{r.withheld} withheld") for r in rows]
     colours = ["tab:blue" if row.withheld == "nothing" else "tab:gray" for row in rows]
     places = range(len(rows))
-    right.barh(places, [row.score.accuracy for row in rows], color=colours)
+    right.barh(places, [row.accuracy.value for row in rows], color=colours)
+    right.hlines(places, [row.accuracy.low for row in rows], [row.accuracy.high for row in rows], color="black", lw=1)
     right.scatter([row.chance for row in rows], places, marker="|", s=200, color="black", label="chance", zorder=3)
-    right.set(xlim=(0, 1), xlabel="exact-match accuracy on held-out clips", title="Answers")
+    right.set(xlim=(0, 100), xlabel="exact-match accuracy on held-out clips (%), 95% interval", title="Answers")
     right.set_yticks(places, labels, fontsize=6)
     right.invert_yaxis()
     right.legend(loc="lower right")

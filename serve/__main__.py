@@ -1,7 +1,7 @@
-"""`python -m serve`: chat with a trained checkpoint about a clip, or evaluate it on held-out conversations."""
+"""`python -m serve`: chat with a trained checkpoint about a clip, or evaluate it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -94,13 +94,58 @@ def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    store: Annotated[str, typer.Argument(help="The store of the tasks' conversations and features.")],
+    tasks: Annotated[list[str], typer.Argument(help="Tasks: NAME, or NAME=CONVERSATIONS if these have another name.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of answers and reports; else `evaluation` beside the checkpoint.")
+    ] = None,
+    only: Annotated[
+        Literal["answers", "scores"] | None, typer.Option(help="Ask and do not score, or score what was answered.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task, spread evenly; its score is then partial.")
+    ] = None,
+    failed: Annotated[
+        Literal["wrong", "left-out"], typer.Option(help="How questions count whose features cannot be used.")
+    ] = "wrong",
+    tasks_file: Annotated[Path | None, typer.Option("--tasks", help="YAML with tasks of your own.")] = None,
+    vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Show questions, hours by a sample, and leaks; write nothing.")
+    ] = False,
+) -> None:
+    """Ask benchmarks and report their scores; a killed evaluation goes on where it stopped.
+
+    Processes that torchrun starts share the questions. docs/evaluation.md lists the tasks.
+    """
+    from serve.evals import run
+
+    if dry:
+        run.dry_run(str(checkpoint), store, tasks, limit=limit, tasks_file=tasks_file, vllm=vllm)
+        return
+    run.evaluate(
+        str(checkpoint),
+        store,
+        tasks,
+        out=out,
+        only=only,
+        limit=limit,
+        failed=failed,
+        tasks_file=tasks_file,
+        vllm=vllm,
+    )
+
+
+@app.command()
+def heldout(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
     store: Annotated[str, typer.Argument(help="The store of the conversations' media.")],
     conversations: Annotated[str, typer.Argument(help="Their name in the store.")],
     ask: Annotated[str | None, typer.Option(help="Ask audio-visual ones by one sense: visual or audio.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write all that was judged, as JSON.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Conversations asked; all without it.")] = None,
 ) -> None:
-    """Ask held-out conversations: loss, and answers that would be given word for word."""
+    """Loss on held-out conversations, and answers that would be given word for word. Nothing is generated."""
     from serve.evals.held_out import evaluate as evaluate_checkpoint
 
     evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)

@@ -36,6 +36,9 @@ class Features:
 class FeatureSource:
     """Features in the form a checkpoint was trained on. Encoders and columns stay open for the next item.
 
+    Attributes:
+        open: the open column of a store for a sense.
+
     Args:
         info: the checkpoint's metadata.
         seconds: longest decoding of one file.
@@ -44,7 +47,7 @@ class FeatureSource:
     def __init__(self, info: CheckpointInfo, seconds: float = 600.0) -> None:
         self._info = info
         self._encoder = cache(self._build_encoder)
-        self._reader = cache(self._open_column)
+        self.open = cache(self._open_column)
         self._isolated = Isolated(seconds=seconds)
         self._one_at_a_time = Lock()
 
@@ -74,7 +77,7 @@ class FeatureSource:
         Raises:
             UserError: the store lacks the column or the item.
         """
-        return self._each(senses, lambda sense: self._read(self._reader(store, sense), key))
+        return self._each(senses, lambda sense: self._read(self.open(store, sense), key))
 
     def close(self) -> None:
         """End the decoding process."""

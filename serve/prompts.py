@@ -15,15 +15,24 @@ from trainer.checkpoint.folder import CheckpointInfo, load_projectors, read_info
 from trainer.features import FEATURES_OF, rows_of
 from trainer.llm import load_shape
 from trainer.model import AudioVisualLM
-from trainer.prompt import tokenize
+from trainer.prompt import PromptFormat, tokenize
 
 
 @dataclass(frozen=True)
 class Question:
-    """A dialogue about an item, whose last turn awaits its response, and the item's feature arrays."""
+    """A dialogue about an item, whose last turn awaits its response.
+
+    Attributes:
+        turns: of the dialogue.
+        arrays: the item's features.
+        system: system text; None keeps the checkpoint's.
+        begun: how the response begins; the model goes on from there.
+    """
 
     turns: tuple[Turn, ...]
     arrays: Arrays
+    system: str | None = None
+    begun: str = ""
 
 
 class Prompts:
@@ -57,8 +66,10 @@ class Prompts:
                 raise UserError(
                     f"the question asks by {turn.modality}, but there are no {', '.join(sorted(missing))} tokens"
                 )
-        rows = rows_of(question.arrays)
-        tokens = tokenize(question.turns, rows, self.tokenizer, self.info.prompt, open_ended=True)
+        prompt = self.info.prompt if question.system is None else PromptFormat(system=question.system)
+        tokens = tokenize(question.turns, rows_of(question.arrays), self.tokenizer, prompt, open_ended=True)
+        if question.begun:
+            tokens.ids += self.tokenizer(f" {question.begun}", add_special_tokens=False).input_ids
         return Sample(tokens, question.arrays, question.turns[-1].modality, "question")
 
 

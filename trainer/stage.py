@@ -252,10 +252,9 @@ class Run:
 
 def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str) -> CheckpointInfo:
     """The metadata of a run's checkpoint."""
-    if is_checkpoint(config.model):
-        base = read_info(config.model).base
-    else:
-        base = None if Path(config.model).is_dir() else config.model
+    before = read_info(config.model) if is_checkpoint(config.model) else None
+    base = before.base if before else None if Path(config.model).is_dir() else config.model
+    names = [*(before.trained_on if before else ()), *(source.conversations for source in config.sources)]
     return CheckpointInfo(
         frames=config.frames,
         segments=config.segments,
@@ -266,4 +265,5 @@ def describe(config: TrainConfig, data: TrainingData, steps: int, attention: str
         steps=steps,
         base=base,
         attention=attention,
+        trained_on=tuple(dict.fromkeys(names)),
     )

@@ -4,7 +4,7 @@ Intervals are 95%, by bootstrap over media items (all conversations about an ite
 seed. Answers of several training seeds are first averaged for each conversation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,28 @@ def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Se
         below: terms of the denominator, [n]; ones give a mean.
         groups: each conversation's group, [n]; a group is drawn as a whole.
     """
-    _, owner = np.unique(groups, return_inverse=True)
-    sums = np.stack([np.bincount(owner, above), np.bincount(owner, below)])
-    rng = np.random.default_rng(0)
-    count = sums.shape[1]
-    parts = [min(DRAWS - done, max(1, AT_ONCE // count)) for done in range(0, DRAWS, max(1, AT_ONCE // count))]
-    drawn = np.concatenate([rng.multinomial(count, np.full(count, 1 / count), part) @ sums.T for part in parts])
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    return Estimate(float(above.sum() / below.sum()), float(low), float(high))
+    return estimate(np.stack([above, below], 1), lambda sums: sums[..., 0] / sums[..., 1], groups)
+
+
+def estimate(
+    parts: NDArray[np.float64], value: Callable[[NDArray[np.float64]], NDArray[np.float64]], groups: Sequence[str]
+) -> Estimate:
+    """A function of sums over items, with its bootstrap interval.
+
+    Args:
+        parts: what is summed over the items, [n, k].
+        value: the function, of sums [..., k] to [...].
+        groups: each item's group, [n]; a group is drawn as a whole.
+    """
+    names, owner = np.unique(groups, return_inverse=True)
+    count, rng = len(names), np.random.default_rng(0)
+    sums = np.stack([np.bincount(owner, column, count) for column in parts.T], 1)
+    step = max(1, AT_ONCE // count)
+    sizes = [min(DRAWS - done, step) for done in range(0, DRAWS, step)]
+    drawn = np.concatenate([rng.multinomial(count, np.full(count, 1 / count), size) @ sums for size in sizes])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = np.nanpercentile(value(drawn), [2.5, 97.5])
+    return Estimate(float(value(parts.sum(0))), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ class Answers:
 
 
 def read_answers(report: Mapping[str, Any]) -> Answers:
-    """The answers in a report of `serve evaluate --out`."""
+    """The answers in a report of `serve heldout --out`."""
     judged = report["judged"]
     return Answers(
         [j["id"] for j in judged],

@@ -4,8 +4,6 @@ The benchmarks of the paper are in `tasks.yaml` beside this file; a user's own f
 made from the `meta` of a conversation, so it can change without planning the data set again (docs/evaluation.md).
 """
 
-import hashlib
-import json
 import re
 import string
 from collections import Counter
@@ -89,19 +87,19 @@ class Task(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     title: str
     files: str = ""
-    expected: dict[str, Expected] = Field({})
+    expected: dict[str, Expected] = Field(default={})
     form: Form
     history: bool = True
     prompt: str
     answer_prefix: str = ""
     system: str | None = None
     modality: Modality
-    max_new_tokens: int = Field(128, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    max_new_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
     scorer: Scorer
-    dimension: Dimension | None = Field(None, validate_default=True)
+    dimension: Dimension | None = Field(default=None, validate_default=True)
     group_by: str | None = None
-    group_names: dict[str, str] = Field({})
+    group_names: dict[str, str] = Field(default={})
     cluster_by: str | None = None
     paper: Paper | None = None
 
@@ -179,13 +177,6 @@ def load_tasks(path: str | Path) -> dict[str, Task]:
         if task.name in TASKS:
             raise UserError(f"{path}: task {task.name!r} is built in; choose another name")
     return TASKS | {task.name: task for task in own}
-
-
-def digest(task: Task) -> str:
-    """A hash of what shapes the answers: tasks that differ in names, groups or scoring share their answers."""
-    shaping = ("form", "history", "prompt", "answer_prefix", "system", "modality", "max_new_tokens", "temperature")
-    text = json.dumps({name: getattr(task, name) for name in shaping}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """What several tests of serve share."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+from store import Storage
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,54 @@ def published() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def planned(python, published, tmp_path_factory, media) -> Storage:
+    """A store into which `featurize plan` has put every set."""
+    folder = tmp_path_factory.mktemp("planned")
+    for write in dict.fromkeys([*published.SETS.values(), *published.OTHERS]):
+        own = folder / write.__name__
+        own.mkdir()
+        done = python("featurize", "plan", *write(own, media), "--store", folder / "store")
+        assert done.returncode == 0, done.stdout + done.stderr
+    return Storage(folder / "store")
+
+
+@pytest.fixture(scope="session")
+def trained(python, tmp_path_factory, media, tiny_llm):
+    """The whole way on a handful of files: featurize, one stage of training."""
+    folder = tmp_path_factory.mktemp("trained")
+    columns = [
+        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2, 4]},
+        {"encoder": "clap:HTSAT-tiny/random", "segments": [1]},
+    ]
+    (folder / "featurize.yaml").write_text(yaml.safe_dump({"columns": columns, "workers": 1}))
+    talk = []
+    for token in ("<VIS>", "<AUD>", "<AUD_VIS>"):
+        said = [{"from": "human", "value": f"What? {token}"}, {"from": "gpt", "value": "red"}]
+        talk.append({"id": token, "video": "red-loud.mp4", "conversations": said})
+    (folder / "talk.json").write_text(json.dumps(talk))
+    train = {
+        "stage": 1,
+        "model": str(tiny_llm),
+        "sources": [{"store": str(folder / "store"), "conversations": "talk"}],
+        "visual": "clip-vit-s-32",
+        "audio": "clap-htsat-tiny",
+        "frames": 4,
+        "segments": 1,
+        "output": str(folder / "run"),
+        "global_batch": 3,
+        "steps": 3,
+        "lr": 1e-3,
+        "precision": "float32",
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(train))
+    for words in (
+        ("featurize", "plan", folder / "talk.json", media, "--media-root", media, "--store", folder / "store"),
+        ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
+        ("trainer", "train", folder / "train.yaml"),
+    ):
+        done = python(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder

@@ -1,55 +1,12 @@
 """A raw file or cached features, one question or a batch: the same answer."""
 
-import json
-
 import numpy as np
 import pytest
-import yaml
 
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
-from serve.evals.exact import Asked, Score, exact_match, normalize
 from serve.features import available_modality
 from store import Turn, UserError
-
-
-@pytest.fixture(scope="module")
-def trained(python, tmp_path_factory, media, tiny_llm):
-    """The whole way on a handful of files: featurize, one stage of training."""
-    folder = tmp_path_factory.mktemp("trained")
-    columns = [
-        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2, 4]},
-        {"encoder": "clap:HTSAT-tiny/random", "segments": [1]},
-    ]
-    (folder / "featurize.yaml").write_text(yaml.safe_dump({"columns": columns, "workers": 1}))
-    talk = []
-    for token in ("<VIS>", "<AUD>", "<AUD_VIS>"):
-        said = [{"from": "human", "value": f"What? {token}"}, {"from": "gpt", "value": "red"}]
-        talk.append({"id": token, "video": "red-loud.mp4", "conversations": said})
-    (folder / "talk.json").write_text(json.dumps(talk))
-    train = {
-        "stage": 1,
-        "model": str(tiny_llm),
-        "sources": [{"store": str(folder / "store"), "conversations": "talk"}],
-        "visual": "clip-vit-s-32",
-        "audio": "clap-htsat-tiny",
-        "frames": 4,
-        "segments": 1,
-        "output": str(folder / "run"),
-        "global_batch": 3,
-        "steps": 3,
-        "lr": 1e-3,
-        "precision": "float32",
-    }
-    (folder / "train.yaml").write_text(yaml.safe_dump(train))
-    for words in (
-        ("featurize", "plan", folder / "talk.json", media, "--media-root", media, "--store", folder / "store"),
-        ("featurize", "run", "--store", folder / "store", "--config", folder / "featurize.yaml"),
-        ("trainer", "train", folder / "train.yaml"),
-    ):
-        done = python(*words)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +62,10 @@ def test_an_imported_column_has_no_encoder_to_ask_with(trained, media):
     assistant.info.builds["visual"] = {"imported": "video-chatgpt"}
     with pytest.raises(UserError, match=r"was imported \(video-chatgpt\).*--store and --key"):
         assistant.features.encode(str(media / "red-loud.mp4"), ["visual"])
-    assert assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"]).arrays.keys() == {"temporal", "spatial"}
+    assert assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"]).arrays.keys() == {
+        "temporal",
+        "spatial",
+    }
 
 
 def test_the_command_answers_from_a_file_and_from_a_store(python, trained, media):
@@ -129,19 +89,3 @@ def test_what_cannot_be_answered_is_one_line(python, trained, media, words, mess
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-
-
-def test_exact_match_counts_by_group_and_never_counts_an_empty_answer(assistant, trained):
-    """OneLLM's evaluator counts an empty prediction as right."""
-    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual"]).arrays
-    question = Question((Turn("What?", "visual", ""),), arrays)
-    said = assistant.answer([question], Limits(32))[0].text
-    asked = [
-        Asked(question, said.lower() + ".", "same"),
-        Asked(question, "", "empty"),
-        Asked(question, said + "x", "same"),
-    ]
-    scores, answers = exact_match(assistant, asked)
-    assert scores == {"same": Score(1 if normalize(said) else 0, 2), "empty": Score(0, 1)}
-    assert answers == [said] * 3
-    assert (normalize(" Red. "), normalize("")) == ("RED", "")

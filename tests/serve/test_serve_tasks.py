@@ -1,34 +1,23 @@
 """Each benchmark, from the files it is published as to the questions that are asked, word for word."""
 
-import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from serve.evals.tasks import BUILT_IN, TASKS, Query, Task, TaskFile, digest, load_tasks, queries
-from store import Conversation, Settings, Storage, Turn, UserError, load_conversations, load_settings, parse_settings
+from serve.evals.answers import key_of
+from serve.evals.tasks import BUILT_IN, TASKS, Query, Task, TaskFile, load_tasks, queries
+from store import Conversation, Settings, Turn, UserError, load_conversations, load_settings, parse_settings
 
 REPO = Path(__file__).parents[2]
 DOCS = REPO / "docs" / "evaluation.md"
 BRIEF = "\nAnswer the question using a single word or phrase."
 LETTER = "Question: {}\nOptions:\n{}\nAnswer with the letter of the right option."
 BEST = "Question: {}\nOptions:\n{}\nOnly give the best option."
-
-
-@pytest.fixture(scope="module")
-def planned(python, published, tmp_path_factory, media) -> Storage:
-    """A store into which `featurize plan` has put every set."""
-    folder = tmp_path_factory.mktemp("planned")
-    for write in dict.fromkeys([*published.SETS.values(), *published.OTHERS]):
-        own = folder / write.__name__
-        own.mkdir()
-        done = python("featurize", "plan", *write(own, media), "--store", folder / "store")
-        assert done.returncode == 0, done.stdout + done.stderr
-    return Storage(folder / "store")
 
 
 @pytest.fixture(scope="module")
@@ -228,25 +217,33 @@ def test_a_prompt_changes_without_planning_again(asked, planned):
     changed = TASKS["next-qa"].model_copy(update={"prompt": "{options}\n{question}?", "modality": BOTH})
     made = queries(changed, load_conversations(planned, "next-qa"))
     assert made[0].turns == (Turn(f"{LISTED}\nhow does it turn green?", BOTH, ""),)
-    assert digest(changed) != digest(TASKS["next-qa"])
 
 
-def test_the_digest_is_of_what_shapes_answers():
-    """Three dimensions are judged on one set of answers; stored answers outlive new names, groups and scorers."""
-    assert digest(TASKS["videochatgpt-correctness"]) == digest(TASKS["videochatgpt-context"])
-    task = TASKS["mvbench"]
+def test_stored_answers_outlive_all_that_does_not_shape_them(asked):
+    """Three dimensions are judged on one set of answers; new names, groups and scorers ask nothing again."""
+    name = "videochatgpt-generic"
+    made = asked("videochatgpt-correctness")
+    assert made == asked("videochatgpt-context")
+    assert [key_of(TASKS["videochatgpt-correctness"], name, q) for q in made] == [
+        key_of(TASKS["videochatgpt-context"], name, q) for q in made
+    ]
+    task, (query, *_) = TASKS["mvbench"], asked("mvbench")
+    key = key_of(task, "mvbench", query)
     same = {"name": "x", "title": "x", "files": "x", "expected": {}, "scorer": "exact", "group_by": None, "paper": None}
-    assert digest(task.model_copy(update=same)) == digest(task)
-    shaping = {
-        "form": "question", "history": False, "prompt": "x", "answer_prefix": "", "system": None, "modality": BOTH,
-        "max_new_tokens": 1, "temperature": 0.5,
-    }  # fmt: skip
-    other = {digest(task.model_copy(update={name: value})) for name, value in shaping.items()}
-    assert len(other - {digest(task)}) == len(shaping)
-    assert set(Task.model_fields) == {*shaping, *same, "dimension", "group_names", "cluster_by"}
-    pinned = '{"answer_prefix": "", "form": "question", "history": true, "max_new_tokens": 64, "modality": "visual", '
-    pinned += '"prompt": "{question}", "system": null, "temperature": 0.0}'
-    assert digest(TASKS["msvd-qa"]) == hashlib.sha256(pinned.encode()).hexdigest()
+    assert key_of(task.model_copy(update=same), "mvbench", query) == key
+    shaping = {"answer_prefix": "", "system": None, "max_new_tokens": 1, "temperature": 0.5}
+    changed = [task.model_copy(update={name: value}) for name, value in shaping.items()]
+    turn = query.turns[0]
+    turns = [replace(turn, instruction="x"), replace(turn, modality=BOTH), replace(turn, response="x")]
+    keys = {key_of(other, "mvbench", query) for other in changed}
+    keys |= {key_of(task, "mvbench", replace(query, turns=(other,))) for other in turns}
+    keys |= {key_of(task, "mvbench", replace(query, **{field: value})) for field, value in
+             {"key": "x", "id": "x", "occurrence": 1}.items()}  # fmt: skip
+    keys |= {key_of(task, "other", query)}
+    assert len(keys - {key}) == len(changed) + len(turns) + 4
+    in_turns = {"form", "history", "prompt", "modality"}
+    assert set(Task.model_fields) == {*shaping, *same, *in_turns, "dimension", "group_names", "cluster_by"}
+    assert key_of(TASKS["msvd-qa"], "msvd-qa", asked("msvd-qa")[0]).prompt == "d403fb042c44e7b4"
 
 
 def conversation(key: str | None = "k", turns: int = 1, **meta: object) -> Conversation:

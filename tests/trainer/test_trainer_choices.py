@@ -49,7 +49,7 @@ def llm_of(folder):
 
 def cli(monkeypatch, capsys, *words):
     """What `python -m trainer ...` prints, and its exit status, without a process of its own; so for `serve`."""
-    package = serve.__main__ if words[0] == "evaluate" else trainer.__main__
+    package = serve.__main__ if words[0] == "heldout" else trainer.__main__
     monkeypatch.setattr(sys, "argv", [package.__package__, *map(str, words)])
     try:
         package.main()
@@ -258,7 +258,7 @@ def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught
     """Loss: each conversation alone through the Hugging Face model. Exact: what `serve` answers, word for word."""
     output, logged = taught
     out = tmp_path / "new" / "judged.json"
-    words = ("evaluate", output / "checkpoint", base["sources"][0]["store"], "mixed", "--out", out)
+    words = ("heldout", output / "checkpoint", base["sources"][0]["store"], "mixed", "--out", out)
     status, printed, _ = cli(monkeypatch, capsys, *words)
     assert status == 0
     assert "audio_visual" in printed
@@ -292,7 +292,7 @@ def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught
 def test_audio_visual_questions_asked_by_one_sense(base, taught, monkeypatch, capsys, tmp_path):
     """The paper's modality ablation: the same model asked with sight only."""
     out = tmp_path / "judged.json"
-    words = ("evaluate", taught[0] / "checkpoint", base["sources"][0]["store"], "mixed", "--ask", "visual")
+    words = ("heldout", taught[0] / "checkpoint", base["sources"][0]["store"], "mixed", "--ask", "visual")
     status, printed, _ = cli(monkeypatch, capsys, *words, "--limit", 12, "--out", out)
     judged = json.loads(out.read_text())["judged"]
     assert (status, {each["modality"] for each in judged}, len(judged)) == (0, {"visual"}, 12)

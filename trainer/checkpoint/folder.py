@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 
 from store import ColumnSpec, Settings, UserError, parse_settings
@@ -38,6 +39,7 @@ class CheckpointInfo(Settings):
         base: hub name of the LLM that training began with; None if it was a folder.
         attention: the attention kernel, torch's version and the device of that stage's last run.
         llm: digest of the LLM's weights (`digest_of`); None in checkpoints of earlier versions.
+        trained_on: names of the conversations of all stages, for the leakage check of evaluations.
     """
 
     format: Literal[1] = 1
@@ -51,6 +53,7 @@ class CheckpointInfo(Settings):
     base: str | None = None
     attention: str | None = None
     llm: str | None = None
+    trained_on: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -146,6 +149,12 @@ def check_llm(folder: str | Path, info: CheckpointInfo, llm: Any) -> None:
             f"{folder}: the LLM's weights are not those that this checkpoint was written with; its projectors were "
             "trained with those: write it again by python -m trainer export, or train again"
         )
+
+
+def checkpoint_digest(folder: str | Path, info: CheckpointInfo) -> str:
+    """Identify a checkpoint's weights: a digest of the LLM's and of the projectors."""
+    projectors = xxhash.xxh3_128((Path(folder) / FOLDER / "projectors.safetensors").read_bytes()).hexdigest()
+    return f"{info.llm or 'unknown'}+{projectors}"
 
 
 def load_projectors(folder: str | Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,270 @@
+"""`serve evaluate`: ask tasks, keep every answer, score what is there, report."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from featurize.leaks import find_leaks, media_of
+from serve.evals.answers import Answer, AnswerFile, Key, key_of, limited, read_answers, share
+from serve.evals.report import write_report
+from serve.evals.scores import TaskScores, score
+from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
+from store import Settings, Storage, UserError, list_conversations, load_conversations, parse_settings
+from store.console import Meter, console, make_table
+from store.publish import publishing
+from trainer.checkpoint.folder import CheckpointInfo, checkpoint_digest, read_info
+
+SAMPLE = 32  # questions that a dry run asks, to tell the hours
+Part = Literal["answers", "scores"]
+Failed = Literal["wrong", "left-out"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task, the name of its conversations in the store, its queries, and those of them that are asked."""
+
+    task: Task
+    conversations: str
+    queries: Sequence[Query]
+    chosen: Sequence[int]
+
+    @property
+    def asked(self) -> list[Query]:
+        """The queries that are asked."""
+        return [self.queries[number] for number in self.chosen]
+
+    def key(self, query: Query) -> Key:
+        """The key of a query's answer."""
+        return key_of(self.task, self.conversations, query)
+
+
+class RunInfo(Settings):
+    """What all answers in a folder have in common; answers of anything else are refused.
+
+    Attributes:
+        checkpoint: digest of its weights.
+        columns: fingerprint of each column it reads, by sense.
+        store: the store of the conversations and features.
+        engine: what generates, and in which precision.
+        version: of avllm.
+    """
+
+    checkpoint: str
+    columns: dict[str, str]
+    store: str
+    engine: str
+    version: str
+
+
+def evaluate(
+    checkpoint: str,
+    store: str,
+    names: Sequence[str],
+    *,
+    out: Path | None = None,
+    only: Part | None = None,
+    limit: int | None = None,
+    failed: Failed = "wrong",
+    tasks_file: Path | None = None,
+    vllm: str | None = None,
+) -> None:
+    """Ask tasks and report their scores. A second call goes on where a killed one stopped.
+
+    Questions are shared between processes that are started with RANK and WORLD_SIZE, as torchrun does.
+
+    Args:
+        checkpoint: folder of a checkpoint.
+        store: holds the tasks' conversations, and the features of their media.
+        names: tasks, each as `task` or `task=conversations`.
+        out: folder of answers and reports; None takes `evaluation` beside the checkpoint.
+        only: `answers` does not score, `scores` does not ask.
+        limit: the most questions of a task, spread evenly; its scores are marked as partial.
+        failed: whether questions whose features cannot be used count as wrong or are left out.
+        tasks_file: YAML with more tasks.
+        vllm: URL of a vLLM server that serves the checkpoint; None generates here.
+
+    Raises:
+        UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
+    """
+    info = read_info(checkpoint)
+    planned = plan_tasks(store, names, limit, tasks_file)
+    folder = out or Path(checkpoint).resolve().parent / "evaluation"
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if only != "scores":
+        _claim(folder, _info_of(checkpoint, info, store, vllm))
+        with AnswerFile(folder, rank, ranks) as file:
+            _ask(checkpoint, store, planned, folder, file, rank, ranks, vllm)
+    answers = read_answers(folder)
+    lacking = sum(p.key(query) not in answers for p in planned for query in p.asked)
+    if only == "answers" or (lacking and only != "scores"):
+        console.print(f"answers: {folder}; {lacking} questions are still being asked by other ranks" if lacking
+                      else f"answers: {folder}")  # fmt: skip
+        return
+    if not any(p.key(query) in answers for p in planned for query in p.asked):
+        raise UserError(f"{folder}: holds no answers to these tasks; run without --only scores")
+    run = parse_settings(RunInfo, _read_run(folder), str(folder / "run.json"))
+    scores = [_scores(p, answers, failed) for p in planned]
+    leaks = leaks_of(info, store, planned)
+    write_report(folder, run.model_dump(), scores, leaks)
+
+
+def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: Path | None) -> list[Planned]:
+    """The questions of tasks that are called `task` or `task=conversations`.
+
+    Raises:
+        UserError: there is no such task, or the store lacks its conversations or they lack what it needs.
+    """
+    known = load_tasks(tasks_file) if tasks_file else TASKS
+    storage, planned = Storage(store), []
+    for name in names:
+        task, _, conversations = name.partition("=")
+        conversations = conversations or task
+        if task not in known:
+            raise UserError(f"no task {task!r}; there are: {', '.join(known)}")
+        if conversations not in (there := list_conversations(storage)):
+            raise UserError(
+                f"task {task}: {store} has no conversations {conversations!r}; it has: {', '.join(there) or 'none'}; "
+                f"name them as {task}=NAME, or plan them: python -m featurize plan FILE --store {store} --name {task}"
+            )
+        made = queries(known[task], load_conversations(storage, conversations))
+        planned.append(Planned(known[task], conversations, made, limited(len(made), limit)))
+    return planned
+
+
+def dry_run(
+    checkpoint: str, store: str, names: Sequence[str], *, limit: int | None, tasks_file: Path | None, vllm: str | None
+) -> None:
+    """Print what an evaluation would ask, how long that takes by a sample of its questions, and leaks. Writes nothing.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    from serve.assistant import Assistant
+    from serve.evals.ask import all_asked, ask
+
+    info, planned = read_info(checkpoint), plan_tasks(store, names, limit, tasks_file)
+    _say_leaks(leaks_of(info, store, planned))
+    asked = all_asked([(p.task, p.conversations, p.asked) for p in planned])
+    sample = [asked[number] for number in limited(len(asked), SAMPLE)]
+    assistant, answers = Assistant.load(checkpoint, vllm), dict[Key, Answer]()
+    with Meter("asking a sample", len(sample), "questions") as meter:
+
+        def keep(key: Key, answer: Answer) -> None:
+            answers[key] = answer
+            meter.advance(1)
+
+        ask(assistant, store, sample, keep)
+    assistant.close()
+    table = make_table("task", "conversations", "questions", "at most tokens each", "positions of a prompt")
+    for p in planned:
+        lengths = [answers[each.key].positions for each in sample if each.task is p.task]
+        positions = f"{sum(lengths) / len(lengths):.0f}" if lengths else ""
+        table.add_row(p.task.name, p.conversations, f"{len(p.chosen):,}", str(p.task.max_new_tokens), positions)
+    console.print(table)
+    tokens = sum(answer.tokens for answer in answers.values())
+    hours = len(asked) / meter.rate / 3600
+    console.print(
+        f"{len(asked):,} questions to ask; of a sample of {len(sample)}: {tokens / len(sample):.1f} tokens an answer, "
+        f"{meter.rate:.2f} answers/s with its start: about {hours:.2f} hours on one such device"
+    )
+
+
+def _ask(
+    checkpoint: str, store: str, planned: Sequence[Planned], folder: Path, file: AnswerFile, rank: int, ranks: int,
+    vllm: str | None,
+) -> None:  # fmt: skip
+    """Ask what a rank has to and has not asked yet."""
+    from serve.evals.ask import all_asked, ask
+
+    asked = all_asked([(p.task, p.conversations, p.asked) for p in planned])
+    answers = read_answers(folder)
+    mine = [asked[number] for number in share(len(asked), rank, ranks)]
+    left = [each for each in mine if each.key not in answers or answers[each.key].failures]
+    if ranks > 1 or len(left) < len(mine):
+        console.print(f"rank {rank} of {ranks}: {len(mine):,} questions, {len(mine) - len(left):,} answered before")
+    if not left:
+        return
+    from serve.assistant import Assistant
+
+    assistant = Assistant.load(checkpoint, vllm)
+    failures = 0
+
+    def keep(key: Key, answer: Answer) -> None:
+        nonlocal failures
+        file.write(key, answer)
+        failures += bool(answer.failures)
+        meter.advance(1, f"{failures} without features" if failures else "")
+
+    with Meter("asking", len(left), "questions") as meter:
+        ask(assistant, store, left, keep)
+    assistant.close()
+
+
+def _scores(planned: Planned, answers: Mapping[Key, Answer], failed: Failed) -> TaskScores:
+    scored = [(query, answers[planned.key(query)]) for query in planned.asked if planned.key(query) in answers]
+    return score(planned.task, planned.conversations, planned.queries, scored, failed)
+
+
+def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> dict[str, str]:
+    """By task, what is to be said of its media that the checkpoint was trained on; nothing if there are none."""
+    storage = Storage(store)
+    there = [name for name in info.trained_on if name in list_conversations(storage)]
+    said: dict[str, str] = {}
+    for p in planned:
+        others = [name for name in there if name != p.conversations]
+        if p.conversations in info.trained_on:
+            said[p.task.name] = f"the checkpoint was trained on conversations {p.conversations}"
+        elif others and (leaked := find_leaks(media_of(storage, others), media_of(storage, [p.conversations]))):
+            said[p.task.name] = (
+                f"{len(leaked)} media are also in training, first {leaked[0].evaluation.uri} (same {leaked[0].by})"
+            )
+        elif not there:
+            said[p.task.name] = "leaks were not checked: the conversations of training are not in this store"
+    return said
+
+
+def _say_leaks(leaks: Mapping[str, str]) -> None:
+    for task, said in leaks.items():
+        console.print(f"{task}: {said}", markup=False)
+
+
+def _info_of(checkpoint: str, info: CheckpointInfo, store: str, vllm: str | None) -> RunInfo:
+    import torch
+
+    precision = "bfloat16" if torch.cuda.is_available() else "float32"
+    return RunInfo(
+        checkpoint=checkpoint_digest(checkpoint, info),
+        columns={sense: spec.fingerprint for sense, spec in sorted(info.columns.items())},
+        store=Storage(store).url,
+        engine=f"vllm, prompts in {precision}" if vllm else f"transformers, {precision}",
+        version=version("avllm"),
+    )
+
+
+def _claim(folder: Path, run: RunInfo) -> None:
+    """Write what the answers will have in common, or check that it is what they have."""
+    path = folder / "run.json"
+    if path.exists():
+        before = parse_settings(RunInfo, _read_run(folder), str(path))
+        differing = [n for n in RunInfo.model_fields if n != "version" and getattr(before, n) != getattr(run, n)]
+        if differing:
+            raise UserError(
+                f"{folder}: holds answers of another {differing[0]}: {getattr(before, differing[0])}, "
+                f"not {getattr(run, differing[0])}; name another folder with --out"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with publishing(path) as temporary:
+        temporary.write_text(run.model_dump_json(indent=1))
+
+
+def _read_run(folder: Path) -> dict[str, object]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no evaluation: there is no run.json in it; run without --only scores")
+    content: dict[str, object] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,207 @@
+"""Score the answers of a task: every metric with its interval, and the parts of each item that it is computed from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.evals.answers import Answer
+from serve.evals.bleu import BleuCounts, count_bleu
+from serve.evals.choices import choose
+from serve.evals.cider import DocumentFrequencies, cider
+from serve.evals.matching import matches, matches_leniently
+from serve.evals.rouge import rouge
+from serve.evals.statistics import Estimate, bootstrap, estimate
+from serve.evals.tasks import Query, Task
+from serve.evals.words import tokenize
+
+Given = tuple[Query, Answer]
+Floats = NDArray[np.float64]
+MAIN = {"exact": "accuracy", "choice": "accuracy", "cider": "CIDEr", "bleu": "BLEU-1"}  # by scorer
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers of one group: how many, and its main metric."""
+
+    count: int
+    value: Estimate
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of a task.
+
+    Attributes:
+        task: the task.
+        conversations: their name in the store.
+        questions: how many the task has in this store.
+        expected: how many its data set has, and how that is known; empty if it is not.
+        scored: how many answers were scored.
+        failed: questions whose features cannot be used; how they count is `failed_are`.
+        failed_are: `wrong` or `left-out`.
+        invalid: answers that could not be parsed, which are wrong; None where nothing is parsed.
+        tokens: mean length of an answer.
+        cut: answers that were ended by the limit on tokens.
+        metrics: by name, the main one first; empty if only a judge can score.
+        groups: by name.
+        length_ratio: words of the answers to words of the references closest in length; None for other scorers.
+        items: for each answer its id, occurrence, media item, cluster, groups, reply and scores.
+    """
+
+    task: Task
+    conversations: str
+    questions: int
+    expected: str
+    scored: int
+    failed: int
+    failed_are: str
+    invalid: int | None
+    tokens: float
+    cut: int
+    metrics: dict[str, Estimate]
+    groups: dict[str, Group]
+    length_ratio: float | None
+    items: list[dict[str, Any]]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of the questions were not asked."""
+        return self.scored + (self.failed if self.failed_are == "left-out" else 0) < self.questions
+
+
+@dataclass
+class _Scored:
+    """What a scorer gives: metrics, and numbers of each item by name."""
+
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    items: dict[str, Sequence[Any]] = field(default_factory=dict)
+    invalid: int | None = None
+    length_ratio: float | None = None
+
+
+def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence[Given], failed_are: str) -> TaskScores:
+    """Score the answers to some of a task's queries.
+
+    Args:
+        task: the task.
+        conversations: their name in the store.
+        made: all its queries: CIDEr weighs words by the references of the whole set.
+        given: the queries that have an answer, and their answers.
+        failed_are: `wrong`, or `left-out`, for questions whose features cannot be used.
+    """
+    counted = [(query, answer) for query, answer in given if failed_are == "wrong" or not answer.failures]
+    clusters = [query.cluster for query, _ in counted]
+    scorer = SCORERS.get(task.scorer)
+    scored = scorer(made, counted, clusters) if scorer and counted else _Scored()
+    asked = [answer for _, answer in counted if not answer.failures]
+    return TaskScores(
+        task=task,
+        conversations=conversations,
+        questions=len(made),
+        expected=_expected(task, made),
+        scored=len(counted),
+        failed=sum(bool(answer.failures) for _, answer in given),
+        failed_are=failed_are,
+        invalid=scored.invalid,
+        tokens=float(np.mean([answer.tokens for answer in asked])) if asked else 0.0,
+        cut=sum(answer.reason == "length" for answer in asked),
+        metrics=scored.metrics,
+        groups=_groups(task, counted, clusters, scored),
+        length_ratio=scored.length_ratio,
+        items=_items(counted, scored),
+    )
+
+
+def _expected(task: Task, made: Sequence[Query]) -> str:
+    splits = sorted({query.split for query in made})
+    expected = task.expects(splits[0]) if len(splits) == 1 else None
+    return f"{expected.count:,} ({expected.source})" if expected and expected.count else ""
+
+
+def _items(counted: Sequence[Given], scored: _Scored) -> list[dict[str, Any]]:
+    items = []
+    for number, (query, answer) in enumerate(counted):
+        entry: dict[str, Any] = {"id": query.id, "occurrence": query.occurrence, "key": query.key}
+        entry |= {"cluster": query.cluster, "groups": list(query.groups), "reply": answer.reply}
+        entry |= {"failures": dict(answer.failures)} if answer.failures else {}
+        items.append(entry | {name: values[number] for name, values in scored.items.items()})
+    return items
+
+
+def _groups(task: Task, counted: Sequence[Given], clusters: Sequence[str], scored: _Scored) -> dict[str, Group]:
+    """The main metric of each group; of metrics that are means over items."""
+    if not scored.metrics or MAIN[task.scorer] not in scored.items:
+        return {}
+    values, groups = np.array(scored.items[MAIN[task.scorer]], float), dict[str, Group]()
+    for name in sorted({group for query, _ in counted for group in query.groups}):
+        chosen = [number for number, (query, _) in enumerate(counted) if name in query.groups]
+        value = _mean(values[chosen], [clusters[number] for number in chosen])
+        groups[name] = Group(len(chosen), value)
+    return groups
+
+
+def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+    return bootstrap(values, np.ones_like(values), clusters)
+
+
+def _exact(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
+    """The published rule decides; a lenient one, which takes `_` for a blank, stands beside it."""
+    items: dict[str, Sequence[Any]] = {
+        name: [100 * any(rule(answer.reply, right) for right in query.references) for query, answer in counted]
+        for name, rule in (("accuracy", matches), ("accuracy, lenient", matches_leniently))
+    }
+    return _Scored({name: _mean(np.array(values, float), clusters) for name, values in items.items()}, items)
+
+
+def _choice(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
+    chosen = [None if answer.failures else choose(answer.reply, query.options) for query, answer in counted]
+    right = [100 * (choice == query.right) for choice, (query, _) in zip(chosen, counted, strict=True)]
+    invalid = sum(choice is None and not answer.failures for choice, (_, answer) in zip(chosen, counted, strict=True))
+    items: dict[str, Sequence[Any]] = {"accuracy": right, "chosen": chosen}
+    return _Scored({"accuracy": _mean(np.array(right, float), clusters)}, items, invalid)
+
+
+def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
+    """CIDEr-D with the document frequencies of all references, BLEU and ROUGE-L, all times 100."""
+    references = {_name(query): [tokenize(text) for text in query.references] for query in made}
+    predictions = [tokenize(answer.reply) for _, answer in counted]
+    theirs = [references[_name(query)] for query, _ in counted]
+    frequencies = DocumentFrequencies.of([references[_name(query)] for query in made])
+    items = {"CIDEr": 100 * cider(predictions, theirs, frequencies), "ROUGE-L": 100 * rouge(predictions, theirs)}
+    metrics = {name: _mean(values, clusters) for name, values in items.items()}
+    counts = count_bleu(predictions, theirs)
+    parts = np.concatenate(
+        [counts.matches, counts.guesses, counts.lengths[:, None], counts.reference_lengths[:, None]], 1
+    )
+    for order in range(4):
+        metrics[f"BLEU-{order + 1}"] = estimate(parts.astype(float), _bleu(order), clusters)
+    ratio = float(counts.lengths.sum() / max(1, counts.reference_lengths.sum()))
+    return _Scored(metrics, {name: values.tolist() for name, values in items.items()}, length_ratio=ratio)
+
+
+def _name(query: Query) -> tuple[str, int]:
+    return query.id, query.occurrence
+
+
+def _bleu(order: int) -> Callable[[Floats], Floats]:
+    def value(sums: Floats) -> Floats:
+        counts = BleuCounts(sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9])
+        bleu: Floats = 100 * counts.scores()[..., order]
+        return bleu
+
+    return value
+
+
+def _paragraphs(made: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
+    """As `_captions`, with BLEU first."""
+    scored = _captions(made, counted, clusters)
+    scored.metrics = {n: scored.metrics[n] for n in sorted(scored.metrics, key=lambda n: not n.startswith("BLEU"))}
+    return scored
+
+
+SCORERS: dict[str, Callable[[Sequence[Query], Sequence[Given], Sequence[str]], _Scored]] = {
+    "exact": _exact, "choice": _choice, "cider": _captions, "bleu": _paragraphs,
+}  # fmt: skip
