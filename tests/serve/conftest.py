@@ -7,7 +7,9 @@ from types import ModuleType
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from featurize.__main__ import app
 from store import Storage
 
 
@@ -23,14 +25,14 @@ def published() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def planned(python, published, tmp_path_factory, media) -> Storage:
+def planned(published, tmp_path_factory, media) -> Storage:
     """A store into which `featurize plan` has put every set."""
     folder = tmp_path_factory.mktemp("planned")
     for write in dict.fromkeys([*published.SETS.values(), *published.OTHERS]):
         own = folder / write.__name__
         own.mkdir()
-        done = python("featurize", "plan", *write(own, media), "--store", folder / "store")
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = CliRunner().invoke(app, ["plan", *write(own, media), "--store", str(folder / "store")])
+        assert done.exit_code == 0, done.output
     return Storage(folder / "store")
 
 
@@ -39,8 +41,8 @@ def trained(python, tmp_path_factory, media, tiny_llm):
     """The whole way on a handful of files: featurize, one stage of training."""
     folder = tmp_path_factory.mktemp("trained")
     columns = [
-        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2, 4]},
-        {"encoder": "clap:HTSAT-tiny/random", "segments": [1]},
+        {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2, 4], "batch": 4},
+        {"encoder": "clap:HTSAT-tiny/random", "segments": [1], "batch": 1},
     ]
     (folder / "featurize.yaml").write_text(yaml.safe_dump({"columns": columns, "workers": 1}))
     talk = []

@@ -338,11 +338,11 @@ def test_a_stopped_runs_state_becomes_the_checkpoint_it_would_have_written(
         ("export {run} {new} --step best", "--step best: {run} has no such state; saved steps: 3; accepted: a step"),
         ("export {run}/nowhere {new}", "{run}/nowhere has no saved states: save_every=N saves some"),
         ("export {run} {run}", "{run}: exists; name a folder that does not"),
-        ("evaluate {run}/checkpoint {store} mixed --ask smell", "--ask smell: accepted: visual, audio"),
-        ("evaluate {run} {store} mixed", "{run}: not a checkpoint of avllm"),
-        ("evaluate {run}/checkpoint {store} nothing", "nothing"),
-        ("evaluate {run}/checkpoint {run} mixed", "{run}: no store is there"),
-        ("evaluate {run}/checkpoint {store} mixed --out {run}", "--out {run}: is a folder"),
+        ("heldout {run}/checkpoint {store} mixed --ask smell", "--ask smell: accepted: visual, audio"),
+        ("heldout {run} {store} mixed", "{run}: not a checkpoint of avllm"),
+        ("heldout {run}/checkpoint {store} nothing", "nothing"),
+        ("heldout {run}/checkpoint {run} mixed", "{run}: no store is there"),
+        ("heldout {run}/checkpoint {store} mixed --out {run}", "--out {run}: is a folder"),
     ],
 )  # fmt: skip
 def test_mistakes_cost_a_line(base, adapted, words, message, monkeypatch, capsys, tmp_path):
