@@ -1,5 +1,6 @@
 """A trained checkpoint that answers questions about clips, by an engine here or by a vLLM server."""
 
+import os
 from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 
@@ -43,7 +44,12 @@ class Assistant:
         Raises:
             UserError: the folder is no checkpoint of this trainer, or the server cannot be used.
         """
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        has_gpu = torch.cuda.is_available()
+        if has_gpu:
+            torch.cuda.set_device(
+                int(os.environ.get("LOCAL_RANK", "0"))
+            )  # of torchrun, whose ranks share questions
+        dtype = torch.bfloat16 if has_gpu else torch.float32
         if vllm is not None:
             return cls(load_prompts(checkpoint, dtype), VLLM(vllm))
         model, tokenizer, info = load_checkpoint(checkpoint, dtype, attention="sdpa")
