@@ -96,10 +96,12 @@ def engines(
         f"generate, padded batches of {BATCH}": generated(assistant, BATCH),
         "generate, one at a time": generated(assistant, 1),
     }
-    if vllm:
-        contenders["vLLM"] = engine_of(VLLM(vllm))
-    for name, limits in (("as they end, at most 32 tokens", [32] * len(rows)), ("cut at 2 to 64 tokens", mixed)):
-        _race(f"{len(rows)} questions, answers {name}", contenders, rows, limits, rounds)
+    remote = {"vLLM": engine_of(VLLM(vllm))} if vllm else {}
+    _race(f"{len(rows)} questions, answers as they end", contenders | remote, rows, [32] * len(rows), rounds)
+    engine: Any = assistant.engine
+    engine._ends = frozenset()
+    engine._llm.generation_config.eos_token_id = None
+    _race(f"{len(rows)} questions, answers of 2 to 64 tokens", contenders, rows, mixed, rounds)
     console.print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     assistant.close()
 

@@ -46,9 +46,7 @@ class Assistant:
         """
         has_gpu = torch.cuda.is_available()
         if has_gpu:
-            torch.cuda.set_device(
-                int(os.environ.get("LOCAL_RANK", "0"))
-            )  # of torchrun, whose ranks share questions
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # of torchrun, whose ranks share questions
         dtype = torch.bfloat16 if has_gpu else torch.float32
         if vllm is not None:
             return cls(load_prompts(checkpoint, dtype), VLLM(vllm))

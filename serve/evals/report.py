@@ -24,7 +24,7 @@ def write_report(folder: Path, run: Mapping[str, Any], scores: Sequence[TaskScor
         folder: where the answers are.
         run: what they have in common.
         scores: of each task.
-        leaks: by task, what is to be said of media that were trained on.
+        leaks: by task, what is to be said of media that were trained on; by the empty name, of all tasks.
     """
     entries = [_entry(each, leaks.get(each.task.name)) for each in scores]
     for each in scores:
@@ -56,6 +56,7 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
         "answer_prefix": task.answer_prefix,
         "system": task.system,
         "modality": task.modality,
+        "digest": scores.digest,
         "questions": scores.questions,
         "expected": scores.expected,
         "scored": scores.scored,
@@ -104,20 +105,38 @@ def _remarks(scores: TaskScores, leak: str | None) -> list[str]:
 
 def _print(scores: Sequence[TaskScores], leaks: Mapping[str, str]) -> None:
     table = make_table("task", "metric", "score", "of", "paper")
-    for each in scores:
-        paper = each.task.paper.figures if each.task.paper else {}
-        for name, value in list(each.metrics.items())[:2]:
-            table.add_row(each.task.name, name, shown(value), _counts(each), f"{paper[name]}" if name in paper else "")
-        if not each.metrics:
-            table.add_row(each.task.name, "needs a judge", "", _counts(each), "")
+    for row in _rows(scores):
+        table.add_row(*row)
     console.print(table)
+    if "" in leaks:
+        console.print(leaks[""], markup=False)
     for each in scores:
         for remark in _remarks(each, leaks.get(each.task.name)):
             console.print(f"{each.task.name}: {remark}", markup=False)
 
 
+def _rows(scores: Sequence[TaskScores]) -> list[list[str]]:
+    """A row for each task's main metrics: task, metric, score, number of answers, the paper's figure."""
+    rows = []
+    for each in scores:
+        paper = each.task.paper.figures if each.task.paper else {}
+        for name, value in list(each.metrics.items())[:2]:
+            rows.append([each.task.name, name, shown(value), _counts(each), str(paper.get(name, ""))])
+        if not each.metrics:
+            rows.append([each.task.name, "needs a judge", "", _counts(each), ""])
+    return rows
+
+
 def _markdown(run: Mapping[str, Any], scores: Sequence[TaskScores], leaks: Mapping[str, str]) -> str:
-    lines = ["# Evaluation", "", NOTE, "", *(f"- {name}: `{value}`" for name, value in run.items()), ""]
+    lines = [
+        "# Evaluation",
+        "",
+        "| task | metric | score (95% interval) | questions | the paper |",
+        "| - | - | - | - | - |",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in _rows(scores)]
+    lines += ["", NOTE, "", *(f"- {name}: `{json.dumps(value)}`" for name, value in run.items())]
+    lines += [*([f"- {leaks['']}"] if "" in leaks else []), ""]
     if any(each.metrics for each in scores):
         lines += ["![scores](report.png)", ""]
     for each in scores:
@@ -125,7 +144,9 @@ def _markdown(run: Mapping[str, Any], scores: Sequence[TaskScores], leaks: Mappi
         asked = f"Task `{task.name}` of conversations `{each.conversations}`, by {task.modality.replace('_', '-')}"
         lines += [f"## {task.title}", "", f"{asked}; {_counts(each)}; {each.tokens:.1f} tokens an answer.", ""]
         lines += [*(f"- {remark}" for remark in _remarks(each, leaks.get(task.name)))]
-        lines += [f"- prompt: `{json.dumps(task.prompt)}`"]
+        lines += [
+            f"- prompt: `{json.dumps(task.prompt)}`; digest of the questions, prompts and references: `{each.digest}`"
+        ]
         lines += [f"- the paper: {_figures(task.paper.figures)}. {task.paper.note}"] if task.paper else []
         if each.metrics:
             lines += ["", "| metric | score (95% interval) |", "| --- | --- |"]

@@ -1,5 +1,6 @@
 """`serve evaluate`: ask tasks, keep every answer, score what is there, report."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class RunInfo(Settings):
         columns: fingerprint of each column it reads, by sense.
         store: the store of the conversations and features.
         engine: what generates, and in which precision.
-        version: of avllm.
+        version: of avllm, and a digest of the code that asks and scores; both may differ.
     """
 
     checkpoint: str
@@ -210,7 +211,7 @@ def _scores(planned: Planned, answers: Mapping[Key, Answer], failed: Failed) -> 
 
 
 def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> dict[str, str]:
-    """By task, what is to be said of its media that the checkpoint was trained on; nothing if there are none."""
+    """By task, what is to be said of its media that the checkpoint was trained on; by the empty name, of all tasks."""
     storage = Storage(store)
     there = [name for name in info.trained_on if name in list_conversations(storage)]
     said: dict[str, str] = {}
@@ -222,14 +223,14 @@ def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> di
             said[p.task.name] = (
                 f"{len(leaked)} media are also in training, first {leaked[0].evaluation.uri} (same {leaked[0].by})"
             )
-        elif not there:
-            said[p.task.name] = "leaks were not checked: the conversations of training are not in this store"
+    if not there:
+        said[""] = "leaks were not checked: the conversations of training are not in this store"
     return said
 
 
 def _say_leaks(leaks: Mapping[str, str]) -> None:
     for task, said in leaks.items():
-        console.print(f"{task}: {said}", markup=False)
+        console.print(f"{task}: {said}" if task else said, markup=False)
 
 
 def _info_of(checkpoint: str, info: CheckpointInfo, store: str, vllm: str | None) -> RunInfo:
@@ -241,8 +242,15 @@ def _info_of(checkpoint: str, info: CheckpointInfo, store: str, vllm: str | None
         columns={sense: spec.fingerprint for sense, spec in sorted(info.columns.items())},
         store=Storage(store).url,
         engine=f"vllm, prompts in {precision}" if vllm else f"transformers, {precision}",
-        version=version("avllm"),
+        version=f"{version('avllm')}, code {_code_digest()}",
     )
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _claim(folder: Path, run: RunInfo) -> None:

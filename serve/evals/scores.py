@@ -1,7 +1,9 @@
 """Score the answers of a task: every metric with its interval, and the parts of each item that it is computed from."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ class TaskScores:
         task: the task.
         conversations: their name in the store.
         questions: how many the task has in this store.
+        digest: of all its questions, prompts and references.
         expected: how many its data set has, and how that is known; empty if it is not.
         scored: how many answers were scored.
         failed: questions whose features cannot be used; how they count is `failed_are`.
@@ -54,6 +57,7 @@ class TaskScores:
     task: Task
     conversations: str
     questions: int
+    digest: str
     expected: str
     scored: int
     failed: int
@@ -101,6 +105,7 @@ def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence
         task=task,
         conversations=conversations,
         questions=len(made),
+        digest=_digest(task, made),
         expected=_expected(task, made),
         scored=len(counted),
         failed=sum(bool(answer.failures) for _, answer in given),
@@ -113,6 +118,13 @@ def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence
         length_ratio=scored.length_ratio,
         items=_items(counted, scored),
     )
+
+
+def _digest(task: Task, made: Sequence[Query]) -> str:
+    """Equal digests: the same questions were asked in the same words, and scored against the same answers."""
+    whole = [task.model_dump(include={"answer_prefix", "system", "max_new_tokens", "temperature", "scorer"})]
+    text = json.dumps([whole, [asdict(query) for query in made]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _expected(task: Task, made: Sequence[Query]) -> str:
