@@ -1,12 +1,13 @@
-"""`python -m serve`: chat with a trained checkpoint about a clip, or evaluate it."""
+"""`python -m serve`: chat with a trained checkpoint about a clip, serve it to programs, or evaluate it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from store import Arrays, Sense, Turn, UserError
+from store import Arrays, Sense, Turn, UserError, parse_settings
 from store.console import console, make_app, run
+from store.settings import override
 from store.tokens import split_tokens
 
 if TYPE_CHECKING:
@@ -149,6 +150,44 @@ def heldout(
     from serve.evals.held_out import evaluate as evaluate_checkpoint
 
     evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
+
+
+@app.command()
+def api(
+    limits: Annotated[
+        list[str] | None, typer.Argument(help="Other settings, FIELD=VALUE; docs/serving.md lists them.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Folder of a checkpoint.")] = ...,  # type: ignore[assignment]
+    store: Annotated[
+        list[str] | None, typer.Option(help="LABEL=URL of a store whose items can be asked about; may be repeated.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; one that other machines reach needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port.")] = 8000,
+    vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
+    key_file: Annotated[
+        str | None, typer.Option(help="File of API keys, one a line; without it, the variable AVLLM_API_KEY.")
+    ] = None,
+) -> None:
+    """Serve a checkpoint to programs that speak OpenAI's API, until Ctrl-C."""
+    from serve.api.keys import load_keys
+    from serve.api.server import serve as serve_api
+    from serve.api.settings import ApiSettings
+
+    data = {"checkpoint": checkpoint, "stores": _labelled(store or []), "host": host, "port": port, "vllm": vllm}
+    for word in limits or []:
+        override(data, word)
+    serve_api(parse_settings(ApiSettings, data, "serve api"), load_keys(key_file))
+
+
+def _labelled(words: list[str]) -> dict[str, str]:
+    """URLs by label, from LABEL=URL."""
+    stores = {}
+    for word in words:
+        label, _, url = word.partition("=")
+        if not url or not label.replace("-", "").replace("_", "").isalnum() or label in stores:
+            raise UserError(f"--store {word}: expected LABEL=URL, each label once, of letters, digits, - and _")
+        stores[label] = url
+    return stores
 
 
 def main() -> None:

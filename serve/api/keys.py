@@ -1,0 +1,68 @@
+"""Who may ask: with keys, every path but /health needs one."""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.api.errors import ApiError
+from store import UserError
+
+VARIABLE = "AVLLM_API_KEY"
+OPEN = frozenset({"/health"})
+SHORTEST = 8  # characters of a key
+
+
+def load_keys(path: str | None) -> list[str]:
+    """The keys of a file, one a line, or else the one of the variable AVLLM_API_KEY; empty if there is neither.
+
+    Raises:
+        UserError: the file cannot be read or has no key, or a key is short or not plain ASCII.
+    """
+    if path is None:
+        keys = [key for key in [os.environ.get(VARIABLE, "")] if key]
+    else:
+        try:
+            keys = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        if not keys:
+            raise UserError(f"{path}: has no key; expected one a line")
+    for key in keys:
+        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(f"{path or VARIABLE}: a key needs {SHORTEST} or more printable ASCII characters, no blanks")
+    return keys
+
+
+class KeyCheck:
+    """ASGI middleware that refuses requests without a key, before anything of their body is read.
+
+    Args:
+        app: what is protected.
+        keys: any of these is accepted; without any, all requests are.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN and not self._knows(scope):
+            refused = ApiError(401, "no valid API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            await refused.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        """Whether the only Authorization header has a key. Digests make all comparisons take the same time."""
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(values) != 1:
+            return False
+        scheme, _, key = values[0].partition(b" ")
+        digest = hashlib.sha256(key).digest()
+        known = [hmac.compare_digest(digest, other) for other in self._digests]
+        return scheme.lower() == b"bearer" and any(known)

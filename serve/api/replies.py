@@ -1,0 +1,105 @@
+"""Answers as OpenAI's clients read them, whole or as server-sent events."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from serve.api.answering import Answer
+from serve.api.errors import ApiError
+
+PING = ": ping\n\n"
+DONE = "data: [DONE]\n\n"
+
+
+class Trimmed:
+    """The text of an answer without the blanks around it, piece by piece: those at its end are held back for ever."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._is_begun = False
+
+    def add(self, text: str) -> str:
+        """Add a piece; return what is certain not to be blanks at the end."""
+        text = self._held + (text if self._is_begun else text.lstrip())
+        certain = text.rstrip()
+        self._held = text[len(certain) :]
+        self._is_begun = self._is_begun or bool(certain)
+        return certain
+
+
+def usage(answer: Answer) -> dict[str, int]:
+    """What an answer took."""
+    prompt, generated = answer.prompt_tokens, answer.last.tokens
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+
+async def completion(answer: Answer, model: str) -> dict[str, Any]:
+    """A whole answer, once it has ended.
+
+    Raises:
+        ApiError: generation failed.
+    """
+    text = "".join([piece.text async for piece in answer.pieces() if piece]).strip()
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": answer.last.reason, "logprobs": None}
+    return {**_head("chat.completion", model), "choices": [choice], "usage": usage(answer)}
+
+
+class EventStream(StreamingResponse):
+    """An answer as a stream of events; the answer is closed when the stream ends or its client leaves.
+
+    Args:
+        answer: that was begun.
+        model: its name.
+        with_usage: end with a chunk of usage.
+        silence: seconds after which a comment keeps proxies from closing the connection.
+    """
+
+    def __init__(self, answer: Answer, model: str, with_usage: bool, silence: float) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events(answer, model, with_usage, silence), 200, headers, "text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
+
+
+async def events(answer: Answer, model: str, with_usage: bool, silence: float) -> AsyncIterator[str]:
+    """Yield the events of an answer; an error is the last one."""
+    head = _head("chat.completion.chunk", model) | ({"usage": None} if with_usage else {})
+    text = Trimmed()
+    yield _event(head | _delta({"role": "assistant", "content": ""}))
+    try:
+        async for piece in answer.pieces(silence):
+            if piece is None:
+                yield PING
+            elif fresh := text.add(piece.text):
+                yield _event(head | _delta({"content": fresh}))
+    except ApiError as error:
+        yield _event(error.body)
+        return
+    yield _event(head | _delta({}, answer.last.reason))
+    if with_usage:
+        yield _event(head | {"choices": [], "usage": usage(answer)})
+    yield DONE
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _delta(delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"

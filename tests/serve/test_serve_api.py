@@ -1,0 +1,244 @@
+"""The API on a real server and a real checkpoint: what the engine says, and nothing else, whatever is sent."""
+
+import base64
+import contextlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from serve.api.server import listen, make_server
+from serve.api.settings import ApiSettings
+from serve.assistant import Assistant, Question
+from serve.engine import Limits
+from serve.features import FeatureSource, available_modality
+from store import Turn
+
+KEY = "correct-horse"
+
+
+@contextlib.contextmanager
+def running(assistant, keys=(), **settings):
+    """A client of a server that listens on a port of its own."""
+    settings = ApiSettings(checkpoint="of the test", port=0, **settings)
+    listener = listen(settings)
+    server = make_server(assistant, settings, keys)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def assistant(trained):
+    return Assistant.load(str(trained / "run" / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def client(trained):
+    own = Assistant.load(str(trained / "run" / "checkpoint"))
+    with running(own, stores={"clips": str(trained / "store")}, media_bytes=1 << 20, body_bytes=4 << 20) as client:
+        yield client
+
+
+def chat(client, content, headers=None, **fields):
+    messages = content if isinstance(content, list) and "role" in content[0] else [{"role": "user", "content": content}]
+    body = {"model": "avllm", "max_tokens": 8, "messages": messages, **fields}
+    return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def text_of(response):
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def events_of(response):
+    assert response.status_code == 200, response.text
+    *events, done = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    assert done == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
+def error_of(response):
+    """The error object; it says nothing about the machine."""
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert not any(word in response.text for word in ("Traceback", "site-packages", "/tmp", "avllm-api-"))
+    return error
+
+
+def data_url(path, kind):
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def item(key, store="clips"):
+    return {"type": "store_item", "store_item": {"store": store, "key": key}}
+
+
+def say(text):
+    return {"type": "text", "text": text}
+
+
+def expected(assistant, trained, turns, key=None, limits=Limits(8)):
+    source = assistant.features
+    arrays = source.load(str(trained / "store"), key, source.senses).arrays if key else {}
+    turns = [Turn(text, available_modality(arrays) if kind == "all" else kind, reply) for text, kind, reply in turns]
+    return assistant.answer([Question(tuple(turns), arrays)], limits)[0]
+
+
+def test_answers_are_the_engines_whole_and_streamed(client, assistant, trained):
+    """The server adds no word and loses none; blanks around an answer are not sent."""
+    reply = expected(assistant, trained, [("Say something.", "text", "")])
+    whole = chat(client, "Say something.")
+    assert text_of(whole) == reply.text
+    body = whole.json()
+    assert body["choices"][0]["finish_reason"] == reply.reason == "length"
+    assert body["usage"]["completion_tokens"] == 8
+    assert body["usage"]["total_tokens"] == 8 + body["usage"]["prompt_tokens"]
+    first, *middle, last, used = events_of(
+        chat(client, "Say something.", stream=True, stream_options={"include_usage": True})
+    )
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(event["choices"][0]["delta"]["content"] for event in middle) == reply.text
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert used["choices"] == []
+    assert used["usage"] == body["usage"]
+    assert len({event["id"] for event in [first, *middle, last, used]}) == 1
+
+
+def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(client, assistant, trained):
+    whole = expected(assistant, trained, [("Say something.", "text", "")]).text
+    stop = whole[3:5]
+    reply = expected(assistant, trained, [("Say something.", "text", "")], limits=Limits(8, stop=(stop,)))
+    response = chat(client, "Say something.", stop=[stop, "never", "not", "no"])
+    assert text_of(response) == reply.text == whole[: whole.index(stop)].strip()
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_seed_decides_a_sampled_answer(client):
+    """Without one, answers differ."""
+
+    def sampled(**fields):
+        return text_of(chat(client, "Say something.", temperature=2, top_p=0.9, **fields))
+
+    assert sampled(seed=7) == sampled(seed=7)
+    assert len({sampled() for _ in range(4)}) > 1
+
+
+def test_turns_and_a_system_text_are_kept(client, assistant, trained):
+    turns = [("What? ", "all", "red"), ("Sure?", "text", "")]
+    messages = [
+        {"role": "user", "content": [item("red-loud-mp4"), say("What? ")]},
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "Sure?"},
+    ]
+    assert text_of(chat(client, messages)) == expected(assistant, trained, turns, "red-loud-mp4").text
+    question = Question((Turn("Hi", "text", ""),), {}, system="Be short.")
+    told = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+    assert text_of(chat(client, told)) == assistant.answer([question], Limits(8))[0].text
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "modality"),
+    [
+        ([item("red-loud-mp4"), say("What?")], {}, "audio_visual"),
+        ([item("red-loud-mp4"), say("What? <VIS>")], {}, "visual"),
+        ([item("red-loud-mp4"), say("What?")], {"modalities_in": ["audio"]}, "audio"),
+        ([{"type": "store_item", "store_item": {"key": "red-loud-mp4"}}, say("What?")], {}, "audio_visual"),
+        ([{"type": "video_url", "video_url": {"url": "store://clips/red-loud-mp4"}}, say("What?")], {}, "audio_visual"),
+    ],
+)
+def test_a_cached_item_is_asked_about_by_the_chosen_senses(client, assistant, trained, content, fields, modality):
+    answer = expected(assistant, trained, [("What?", modality, "")], "red-loud-mp4")
+    assert text_of(chat(client, content, **fields)) == answer.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "name"),
+    [
+        ("video/mp4", "video_url", "red-loud.mp4"),
+        ("image/png", "image_url", "blue.png"),
+        ("audio/wav", "audio_url", "low.wav"),
+        ("wav", "input_audio", "low.wav"),
+    ],
+)
+def test_a_sent_file_is_answered_as_the_stored_item(client, assistant, trained, media, kind, field, name):
+    value = {"url": data_url(media / name, kind)}
+    if field == "input_audio":
+        value = {"data": value["url"].partition(",")[2], "format": kind}
+    answer = expected(assistant, trained, [("What?", "all", "")], name.replace(".", "-"))
+    assert text_of(chat(client, [{"type": field, field: value}, say("What?")])) == answer.text
+
+
+def video(path):
+    return {"type": "video_url", "video_url": {"url": data_url(path, "video/mp4")}}
+
+
+def test_a_file_is_encoded_once(client, media, monkeypatch):
+    """Requests that come at once share an encoding, and a second question needs none; nothing stays on disk."""
+    calls = []
+    encode = FeatureSource.encode
+    monkeypatch.setattr(
+        FeatureSource, "encode", lambda self, path, senses: (calls.append(path), encode(self, path, senses))[1]
+    )
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(chat, client, [video(media / "blue-loud.mp4"), say("What?")]) for _ in range(4)]
+        assert len({text_of(response.result()) for response in asked}) == 1
+    text_of(chat(client, [video(media / "blue-loud.mp4"), say("Which colour?")]))
+    assert len(calls) == 1
+    assert "avllm_files_remembered_total" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "status", "param", "code"),
+    [
+        ("hi", {"max_tokens": 0}, 400, "max_tokens", "greater_than_equal"),
+        ("hi", {"max_tokens": "10"}, 400, "max_tokens", "int_type"),
+        ("hi", {"max_tokens": 100_000}, 400, "max_tokens", None),
+        ("hi", {"tools": []}, 400, "tools", "extra_forbidden"),
+        ("hi", {"n": 2}, 400, "n", "less_than_equal"),
+        ("hi", {"stop": ["a", "b", "c", "d", "e"]}, 400, None, "too_long"),
+        ("hi", {"modalities_in": ["visual"]}, 400, "modalities_in", None),
+        ("hi " * 3000, {}, 400, "messages", None),
+        ("What? <VIS>", {}, 400, "messages", None),
+        ("hi", {"model": "gpt"}, 404, "model", "model_not_found"),
+        ([item("nobody")], {}, 404, None, "item_not_found"),
+        ([item("red-loud-mp4", "others")], {}, 404, None, "store_not_found"),
+        ([item("red-loud-mp4"), item("low-wav")], {}, 400, "messages.0.content.1", "several_media"),
+        ([item("silent-mp4"), say("What? <AUD>")], {}, 422, "messages", "absent"),
+        ([item("silent-mp4"), say("<VIS>")], {"modalities_in": ["visual"]}, 400, "modalities_in", None),
+        ([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}], {}, 400, None, "unsupported_url"),
+    ],
+)
+def test_what_cannot_be_answered_names_the_field(client, content, fields, status, param, code):
+    response = chat(client, content, **fields)
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (status, code), response.text
+    if param:
+        assert error["param"] == param
+
+
+def test_unusable_media_are_422_with_the_reasons_code(client, bad_media):
+    for name, code in {"truncated.mp4": "truncated", "text.mp4": "unreadable"}.items():
+        response = chat(client, [video(bad_media / name), say("What?")])
+        assert response.status_code == 422, response.text
+        assert error_of(response)["code"] == code
+
+
+def test_keys_guard_all_but_health(trained):
+    own = Assistant.load(str(trained / "run" / "checkpoint"))
+    with running(own, keys=[KEY]) as client:
+        assert client.get("/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/ready", "/nothing"):
+            response = client.get(path)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert error_of(response)["type"] == "authentication_error"
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
