@@ -23,6 +23,7 @@ OPTIONAL = (
     *("av", "PIL", "laion_clap", "open_clip", "ray", "huggingface_hub", "safetensors", "torch", "torchvision"),
     *("transformers", "tokenizers", "deepspeed", "matplotlib", "peft", "google", "psutil", "sentencepiece"),
     *("tensorboard", "trackio", "wandb", "flash_attn", "h5py", "zarr", "s3fs"),
+    *("starlette", "uvicorn", "prometheus_client"),
 )
 
 
@@ -67,6 +68,7 @@ COMMANDS = {
     "export": ("torch", "trainer export {}/run {}/x", "train"),
     "chat": ("torch", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
     "chat, media": ("av", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
+    "api": ("uvicorn", "serve api --checkpoint {}/run", "serve"),
     "probe": ("av", "featurize plan {}/talk.json {media} --media-root {media} --store {}/new --probe", "featurize"),
     "run": ("torch", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
     "run, cluster": ("ray", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),

@@ -9,7 +9,7 @@ import torch
 
 from serve.api.clips import Clips
 from serve.api.dialogue import find_medium, question_of
-from serve.api.errors import ApiError, internal
+from serve.api.errors import ApiError
 from serve.api.media import medium_of
 from serve.api.metrics import Metrics
 from serve.api.requests import ChatRequest, most_tokens
@@ -57,7 +57,8 @@ class Answer:
         """Yield pieces up to the last one, and None after each `silence` in seconds without one.
 
         Raises:
-            ApiError: generation failed, or the server stops.
+            ApiError: the server stops.
+            Exception: whatever generation raised.
         """
         while not self.last.reason:
             try:
@@ -67,7 +68,7 @@ class Answer:
                 yield None
                 continue
             if piece.error:
-                raise internal(piece.error)
+                raise piece.error
             self._count(piece)
             self.last = piece
             if piece.reason == "cancelled":
@@ -78,7 +79,7 @@ class Answer:
         """End generation at its next step, and free the place."""
         if self._cancel:
             self._cancel()
-        self._metrics.answered.labels(self.last.reason or "unfinished").inc()
+            self._metrics.answered.labels(self.last.reason or "unfinished").inc()
         self._free()
 
     def _count(self, piece: Piece) -> None:

@@ -1,10 +1,10 @@
-"""The application: paths, bodies within their limits, and clients that leave."""
+"""The application: paths, and clients that leave."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -12,15 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.api.answering import Answer, Answering
+from serve.api.answering import Answering
+from serve.api.bodies import BodyBudget, read_body
 from serve.api.errors import HANDLERS, ApiError
 from serve.api.keys import KeyCheck
-from serve.api.replies import EventStream, completion
+from serve.api.replies import EventStream, close_begun, completion
 from serve.api.requests import ChatRequest, parse_chat
 from serve.api.settings import ApiSettings
 from serve.assistant import Assistant
-
-T = TypeVar("T")
 
 
 def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = ()) -> Starlette:
@@ -45,7 +44,7 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(KeyCheck, keys)],
+        middleware=[Middleware(KeyCheck, keys), Middleware(BodyBudget, settings.held_bytes)],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )
@@ -68,15 +67,17 @@ class Api:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, whole or as a stream."""
-        body = await read_body(request, self._settings)
-        chat = await asyncio.to_thread(parse_chat, body, self._settings)
-        del body
-        if not chat.stream:
-            return JSONResponse(await while_connected(request, self._whole(chat)))
-        answer = await while_connected(request, self._answering.begin(chat))
-        options = chat.stream_options
-        with_usage = options is not None and options.include_usage
-        return EventStream(answer, self._settings.model, with_usage, self._settings.ping_seconds)
+        settings = self._settings
+        chat = await asyncio.to_thread(parse_chat, await read_body(request, settings), settings)
+        if chat.stream:
+            return await self._streamed(request, chat)
+        whole = asyncio.create_task(self._whole(chat))
+        try:
+            await wait_connected(request, whole)
+            return JSONResponse(whole.result())
+        finally:
+            whole.cancel()
+            await asyncio.gather(whole, return_exceptions=True)
 
     async def models(self, request: Request) -> Response:
         """The one model."""
@@ -103,62 +104,46 @@ class Api:
         return Response(self._answering.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _whole(self, chat: ChatRequest) -> dict[str, Any]:
-        answer: Answer = await self._answering.begin(chat)
+        answer = await self._answering.begin(chat)
         try:
             return await completion(answer, self._settings.model)
         finally:
             answer.close()
 
+    async def _streamed(self, request: Request, chat: ChatRequest) -> Response:
+        """Stream an answer, once it has begun, so that errors have a status, or is slow to, so that proxies wait."""
+        beginning = asyncio.create_task(self._answering.begin(chat))
+        try:
+            await wait_connected(request, beginning, self._settings.ping_seconds)
+        except BaseException:
+            await close_begun(beginning)
+            raise
+        with_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        return EventStream(beginning, self._settings.model, with_usage, self._settings.ping_seconds)
+
     def _model(self) -> dict[str, Any]:
         return {"id": self._settings.model, "object": "model", "created": self._created, "owned_by": "avllm"}
 
 
-async def read_body(request: Request, settings: ApiSettings) -> bytes:
-    """A JSON body within the limits of its size and time.
+async def wait_connected(request: Request, task: "asyncio.Task[Any]", seconds: float | None = None) -> None:
+    """Wait for a task, but not longer than `seconds`.
 
     Raises:
-        ApiError: it is too large, too slow, or not declared as JSON.
+        ClientDisconnect: the client has left.
+        Exception: whatever the task raised.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(415, "expected Content-Type: application/json", code="unsupported_media_type")
-    most = settings.body_bytes
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > most:
-        raise _too_large(most)
-    body = bytearray()
+    gone = asyncio.create_task(_disconnected(request))
     try:
-        async with asyncio.timeout(settings.body_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise _too_large(most)
-    except TimeoutError:
-        raise ApiError(408, "the body came too slowly", code="timeout", headers={"Connection": "close"}) from None
-    return bytes(body)
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which is cancelled when the client leaves.
-
-    Raises:
-        ClientDisconnect: it has left.
-    """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        elif gone.done():
             raise ClientDisconnect
-        return task.result()
     finally:
-        task.cancel()
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")

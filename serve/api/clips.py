@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurize.media import MediaError
-from serve.api.errors import ApiError
+from serve.api.errors import ApiError, log
 from serve.api.media import Item, Upload
 from serve.api.metrics import Metrics
 from serve.api.settings import ApiSettings
 from serve.features import Features, FeatureSource
+from store import UserError
 
 
 @dataclass
@@ -109,7 +110,11 @@ class Clips:
 
     def _timed(self, path: str) -> Features:
         started = time.perf_counter()
-        features = self._features.encode(path, self._features.senses)
+        try:
+            features = self._features.encode(path, self._features.senses)
+        except UserError as error:  # a column was imported, or an encoder's weights are others than in training
+            log.error("files cannot be encoded: %s", error)
+            raise ApiError(400, "this server has no encoder for files; ask about items of its stores") from None
         self._metrics.encoded.inc()
         self._metrics.encode_seconds.observe(time.perf_counter() - started)
         return features

@@ -50,10 +50,12 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def internal(error: BaseException) -> ApiError:
-    """What a client is told of an error that is not its own; the log has the rest."""
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error; of one that is not its own the log has the rest."""
+    if isinstance(error, ApiError):
+        return error
     log.error("a request failed", exc_info=error)
-    return ApiError(500, "the server failed to answer this request", code="internal_error")
+    return FAILED
 
 
 def invalid(error: ValidationError) -> ApiError:
@@ -64,6 +66,9 @@ def invalid(error: ValidationError) -> ApiError:
         return ApiError(400, f"the body is not JSON: {first['msg']}"[:SHOWN], code="invalid_json")
     said = "is not supported" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{path}: {said}"[: 2 * SHOWN] if path else said, path or None, first["type"])
+
+
+FAILED = ApiError(500, "the server failed to answer this request", code="internal_error")
 
 
 def _as_sent(path: tuple[int | str, ...]) -> list[str]:
@@ -88,7 +93,7 @@ def _gone(request: Request, error: Exception) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    return internal(error).response()
+    return FAILED.response()  # uvicorn logs the error
 
 
 HANDLERS: dict[Any, ExceptionHandler] = {

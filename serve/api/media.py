@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from serve.api.errors import ApiError
-from serve.api.requests import URL_SHOWN, InputAudio, Medium, StoreItem
+from serve.api.requests import InputAudio, Medium, StoreItem
 from serve.api.settings import ApiSettings
 
 EXTENSIONS: Mapping[str, Mapping[str, str]] = {
@@ -73,9 +73,8 @@ def medium_of(part: Medium, where: str, settings: ApiSettings) -> Item | Upload:
         return _named_item(part.url, f"{where}.url", settings)
     if scheme == "data":
         return _data(part.url, part.type, f"{where}.url", settings)
-    shown = part.url[:URL_SHOWN].encode("ascii", "backslashreplace").decode()
     raise ApiError(
-        400, f"{where}.url: {shown!r}: accepted: data: with base64, and store://LABEL/KEY", f"{where}.url",
+        400, f"{where}.url: accepted: data: with base64, and store://LABEL/KEY", f"{where}.url",
         "unsupported_url",
     )  # fmt: skip
 
@@ -111,7 +110,7 @@ def _data(url: str, kind: str, where: str, settings: ApiSettings) -> Upload:
         raise ApiError(400, f"{where}: expected data:TYPE;base64,DATA", where)
     known = EXTENSIONS[kind]
     if declared.strip() not in known:
-        raise ApiError(400, f"{where}: {declared[:URL_SHOWN]!r} in {kind}; accepted: {', '.join(known)}", where)
+        raise ApiError(400, f"{where}: {declared[:60]!r} in {kind}; accepted: {', '.join(known)}", where)
     return _upload(data, known[declared.strip()], where, settings)
 
 

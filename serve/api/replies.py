@@ -1,5 +1,6 @@
 """Answers as OpenAI's clients read them, whole or as server-sent events."""
 
+import asyncio
 import json
 import secrets
 import time
@@ -10,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve.api.answering import Answer
-from serve.api.errors import ApiError
+from serve.api.errors import as_api_error
 
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
@@ -42,7 +43,7 @@ async def completion(answer: Answer, model: str) -> dict[str, Any]:
     """A whole answer, once it has ended.
 
     Raises:
-        ApiError: generation failed.
+        Exception: whatever generation raised.
     """
     text = "".join([piece.text async for piece in answer.pieces() if piece]).strip()
     message = {"role": "assistant", "content": text}
@@ -54,38 +55,51 @@ class EventStream(StreamingResponse):
     """An answer as a stream of events; the answer is closed when the stream ends or its client leaves.
 
     Args:
-        answer: that was begun.
+        beginning: gives the answer, perhaps only after a file has been encoded.
         model: its name.
         with_usage: end with a chunk of usage.
         silence: seconds after which a comment keeps proxies from closing the connection.
     """
 
-    def __init__(self, answer: Answer, model: str, with_usage: bool, silence: float) -> None:
+    def __init__(self, beginning: "asyncio.Task[Answer]", model: str, with_usage: bool, silence: float) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events(answer, model, with_usage, silence), 200, headers, "text/event-stream")
-        self._answer = answer
+        super().__init__(_events(beginning, model, with_usage, silence), 200, headers, "text/event-stream")
+        self._beginning = beginning
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answer.close()
+            await close_begun(self._beginning)
 
 
-async def events(answer: Answer, model: str, with_usage: bool, silence: float) -> AsyncIterator[str]:
+async def close_begun(beginning: "asyncio.Task[Answer]") -> None:
+    """Close an answer, whether it has begun or not."""
+    beginning.cancel()
+    for answer in await asyncio.gather(beginning, return_exceptions=True):
+        if isinstance(answer, Answer):
+            answer.close()
+
+
+async def _events(
+    beginning: "asyncio.Task[Answer]", model: str, with_usage: bool, silence: float
+) -> AsyncIterator[str]:
     """Yield the events of an answer; an error is the last one."""
     head = _head("chat.completion.chunk", model) | ({"usage": None} if with_usage else {})
     text = Trimmed()
     yield _event(head | _delta({"role": "assistant", "content": ""}))
     try:
+        while not (await asyncio.wait({beginning}, timeout=silence))[0]:
+            yield PING
+        answer = beginning.result()
         async for piece in answer.pieces(silence):
             if piece is None:
                 yield PING
             elif fresh := text.add(piece.text):
                 yield _event(head | _delta({"content": fresh}))
-    except ApiError as error:
-        yield _event(error.body)
+    except Exception as error:
+        yield _event(as_api_error(error).body)
         return
     yield _event(head | _delta({}, answer.last.reason))
     if with_usage:

@@ -9,7 +9,6 @@ from serve.api.settings import ApiSettings
 from store import Sense
 
 STOP_CHARACTERS = 200  # longest stop text
-URL_SHOWN = 60
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 

@@ -19,6 +19,7 @@ class ApiSettings(Settings):
         stores: URLs of the stores whose items can be asked about, by label.
         vllm: URL of a vLLM server of this checkpoint; None generates here.
         body_bytes: largest body.
+        held_bytes: of all bodies together; others get 429.
         body_seconds: longest time for a body to arrive.
         media_bytes: largest file in a request.
         decode_seconds: longest decoding of one file's frames, or of its sound.
@@ -38,6 +39,7 @@ class ApiSettings(Settings):
     stores: dict[str, str] = Field(default_factory=dict)
     vllm: str | None = None
     body_bytes: int = Field(48 << 20, ge=1 << 10)
+    held_bytes: int = Field(256 << 20, ge=1 << 10)
     body_seconds: float = Field(60.0, gt=0)
     media_bytes: int = Field(32 << 20, ge=1)
     decode_seconds: float = Field(30.0, gt=0)
@@ -50,9 +52,11 @@ class ApiSettings(Settings):
     ping_seconds: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
-    def _check_default(self) -> Self:
+    def _check_limits(self) -> Self:
         if self.default_tokens > self.max_tokens:
             raise ValueError(f"default_tokens {self.default_tokens} is above max_tokens {self.max_tokens}")
+        if self.body_bytes > self.held_bytes:
+            raise ValueError(f"body_bytes {self.body_bytes} is above held_bytes {self.held_bytes}")
         return self
 
     @property

@@ -1,10 +1,13 @@
 """What several tests of serve share."""
 
+import contextlib
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -73,3 +76,46 @@ def trained(python, tmp_path_factory, media, tiny_llm):
         done = python(*words)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+class ApiClient(httpx.Client):
+    """A client of a server of the API."""
+
+    def chat(self, content, **fields):
+        """Ask about the content of one user message, or about messages."""
+        is_dialogue = isinstance(content, list) and "role" in content[0]
+        messages = content if is_dialogue else [{"role": "user", "content": content}]
+        body = {"model": "avllm", "max_tokens": 8, "messages": messages, **fields}
+        return self.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture(scope="session")
+def serving(trained):
+    """A context manager: a client of a server that listens on a port of its own."""
+    from serve.api.server import listen, make_server
+    from serve.api.settings import ApiSettings
+    from serve.assistant import Assistant
+
+    @contextlib.contextmanager
+    def running(keys=(), **words):
+        settings = ApiSettings(checkpoint=str(trained / "run" / "checkpoint"), port=0, **words)
+        listener = listen(settings)
+        server = make_server(Assistant.load(settings.checkpoint), settings, keys)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            with ApiClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def client(serving, trained):
+    """A client of one server with the trained checkpoint's store, for all tests that leave it as it is."""
+    with serving(stores={"clips": str(trained / "store")}) as client:
+        yield client

@@ -1,57 +1,23 @@
 """The API on a real server and a real checkpoint: what the engine says, and nothing else, whatever is sent."""
 
 import base64
-import contextlib
 import json
-import threading
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from serve.api.server import listen, make_server
-from serve.api.settings import ApiSettings
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
 from serve.features import FeatureSource, available_modality
 from store import Turn
 
-KEY = "correct-horse"
-
-
-@contextlib.contextmanager
-def running(assistant, keys=(), **settings):
-    """A client of a server that listens on a port of its own."""
-    settings = ApiSettings(checkpoint="of the test", port=0, **settings)
-    listener = listen(settings)
-    server = make_server(assistant, settings, keys)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
 
 @pytest.fixture(scope="module")
 def assistant(trained):
     return Assistant.load(str(trained / "run" / "checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def client(trained):
-    own = Assistant.load(str(trained / "run" / "checkpoint"))
-    with running(own, stores={"clips": str(trained / "store")}, media_bytes=1 << 20, body_bytes=4 << 20) as client:
-        yield client
-
-
-def chat(client, content, headers=None, **fields):
-    messages = content if isinstance(content, list) and "role" in content[0] else [{"role": "user", "content": content}]
-    body = {"model": "avllm", "max_tokens": 8, "messages": messages, **fields}
-    return client.post("/v1/chat/completions", json=body, headers=headers)
 
 
 def text_of(response):
@@ -96,14 +62,14 @@ def expected(assistant, trained, turns, key=None, limits=Limits(8)):
 def test_answers_are_the_engines_whole_and_streamed(client, assistant, trained):
     """The server adds no word and loses none; blanks around an answer are not sent."""
     reply = expected(assistant, trained, [("Say something.", "text", "")])
-    whole = chat(client, "Say something.")
+    whole = client.chat("Say something.")
     assert text_of(whole) == reply.text
     body = whole.json()
     assert body["choices"][0]["finish_reason"] == reply.reason == "length"
     assert body["usage"]["completion_tokens"] == 8
     assert body["usage"]["total_tokens"] == 8 + body["usage"]["prompt_tokens"]
     first, *middle, last, used = events_of(
-        chat(client, "Say something.", stream=True, stream_options={"include_usage": True})
+        client.chat("Say something.", stream=True, stream_options={"include_usage": True})
     )
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(event["choices"][0]["delta"]["content"] for event in middle) == reply.text
@@ -117,7 +83,7 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(client, assistant, tra
     whole = expected(assistant, trained, [("Say something.", "text", "")]).text
     stop = whole[3:5]
     reply = expected(assistant, trained, [("Say something.", "text", "")], limits=Limits(8, stop=(stop,)))
-    response = chat(client, "Say something.", stop=[stop, "never", "not", "no"])
+    response = client.chat("Say something.", stop=[stop, "never", "not", "no"])
     assert text_of(response) == reply.text == whole[: whole.index(stop)].strip()
     assert response.json()["choices"][0]["finish_reason"] == "stop"
 
@@ -126,7 +92,7 @@ def test_a_seed_decides_a_sampled_answer(client):
     """Without one, answers differ."""
 
     def sampled(**fields):
-        return text_of(chat(client, "Say something.", temperature=2, top_p=0.9, **fields))
+        return text_of(client.chat("Say something.", temperature=2, top_p=0.9, **fields))
 
     assert sampled(seed=7) == sampled(seed=7)
     assert len({sampled() for _ in range(4)}) > 1
@@ -139,10 +105,10 @@ def test_turns_and_a_system_text_are_kept(client, assistant, trained):
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": "Sure?"},
     ]
-    assert text_of(chat(client, messages)) == expected(assistant, trained, turns, "red-loud-mp4").text
+    assert text_of(client.chat(messages)) == expected(assistant, trained, turns, "red-loud-mp4").text
     question = Question((Turn("Hi", "text", ""),), {}, system="Be short.")
     told = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
-    assert text_of(chat(client, told)) == assistant.answer([question], Limits(8))[0].text
+    assert text_of(client.chat(told)) == assistant.answer([question], Limits(8))[0].text
 
 
 @pytest.mark.parametrize(
@@ -157,7 +123,7 @@ def test_turns_and_a_system_text_are_kept(client, assistant, trained):
 )
 def test_a_cached_item_is_asked_about_by_the_chosen_senses(client, assistant, trained, content, fields, modality):
     answer = expected(assistant, trained, [("What?", modality, "")], "red-loud-mp4")
-    assert text_of(chat(client, content, **fields)) == answer.text
+    assert text_of(client.chat(content, **fields)) == answer.text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +140,7 @@ def test_a_sent_file_is_answered_as_the_stored_item(client, assistant, trained, 
     if field == "input_audio":
         value = {"data": value["url"].partition(",")[2], "format": kind}
     answer = expected(assistant, trained, [("What?", "all", "")], name.replace(".", "-"))
-    assert text_of(chat(client, [{"type": field, field: value}, say("What?")])) == answer.text
+    assert text_of(client.chat([{"type": field, field: value}, say("What?")])) == answer.text
 
 
 def video(path):
@@ -189,9 +155,9 @@ def test_a_file_is_encoded_once(client, media, monkeypatch):
         FeatureSource, "encode", lambda self, path, senses: (calls.append(path), encode(self, path, senses))[1]
     )
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(chat, client, [video(media / "blue-loud.mp4"), say("What?")]) for _ in range(4)]
+        asked = [pool.submit(client.chat, [video(media / "blue-loud.mp4"), say("What?")]) for _ in range(4)]
         assert len({text_of(response.result()) for response in asked}) == 1
-    text_of(chat(client, [video(media / "blue-loud.mp4"), say("Which colour?")]))
+    text_of(client.chat([video(media / "blue-loud.mp4"), say("Which colour?")]))
     assert len(calls) == 1
     assert "avllm_files_remembered_total" in client.get("/metrics").text
 
@@ -218,7 +184,7 @@ def test_a_file_is_encoded_once(client, media, monkeypatch):
     ],
 )
 def test_what_cannot_be_answered_names_the_field(client, content, fields, status, param, code):
-    response = chat(client, content, **fields)
+    response = client.chat(content, **fields)
     error = error_of(response)
     assert (response.status_code, error["code"]) == (status, code), response.text
     if param:
@@ -227,18 +193,79 @@ def test_what_cannot_be_answered_names_the_field(client, content, fields, status
 
 def test_unusable_media_are_422_with_the_reasons_code(client, bad_media):
     for name, code in {"truncated.mp4": "truncated", "text.mp4": "unreadable"}.items():
-        response = chat(client, [video(bad_media / name), say("What?")])
+        response = client.chat([video(bad_media / name), say("What?")])
         assert response.status_code == 422, response.text
         assert error_of(response)["code"] == code
 
 
-def test_keys_guard_all_but_health(trained):
-    own = Assistant.load(str(trained / "run" / "checkpoint"))
-    with running(own, keys=[KEY]) as client:
-        assert client.get("/health").status_code == 200
-        for path in ("/v1/models", "/metrics", "/ready", "/nothing"):
-            response = client.get(path)
-            assert response.status_code == 401
-            assert response.headers["www-authenticate"] == "Bearer"
-            assert error_of(response)["type"] == "authentication_error"
-        assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+def much(**fields):
+    """A request whose answer takes seconds."""
+    return {"model": "avllm", "messages": [{"role": "user", "content": "Say much."}], "max_tokens": 1900, **fields}
+
+
+def test_a_client_that_leaves_ends_its_answer(serving):
+    """Its place is free for others at once; the rest of its answer is not generated."""
+    with serving(queue=1, max_tokens=2000) as client:
+        with client.stream("POST", "/v1/chat/completions", json=much(stream=True)) as response:
+            assert response.status_code == 200, response.read()
+            lines = response.iter_lines()  # without the name, it would be gone and the connection closed
+            next(lines)
+            full = client.chat("And I?")
+            assert full.status_code == 429
+            assert int(full.headers["retry-after"]) > 0
+            assert error_of(full)["code"] == "queue_full"
+            assert client.get("/ready").status_code == 503
+        time.sleep(0.3)
+        assert text_of(client.chat("And I?"))
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json=much(), timeout=0.5)
+        time.sleep(0.3)
+        assert client.get("/ready").status_code == 200
+        counts = client.get("/metrics").text
+        assert "avllm_requests_running 0.0" in counts
+        assert 'avllm_answers_total{reason="unfinished"} 2.0' in counts
+
+
+def test_health_answers_while_twenty_clips_are_decoded(client, media):
+    """Decoding, encoding, base64 and tokenizing leave the event loop alone."""
+    clip = (media / "red-loud.mp4").read_bytes()
+
+    def ask(number):
+        data = base64.b64encode(clip + b"\0\0\0\x0cfree" + number.to_bytes(4, "big")).decode()
+        return client.chat([{"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}, say("What?")])
+
+    waits = []
+    with ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(ask, number) for number in range(20)]
+        while not all(done.done() for done in asked):
+            started = time.perf_counter()
+            assert client.get("/health").status_code == 200
+            waits.append(time.perf_counter() - started)
+            time.sleep(0.02)
+        assert len({text_of(done.result()) for done in asked}) == 1
+    waits.sort()
+    assert len(waits) > 20
+    assert waits[len(waits) // 2] < 0.2
+
+
+def test_a_slow_body_is_given_up(serving):
+    with serving(body_seconds=0.5) as client:
+        url = client.base_url
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((url.host, url.port)) as slow:
+            slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            assert text_of(client.chat("Hi"))
+            with slow.makefile("rb") as answer:
+                assert answer.read().startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_slow_file_keeps_its_stream_open(serving, media):
+    """Proxies close connections that are silent; an error then is the last event."""
+    with serving(ping_seconds=0.01) as client:
+        answer = client.chat([video(media / "red-loud.mp4"), say("What?")], stream=True)
+        assert answer.text.startswith('data: {"id"')
+        assert ": ping" in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+        refused = client.chat([video(media / "silent.mp4"), say("What? <AUD>")], stream=True)
+        assert refused.status_code == 200
+        assert json.loads(refused.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "absent"

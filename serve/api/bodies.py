@@ -1,0 +1,69 @@
+"""Bodies within their limits: of size, of time, and of what all requests hold together."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.errors import ApiError
+from serve.api.settings import ApiSettings
+
+RETRY_SECONDS = 5
+
+
+class BodyBudget:
+    """ASGI middleware that bounds the bytes of all bodies together; a body counts until its request has ended.
+
+    Args:
+        app: what reads the bodies.
+        most: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; reading its body fails while others hold too much."""
+        own = 0
+
+        async def counted() -> Message:
+            nonlocal own
+            message = await receive()
+            size = len(message.get("body", b""))
+            own += size
+            self._held += size
+            if size and self._held > self._most:
+                raise ApiError(
+                    429, "too many large requests; try again", None, "busy", {"Retry-After": str(RETRY_SECONDS)}
+                )
+            return message
+
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._held -= own
+
+
+async def read_body(request: Request, settings: ApiSettings) -> bytes:
+    """A JSON body within the limits of its size and time.
+
+    Raises:
+        ApiError: it is too large, too slow, or not declared as JSON.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "expected Content-Type: application/json", code="unsupported_media_type")
+    too_large = ApiError(413, f"the body is larger than {settings.body_bytes} bytes", code="body_too_large")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared) > settings.body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > settings.body_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, "the body came too slowly", code="timeout", headers={"Connection": "close"}) from None
+    return bytes(body)
