@@ -111,6 +111,22 @@ def evaluate(
     ] = "wrong",
     tasks_file: Annotated[Path | None, typer.Option("--tasks", help="YAML with tasks of your own.")] = None,
     vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="URL of an OpenAI-style server that judges; may be given several times.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge, as its server calls it.")] = None,
+    judge_set: Annotated[
+        list[str] | None, typer.Option(help="FIELD=VALUE of its settings, such as key_env=OPENAI_API_KEY.")
+    ] = None,
+    protocol: Annotated[
+        Literal["avllm", "video-chatgpt"], typer.Option(help="What the judge is asked, and how it is read.")
+    ] = "avllm",
+    judge_schema: Annotated[
+        bool, typer.Option("--judge-schema/--no-judge-schema", help="Tell the judge's server the form of a reply.")
+    ] = True,
+    ledger: Annotated[
+        Path | None, typer.Option(help="File of the judge's replies, which evaluations may share.")
+    ] = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Show questions, hours by a sample, and leaks; write nothing.")
     ] = False,
@@ -120,6 +136,7 @@ def evaluate(
     Processes that torchrun starts share the questions. docs/evaluation.md lists the tasks.
     """
     from serve.evals import run
+    from serve.evals.judge import make_judge
 
     if dry:
         run.dry_run(str(checkpoint), store, tasks, limit=limit, tasks_file=tasks_file, vllm=vllm)
@@ -134,6 +151,7 @@ def evaluate(
         failed=failed,
         tasks_file=tasks_file,
         vllm=vllm,
+        judge=make_judge(judge, judge_model, judge_set or [], protocol, judge_schema, ledger) if judge else None,
     )
 
 

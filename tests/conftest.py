@@ -7,6 +7,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our commands set it: several processes share the cores
 
 import contextlib
+import importlib.util
 import json
 import logging
 import select
@@ -142,6 +143,15 @@ def python(forks):
         return subprocess.run(words, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def llm_server():
+    """The class of servers that speak as LLM providers do; see llm_server.py."""
+    spec = importlib.util.spec_from_file_location("llm_server", Path(__file__).with_name("llm_server.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LLMServer
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-OURS = {"avllm", "store", "featurize", "trainer", "serve", "ablate"}
+OURS = {"avllm", "store", "featurize", "curate", "trainer", "serve", "ablate"}
 
 
 def test_no_other_distribution_owns_our_top_level_names():
@@ -21,7 +21,7 @@ def test_every_command_of_the_console_script_answers(python):
     """`avllm X` is `python -m X`."""
     import avllm
 
-    assert set(avllm.COMMANDS) == OURS - {"avllm"}
+    assert set(avllm.COMMANDS) == OURS - {"avllm", "curate"}
     for name in ("--help", "--version", *avllm.COMMANDS):
         done = python("avllm", name, *([] if name.startswith("--") else ["--help"]), fresh=True)
         assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from serve.evals.judge import Judgements
 from serve.evals.scores import TaskScores
 from serve.evals.statistics import Estimate
 from store.console import console, make_table
@@ -67,6 +68,7 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
         "tokens": scores.tokens,
         "cut": scores.cut,
         "length_ratio": scores.length_ratio,
+        "judge": _judge(scores),
         "metrics": {name: asdict(value) for name, value in scores.metrics.items()},
         "groups": {name: {"count": group.count, **asdict(group.value)} for name, group in scores.groups.items()},
         "paper": task.paper.model_dump() if task.paper else None,
@@ -75,9 +77,24 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
     }
 
 
-def shown(value: Estimate) -> str:
-    """A value with its interval."""
-    return f"{value.value:.1f} ({value.low:.1f} to {value.high:.1f})"
+def _judge(scores: TaskScores) -> dict[str, Any] | None:
+    """Who judged, and how."""
+    if not (judge := scores.judge):
+        return None
+    return {
+        "protocol": judge.protocol,
+        "prompts": judge.prompts,
+        "model": judge.model,
+        "served": judge.served,
+        "refused": judge.refused,
+        "undecided": scores.undecided,
+    }
+
+
+def shown(value: Estimate, metric: str = "") -> str:
+    """A value with its interval; a judge's score, which ends at 5, has two decimals."""
+    digits = 2 if metric == "score" else 1
+    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
 def _counts(scores: TaskScores) -> str:
@@ -98,8 +115,26 @@ def _remarks(scores: TaskScores, leak: str | None) -> list[str]:
         said.append(f"{scores.cut} were ended at {scores.task.max_new_tokens} tokens")
     if scores.length_ratio is not None:
         said.append(f"words to words of references: {scores.length_ratio:.2f}")
-    if not scores.metrics and scores.scored:
+    if judge := scores.judge:
+        served = ", ".join(f"{name} ({count:,})" for name, count in judge.served.items())
+        said.append(
+            f"judged by {judge.model}, served as {served or 'nothing'}; protocol {judge.protocol}, {judge.prompts}"
+        )
+        said += _warnings(judge, scores.undecided)
+    elif scores.task.judged and scores.scored:
         said.append("needs a judge: answered, not scored")
+    return said
+
+
+def _warnings(judge: Judgements, undecided: int) -> list[str]:
+    """What casts doubt on judgements."""
+    said = []
+    if undecided:
+        said.append(f"{undecided} are undecided: the judge could not be asked; the same command asks again")
+    if judge.refused:
+        said.append(f"{judge.refused} judgements were refused")
+    if judge.says_one_thing:
+        said.append(f"the judge said the same of all {len(judge.by_name)} answers: look whether it works")
     return said
 
 
@@ -121,7 +156,7 @@ def _rows(scores: Sequence[TaskScores]) -> list[list[str]]:
     for each in scores:
         paper = each.task.paper.figures if each.task.paper else {}
         for name, value in list(each.metrics.items())[:2]:
-            rows.append([each.task.name, name, shown(value), _counts(each), str(paper.get(name, ""))])
+            rows.append([each.task.name, name, shown(value, name), _counts(each), str(paper.get(name, ""))])
         if not each.metrics:
             rows.append([each.task.name, "needs a judge", "", _counts(each), ""])
     return rows
@@ -150,10 +185,11 @@ def _markdown(run: Mapping[str, Any], scores: Sequence[TaskScores], leaks: Mappi
         lines += [f"- the paper: {_figures(task.paper.figures)}. {task.paper.note}"] if task.paper else []
         if each.metrics:
             lines += ["", "| metric | score (95% interval) |", "| --- | --- |"]
-            lines += [f"| {name} | {shown(value)} |" for name, value in each.metrics.items()]
+            lines += [f"| {name} | {shown(value, name)} |" for name, value in each.metrics.items()]
         if each.groups:
             lines += ["", f"| group | {next(iter(each.metrics))} | questions |", "| --- | --- | --- |"]
-            lines += [f"| {name} | {shown(group.value)} | {group.count:,} |" for name, group in each.groups.items()]
+            main = next(iter(each.metrics))
+            lines += [f"| {n} | {shown(group.value, main)} | {group.count:,} |" for n, group in each.groups.items()]
         lines.append("")
     return "\n".join(lines)
 

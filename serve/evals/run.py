@@ -11,8 +11,9 @@ from typing import Literal
 
 from featurize.leaks import find_leaks, media_of
 from serve.evals.answers import Answer, AnswerFile, Key, key_of, limited, read_answers, share
+from serve.evals.judge import Judge, Judgements, judge_all
 from serve.evals.report import write_report
-from serve.evals.scores import TaskScores, score
+from serve.evals.scores import score
 from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
 from store import Settings, Storage, UserError, list_conversations, load_conversations, parse_settings
 from store.console import Meter, console, make_table
@@ -72,6 +73,7 @@ def evaluate(
     failed: Failed = "wrong",
     tasks_file: Path | None = None,
     vllm: str | None = None,
+    judge: Judge | None = None,
 ) -> None:
     """Ask tasks and report their scores. A second call goes on where a killed one stopped.
 
@@ -87,6 +89,7 @@ def evaluate(
         failed: whether questions whose features cannot be used count as wrong or are left out.
         tasks_file: YAML with more tasks.
         vllm: URL of a vLLM server that serves the checkpoint; None generates here.
+        judge: scores the tasks that need a judge; None leaves them without scores.
 
     Raises:
         UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
@@ -95,6 +98,8 @@ def evaluate(
     planned = plan_tasks(store, names, limit, tasks_file)
     folder = out or Path(checkpoint).resolve().parent / "evaluation"
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if judge and ranks > 1:
+        raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
     if only != "scores":
         _claim(folder, _info_of(checkpoint, info, store, vllm))
         with AnswerFile(folder, rank, ranks) as file:
@@ -108,7 +113,12 @@ def evaluate(
     if not any(p.key(query) in answers for p in planned for query in p.asked):
         raise UserError(f"{folder}: holds no answers to these tasks; run without --only scores")
     run = parse_settings(RunInfo, _read_run(folder), str(folder / "run.json"))
-    scores = [_scores(p, answers, failed) for p in planned]
+    given = [_given(p, answers) for p in planned]
+    judged = _judged(judge, planned, given, folder) if judge else {}
+    scores = [
+        score(p.task, p.conversations, p.queries, pairs, failed, judged.get(number))
+        for number, (p, pairs) in enumerate(zip(planned, given, strict=True))
+    ]
     leaks = leaks_of(info, store, planned)
     write_report(folder, run.model_dump(), scores, leaks)
 
@@ -132,8 +142,18 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
                 f"name them as {task}=NAME, or plan them: python -m featurize plan FILE --store {store} --name {task}"
             )
         made = queries(known[task], load_conversations(storage, conversations))
-        planned.append(Planned(known[task], conversations, made, limited(len(made), limit)))
+        planned.append(Planned(known[task], conversations, made, _chosen(made, limit)))
     return planned
+
+
+def _chosen(made: Sequence[Query], limit: int | None) -> list[int]:
+    """The numbers of the queries that are asked: of pairs both or none."""
+    units: dict[object, list[int]] = {}
+    for number, query in enumerate(made):
+        units.setdefault(query.pair or number, []).append(number)
+    size = max((len(unit) for unit in units.values()), default=1)
+    whole = list(units.values())
+    return [number for place in limited(len(whole), limit and max(1, limit // size)) for number in whole[place]]
 
 
 def dry_run(
@@ -205,9 +225,18 @@ def _ask(
     assistant.close()
 
 
-def _scores(planned: Planned, answers: Mapping[Key, Answer], failed: Failed) -> TaskScores:
-    scored = [(query, answers[planned.key(query)]) for query in planned.asked if planned.key(query) in answers]
-    return score(planned.task, planned.conversations, planned.queries, scored, failed)
+def _given(planned: Planned, answers: Mapping[Key, Answer]) -> list[tuple[Query, Answer]]:
+    """The queries of a task that have an answer."""
+    return [(query, answers[planned.key(query)]) for query in planned.asked if planned.key(query) in answers]
+
+
+def _judged(
+    judge: Judge, planned: Sequence[Planned], given: Sequence[Sequence[tuple[Query, Answer]]], folder: Path
+) -> dict[int, Judgements]:
+    """The judgements of the tasks that need a judge, by the task's number."""
+    numbers = [number for number, p in enumerate(planned) if p.task.judged]
+    found = judge_all(judge, [(planned[number].task, given[number]) for number in numbers], folder)
+    return dict(zip(numbers, found, strict=True))
 
 
 def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> dict[str, str]:

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.evals.answers import Answer
 from serve.evals.bleu import BleuCounts, count_bleu
 from serve.evals.choices import choose
 from serve.evals.cider import DocumentFrequencies, cider
+from serve.evals.judge import Given, Judgements, name_of
 from serve.evals.matching import matches, matches_leniently
 from serve.evals.rouge import rouge
 from serve.evals.statistics import Estimate, bootstrap, estimate
 from serve.evals.tasks import Query, Task
 from serve.evals.words import tokenize
 
-Given = tuple[Query, Answer]
 Floats = NDArray[np.float64]
-MAIN = {"exact": "accuracy", "choice": "accuracy", "cider": "CIDEr", "bleu": "BLEU-1"}  # by scorer
+MAIN = {
+    "exact": "accuracy", "choice": "accuracy", "cider": "CIDEr", "bleu": "BLEU-1", "judged": "accuracy",
+    "dimension": "score",
+}  # by scorer  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class TaskScores:
         cut: answers that were ended by the limit on tokens.
         metrics: by name, the main one first; empty if only a judge can score.
         groups: by name.
+        judge: the judgements that the scores are made of; None if there are none.
+        undecided: answers that the judge could not be asked about, which are not scored.
         length_ratio: words of the answers to words of the references closest in length; None for other scorers.
         items: for each answer its id, occurrence, media item, cluster, groups, reply and scores.
     """
@@ -69,6 +73,8 @@ class TaskScores:
     groups: dict[str, Group]
     length_ratio: float | None
     items: list[dict[str, Any]]
+    judge: Judgements | None = None
+    undecided: int = 0
 
     @property
     def is_partial(self) -> bool:
@@ -86,7 +92,14 @@ class _Scored:
     length_ratio: float | None = None
 
 
-def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence[Given], failed_are: str) -> TaskScores:
+def score(
+    task: Task,
+    conversations: str,
+    made: Sequence[Query],
+    given: Sequence[Given],
+    failed_are: str,
+    judge: Judgements | None = None,
+) -> TaskScores:
     """Score the answers to some of a task's queries.
 
     Args:
@@ -95,11 +108,19 @@ def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence
         made: all its queries: CIDEr weighs words by the references of the whole set.
         given: the queries that have an answer, and their answers.
         failed_are: `wrong`, or `left-out`, for questions whose features cannot be used.
+        judge: what a judge said of the answers; None if none was asked.
     """
-    counted = [(query, answer) for query, answer in given if failed_are == "wrong" or not answer.failures]
+    failed = {_unit(query) for query, answer in given if answer.failures}
+    counted = [(query, answer) for query, answer in given if failed_are == "wrong" or _unit(query) not in failed]
+    answered = len(counted)
+    if judge:
+        counted = [each for each in counted if name_of(each[0]) in judge.by_name or _unit(each[0]) in failed]
     clusters = [query.cluster for query, _ in counted]
-    scorer = SCORERS.get(task.scorer)
-    scored = scorer(made, counted, clusters) if scorer and counted else _Scored()
+    scored = _Scored()
+    if judge and counted:
+        scored = _judged(task, counted, clusters, judge)
+    elif counted and task.scorer in SCORERS:
+        scored = SCORERS[task.scorer](made, counted, clusters)
     asked = [answer for _, answer in counted if not answer.failures]
     return TaskScores(
         task=task,
@@ -117,6 +138,8 @@ def score(task: Task, conversations: str, made: Sequence[Query], given: Sequence
         groups=_groups(task, counted, clusters, scored),
         length_ratio=scored.length_ratio,
         items=_items(counted, scored),
+        judge=judge,
+        undecided=answered - len(counted),
     )
 
 
@@ -150,13 +173,13 @@ def _groups(task: Task, counted: Sequence[Given], clusters: Sequence[str], score
     values, groups = np.array(scored.items[MAIN[task.scorer]], float), dict[str, Group]()
     for name in sorted({group for query, _ in counted for group in query.groups}):
         chosen = [number for number, (query, _) in enumerate(counted) if name in query.groups]
-        value = _mean(values[chosen], [clusters[number] for number in chosen])
-        groups[name] = Group(len(chosen), value)
+        groups[name] = Group(len(chosen), _mean(values[chosen], [clusters[number] for number in chosen]))
     return groups
 
 
 def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
-    return bootstrap(values, np.ones_like(values), clusters)
+    """The mean of the values that are there: an answer without a score is NaN."""
+    return bootstrap(np.nan_to_num(values), (~np.isnan(values)).astype(float), clusters)
 
 
 def _exact(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
@@ -174,6 +197,29 @@ def _choice(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str
     invalid = sum(choice is None and not answer.failures for choice, (_, answer) in zip(chosen, counted, strict=True))
     items: dict[str, Sequence[Any]] = {"accuracy": right, "chosen": chosen}
     return _Scored({"accuracy": _mean(np.array(right, float), clusters)}, items, invalid)
+
+
+def _judged(task: Task, counted: Sequence[Given], clusters: Sequence[str], judge: Judgements) -> _Scored:
+    """Accuracy, in which a reply without a verdict is wrong, and the mean of the scores that were given.
+
+    An answer that could not be given, or one of a pair with such a one, is wrong and has score 0.
+    """
+    replies = [judge.by_name.get(name_of(query)) for query, _ in counted]
+    verdicts = [judged.judgement.verdict if judged else "no" for judged in replies]
+    scores = [judged.judgement.score if judged else 0.0 for judged in replies]
+    texts = [judged.reply.text if judged else "" for judged in replies]
+    items: dict[str, Sequence[Any]] = {"score": scores, "judged": texts}
+    metrics = {"score": _mean(np.array(scores, float), clusters)}
+    if task.scorer == "dimension":
+        return _Scored(metrics, items, sum(score is None for score in scores))
+    items = {"accuracy": [100 * (verdict == "yes") for verdict in verdicts], "verdict": verdicts, **items}
+    metrics = {"accuracy": _mean(np.array(items["accuracy"], float), clusters), **metrics}
+    return _Scored(metrics, items, sum(verdict is None for verdict in verdicts))
+
+
+def _unit(query: Query) -> object:
+    """What is judged at once: the query, or the pair that it is of."""
+    return query.pair or name_of(query)
 
 
 def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:

@@ -1,0 +1,251 @@
+"""The ledger: a receipt for every reply of an outside LLM, known by the digest of what was sent.
+
+A ledger is a file of JSON lines that only grows. `sent` reserves the most that a request can cost, before it is sent;
+`kept` is its reply with what it cost; `lost` says that there was none. Each begins with digest, cost and tokens at
+fixed places, so that opening a ledger of a million lines parses no JSON. Errors are never kept as replies.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from store import UserError
+
+LINE = re.compile(rb'\{"(sent|kept|lost)":"([0-9a-f]{64})","cost":(\d+),"tokens":(\d+)[,}]')
+BUFFER = 1 << 20
+SYNC_SECONDS = 1.0  # the most that a power cut takes; a kill of the process takes nothing that was written
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to a chat model.
+
+    Attributes:
+        body: what is sent: model, messages and sampling.
+        ask: how often the same was asked before, so that a model may be asked for another reply.
+    """
+
+    body: Mapping[str, Any]
+    ask: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that shapes the reply; which server is asked, and with which key, is no part of it."""
+        text = json.dumps([self.body, self.ask], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply and its receipt.
+
+    Attributes:
+        text: what the model said.
+        served: the model that the server says it is.
+        finish: why the reply ended, in the server's words.
+        refused: whether the server marked it as a refusal.
+        prompt_tokens: as the server counts; None if it does not.
+        completion_tokens: the same.
+        server: the URL that was asked.
+        seconds: from sending to the last byte.
+        time: of the last byte, Unix time in seconds.
+    """
+
+    text: str
+    served: str = ""
+    finish: str = ""
+    refused: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    server: str = ""
+    seconds: float = 0.0
+    time: float = field(default_factory=time.time)
+
+
+class Amount(NamedTuple):
+    """What was or may be spent: billionths of a dollar, and tokens."""
+
+    cost: int = 0
+    tokens: int = 0
+
+    def plus(self, other: "Amount") -> "Amount":
+        """The sum of both."""
+        return Amount(self.cost + other.cost, self.tokens + other.tokens)
+
+    def minus(self, other: "Amount") -> "Amount":
+        """The difference of both."""
+        return Amount(self.cost - other.cost, self.tokens - other.tokens)
+
+
+class Limit(NamedTuple):
+    """The most that may be spent, in the units of `Amount`; None for no limit."""
+
+    cost: int | None = None
+    tokens: int | None = None
+
+    def allows(self, amount: Amount) -> bool:
+        """Whether an amount is within the limit."""
+        return all(most is None or part <= most for part, most in zip(amount, self, strict=True))
+
+
+class Ledger:
+    """The receipts in a file. A context manager; one process writes a file at a time.
+
+    Requests that were sent and never settled, because the process was killed, count as spent at the most they can have
+    cost: what was spent is never told too low.
+
+    Args:
+        path: of the file; made if it does not exist.
+        limit: the most that may be spent, counting all that the file has cost before.
+
+    Attributes:
+        committed: what was spent, and what is set aside for requests in flight.
+        unsettled: how many requests of killed processes may have been billed without a reply.
+
+    Raises:
+        UserError: another process writes the file, it cannot be opened, or a line of it is not a receipt.
+    """
+
+    def __init__(self, path: Path, limit: Limit = Limit()) -> None:
+        self.path, self.limit = path, limit
+        self.committed, self.unsettled = Amount(), 0
+        self._places: dict[bytes, int] = {}  # digest -> where its receipt begins
+        self._reserved: dict[str, Amount] = {}  # digest -> what is set aside
+        self._file = _open(path)
+        self._reader = open(path, "rb", buffering=BUFFER)  # noqa: SIM115 closed in __exit__
+        self._synced = time.monotonic()
+        try:
+            self._size = self._read()
+        except UserError:
+            self._close()
+            raise
+        self._file.truncate(self._size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.fsync(self._file.fileno())
+        self._close()
+
+    def __len__(self) -> int:
+        """How many replies there are."""
+        return len(self._places)
+
+    def __contains__(self, request: Request) -> bool:
+        return bytes.fromhex(request.digest) in self._places
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests were sent and are not settled."""
+        return len(self._reserved)
+
+    def get(self, request: Request) -> Reply | None:
+        """The reply to a request, or None if there is none yet."""
+        place = self._places.get(bytes.fromhex(request.digest))
+        if place is None:
+            return None
+        self._reader.seek(place)
+        entry = json.loads(self._reader.readline())
+        return Reply(**{each.name: entry[each.name] for each in fields(Reply)})
+
+    def reserve(self, request: Request, most: Amount) -> bool:
+        """Set aside the most that a request can cost, before it is sent; False if that is above the limit."""
+        if not self.limit.allows(self.committed.plus(most)):
+            return False
+        self._write("sent", request, most)
+        self._reserved[request.digest] = most
+        self.committed = self.committed.plus(most)
+        return True
+
+    def keep(self, request: Request, reply: Reply, spent: Amount) -> None:
+        """Keep the reply to a request that was reserved, and what it cost."""
+        receipt = {"ask": request.ask, "request": request.body, **asdict(reply)}
+        self._places[bytes.fromhex(request.digest)] = self._write("kept", request, spent, receipt)
+        self._settle(request, spent)
+
+    def lose(self, request: Request, spent: Amount) -> None:
+        """Settle a request that was reserved and got no reply, at what it may have cost."""
+        self._write("lost", request, spent)
+        self._settle(request, spent)
+
+    def _settle(self, request: Request, spent: Amount) -> None:
+        self.committed = self.committed.minus(self._reserved.pop(request.digest)).plus(spent)
+
+    def _write(self, kind: str, request: Request, amount: Amount, more: Mapping[str, Any] | None = None) -> int:
+        """Append a line, and return where it begins. A line that does not fit on the disk leaves nothing behind."""
+        line = json.dumps({kind: request.digest, **amount._asdict(), **(more or {})}, separators=(",", ":")).encode()
+        begins = self._size
+        try:
+            written = self._file.write(line + b"\n")
+            if written != len(line) + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(begins)
+            raise UserError(f"{self.path}: {error.strerror}") from None
+        self._size += written
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fdatasync(self._file.fileno())
+            self._synced = time.monotonic()
+        return begins
+
+    def _read(self) -> int:
+        """Read what is there; return where its last whole line ends: a kill may have cut the next one."""
+        place, sent = 0, dict[bytes, Amount]()
+        for number, line in enumerate(self._reader, 1):
+            if not line.endswith(b"\n"):
+                break
+            parsed = LINE.match(line)
+            if not parsed:
+                raise UserError(f"{self.path}, line {number}: not a receipt of a reply; remove the line")
+            self._count(parsed, place, sent)
+            place += len(line)
+        for amount in sent.values():
+            self._give_up(amount)
+        return place
+
+    def _count(self, parsed: re.Match[bytes], place: int, sent: dict[bytes, Amount]) -> None:
+        """Count a line; `sent` holds what is reserved by the lines before it and not settled."""
+        kind, digest, amount = parsed[1], bytes.fromhex(parsed[2].decode()), Amount(int(parsed[3]), int(parsed[4]))
+        before = sent.pop(digest, None)
+        if kind == b"sent":
+            if before:
+                self._give_up(before)
+            sent[digest] = amount
+            return
+        self.committed = self.committed.plus(amount)
+        if kind == b"kept":
+            self._places[digest] = place
+
+    def _give_up(self, amount: Amount) -> None:
+        """Count a request whose process was killed as spent."""
+        self.committed = self.committed.plus(amount)
+        self.unsettled += 1
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._file.close()
+
+
+def _open(path: Path) -> io.FileIO:
+    """Open a file for its only writer."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 closed by the ledger
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path}: another process asks with this ledger; wait for it, or name another") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a file that can be written") from None
+    return file
