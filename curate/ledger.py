@@ -122,7 +122,7 @@ class Ledger:
         self._places: dict[bytes, int] = {}  # digest -> where its receipt begins
         self._reserved: dict[str, Amount] = {}  # digest -> what is set aside
         self._file = _open(path)
-        self._reader = open(path, "rb", buffering=BUFFER)  # noqa: SIM115 closed in __exit__
+        self._reader = open(path, "rb")  # noqa: SIM115 closed in __exit__
         self._synced = time.monotonic()
         try:
             self._size = self._read()
@@ -202,14 +202,15 @@ class Ledger:
     def _read(self) -> int:
         """Read what is there; return where its last whole line ends: a kill may have cut the next one."""
         place, sent = 0, dict[bytes, Amount]()
-        for number, line in enumerate(self._reader, 1):
-            if not line.endswith(b"\n"):
-                break
-            parsed = LINE.match(line)
-            if not parsed:
-                raise UserError(f"{self.path}, line {number}: not a receipt of a reply; remove the line")
-            self._count(parsed, place, sent)
-            place += len(line)
+        with open(self.path, "rb", buffering=BUFFER) as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                parsed = LINE.match(line)
+                if not parsed:
+                    raise UserError(f"{self.path}, line {number}: not a receipt of a reply; remove the line")
+                self._count(parsed, place, sent)
+                place += len(line)
         for amount in sent.values():
             self._give_up(amount)
         return place

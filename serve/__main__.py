@@ -128,7 +128,8 @@ def evaluate(
         Path | None, typer.Option(help="File of the judge's replies, which evaluations may share.")
     ] = None,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Show questions, hours by a sample, and leaks; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show questions, hours by a sample, the judge's cost, and leaks; ask no judge."),
     ] = False,
 ) -> None:
     """Ask benchmarks and report their scores; a killed evaluation goes on where it stopped.
@@ -138,8 +139,21 @@ def evaluate(
     from serve.evals import run
     from serve.evals.judge import make_judge
 
+    if not judge and (judge_model or judge_set or ledger):
+        raise UserError("--judge-model, --judge-set and --ledger are for --judge URL")
+    judging = make_judge(judge, judge_model, judge_set or [], protocol, judge_schema, ledger) if judge else None
     if dry:
-        run.dry_run(str(checkpoint), store, tasks, limit=limit, tasks_file=tasks_file, vllm=vllm)
+        run.dry_run(
+            str(checkpoint),
+            store,
+            tasks,
+            out=out,
+            only=only,
+            limit=limit,
+            tasks_file=tasks_file,
+            vllm=vllm,
+            judge=judging,
+        )
         return
     run.evaluate(
         str(checkpoint),
@@ -151,7 +165,7 @@ def evaluate(
         failed=failed,
         tasks_file=tasks_file,
         vllm=vllm,
-        judge=make_judge(judge, judge_model, judge_set or [], protocol, judge_schema, ledger) if judge else None,
+        judge=judging,
     )
 
 

@@ -1,6 +1,7 @@
 """`serve evaluate`: ask tasks, keep every answer, score what is there, report."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 from featurize.leaks import find_leaks, media_of
 from serve.evals.answers import Answer, AnswerFile, Key, key_of, limited, read_answers, share
 from serve.evals.judge import Judge, Judgements, judge_all
+from serve.evals.judge_cost import say_cost
 from serve.evals.report import write_report
 from serve.evals.scores import score
 from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
@@ -96,7 +98,7 @@ def evaluate(
     """
     info = read_info(checkpoint)
     planned = plan_tasks(store, names, limit, tasks_file)
-    folder = out or Path(checkpoint).resolve().parent / "evaluation"
+    folder = _folder(checkpoint, out)
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if judge and ranks > 1:
         raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
@@ -157,18 +159,50 @@ def _chosen(made: Sequence[Query], limit: int | None) -> list[int]:
 
 
 def dry_run(
-    checkpoint: str, store: str, names: Sequence[str], *, limit: int | None, tasks_file: Path | None, vllm: str | None
+    checkpoint: str,
+    store: str,
+    names: Sequence[str],
+    *,
+    out: Path | None,
+    only: Part | None,
+    limit: int | None,
+    tasks_file: Path | None,
+    vllm: str | None,
+    judge: Judge | None,
 ) -> None:
-    """Print what an evaluation would ask, how long that takes by a sample of its questions, and leaks. Writes nothing.
+    """Print what an evaluation would ask and cost, how long that takes by a sample of its questions, and leaks.
+
+    What the judge would be asked is known where the questions are answered (`only="scores"` asks no sample); elsewhere
+    answers of the sample stand for those to come.
 
     Raises:
         UserError: as `evaluate`.
     """
+    info, planned = read_info(checkpoint), plan_tasks(store, names, limit, tasks_file)
+    _say_leaks(leaks_of(info, store, planned))
+    folder = _folder(checkpoint, out)
+    answers = read_answers(folder)
+    sample = [] if only == "scores" else _ask_sample(checkpoint, store, planned, vllm)
+    judged = [p for p in planned if p.task.judged]
+    if judge and judged:
+        say_cost(judge, [(p.task, _given(p, answers) + _like(p, answers, sample)) for p in judged], folder)
+
+
+def _like(planned: Planned, answers: Mapping[Key, Answer], sample: Sequence[Answer]) -> list[tuple[Query, Answer]]:
+    """The queries that have no answer yet, with those of a sample in turn."""
+    left = [query for query in planned.asked if planned.key(query) not in answers]
+    return list(zip(left, itertools.cycle(sample), strict=False))
+
+
+def _folder(checkpoint: str, out: Path | None) -> Path:
+    return out or Path(checkpoint).resolve().parent / "evaluation"
+
+
+def _ask_sample(checkpoint: str, store: str, planned: Sequence[Planned], vllm: str | None) -> list[Answer]:
+    """Ask a sample of the questions, and print what all would take."""
     from serve.assistant import Assistant
     from serve.evals.ask import all_asked, ask
 
-    info, planned = read_info(checkpoint), plan_tasks(store, names, limit, tasks_file)
-    _say_leaks(leaks_of(info, store, planned))
     asked = all_asked([(p.task, p.conversations, p.asked) for p in planned])
     sample = [asked[number] for number in limited(len(asked), SAMPLE)]
     assistant, answers = Assistant.load(checkpoint, vllm), dict[Key, Answer]()
@@ -192,6 +226,7 @@ def dry_run(
         f"{len(asked):,} questions to ask; of a sample of {len(sample)}: {tokens / len(sample):.1f} tokens an answer, "
         f"{meter.rate:.2f} answers/s with its start: about {hours:.2f} hours on one such device"
     )
+    return list(answers.values())
 
 
 def _ask(

@@ -297,10 +297,13 @@ def test_what_cannot_be_evaluated_is_one_line(evaluated, featurized, trained, tm
 
 def test_a_dry_run_tells_questions_hours_and_leaks_and_writes_nothing(featurized, trained, tmp_path, python):
     out = tmp_path / "out"
-    words = ("serve", "evaluate", trained / "run" / "checkpoint", featurized.url, "next-qa", "valor", "--dry-run")
-    done = python(*words, "--out", out)
+    words = ("serve", "evaluate", trained / "run" / "checkpoint", featurized.url, "next-qa", "valor", "msvd-qa")
+    judge = ("--judge", "http://127.0.0.1:9", "--judge-model", "m", "--judge-set", "price={prompt: 1, completion: 1}")
+    done = python(*words, "--dry-run", "--out", out, *judge)
     assert done.returncode == 0, done.stderr
-    assert "5 questions to ask" in done.stdout
+    assert "7 questions to ask" in done.stdout
+    assert "dollars" in done.stdout
+    assert [cell.strip() for cell in done.stdout.split("│ all")[1].split("│")[1:5:3]] == ["2", "40"]
     assert "hours" in done.stdout
     assert "leaks were not checked" in done.stdout
     assert not out.exists()

@@ -161,6 +161,14 @@ def test_a_command_judges_answers_on_disk_and_reports_who_judged(planned, traine
     words = ["evaluate", str(checkpoint), planned.url, *names, "--out", str(out), "--only", "scores"]
     with llm_server(answer=lambda body: "{'pred': 'yes', 'score': 4}") as server:
         judge = ["--judge", server.url, "--judge-model"]
+        priced = ["--dry-run", "--judge-set", "price.prompt=1000", "--judge-set", "price.completion=1000"]
+        done = CliRunner().invoke(app, [*words, *judge, "first", *priced])
+        assert done.exit_code == 0, done.output
+        row = next(line for line in done.output.splitlines() if "all" in line and "│" in line)
+        calls, known, prompt, completion, dollars = (float(c.replace(",", "")) for c in row.split("│")[2:-1])
+        assert (calls, known, completion, server.bodies) == (3, 0, 60, [])
+        assert dollars == pytest.approx((prompt + completion) / 1000, abs=0.01)
+        assert not (out / "judgements.jsonl").exists()
         done = CliRunner().invoke(app, [*words, *judge, "first"])
         assert done.exit_code == 0, done.output
         first = {task["task"]: task for task in json.loads((out / "report.json").read_text())["tasks"]}
@@ -168,6 +176,9 @@ def test_a_command_judges_answers_on_disk_and_reports_who_judged(planned, traine
         assert done.exit_code == 0, done.output
         assert {body["model"] for body in server.bodies} == {"first", "second"}
         assert len(server.bodies) == 6
+        done = CliRunner().invoke(app, [*words, *judge, "first", *priced])
+        row = next(line for line in done.output.splitlines() if "all" in line and "│" in line)
+        assert [float(cell) for cell in row.split("│")[2:-1]] == [3, 3, 0, 0, 0]
         wrong = CliRunner().invoke(app, [*words, "--judge", server.url])
         assert isinstance(wrong.exception, UserError)
         assert "--judge needs --judge-model" in str(wrong.exception)
