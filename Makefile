@@ -55,6 +55,8 @@ bench: $(BENCH)/.done $(PEERS)/.done
 	$(BUSY) -m benchmarks.featurizing pipeline --hd --videos 24 --encoder clip:ViT-S-32/random --layer 1 --frames 2 --rounds 7
 	$(BUSY) -m benchmarks.featurizing nested
 	$(PY) -m benchmarks.metrics
+	$(PY) -m benchmarks.asking client
+	$(PY) -m benchmarks.asking ledger
 	$(PY) -m benchmarks.serving engines runs/demo/stage2/checkpoint runs/demo/store heldout  # after make demo
 	$(PY) -m benchmarks.serving outside runs/demo/stage2/checkpoint
 	$(PY) -m benchmarks.training packed

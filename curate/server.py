@@ -56,18 +56,18 @@ class Server:
         self.url, self._settings, self._key = url, settings, key
         self.pace = Pace(settings.concurrency, settings.longest_pause)
         self._reached = False
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(settings.silent_seconds, connect=settings.connect_seconds, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency),
-        )
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._timeout = httpx.Timeout(settings.silent_seconds, connect=settings.connect_seconds)
+        self._tls = httpx.create_ssl_context()
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []  # one connection each: httpx searches all of a client's
 
     async def __aenter__(self) -> "Server":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def ask(self, request: Request, most: Amount) -> tuple[Reply, Amount]:
         """The reply to a request, and what it cost.
@@ -90,7 +90,7 @@ class Server:
     async def _post(self, body: bytes, most: Amount) -> httpx.Response:
         try:
             async with asyncio.timeout(self._settings.whole_seconds):
-                response = await self._client.post(endpoint(self.url), content=body)
+                response = await self._send(body)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             if not self._reached:
                 raise UserError(f"{self.url}: no server answers: {error or type(error).__name__}") from None
@@ -105,6 +105,17 @@ class Server:
             raise PassingError(f"{self.url}: {error or type(error).__name__}", most, busy=True) from None
         self._reached = True
         return response
+
+    async def _send(self, body: bytes) -> httpx.Response:
+        if not self._idle:
+            client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, verify=self._tls)
+            self._clients.append(client)
+            self._idle.append(client)
+        client = self._idle.pop()
+        try:
+            return await client.post(endpoint(self.url), content=body)
+        finally:
+            self._idle.append(client)
 
     def _error(self, response: httpx.Response, request: Request) -> Exception:
         """What a status other than 200 means."""
