@@ -17,7 +17,7 @@ from serve.evals.answers import Answer, AnswerFile, Key, key_of, read_answers
 from serve.evals.ask import Asked, ask
 from serve.evals.matching import matches
 from serve.evals.report import shown
-from serve.evals.statistics import Estimate, bootstrap
+from serve.evals.statistics import Estimate, percentage
 from serve.evals.tasks import Query, Task
 from store import Conversation, Modality, Storage, Turn, load_conversations
 from store.console import Meter, console
@@ -78,7 +78,7 @@ def ask_all(checkpoint: str, store: str, conversations: str, folder: Path) -> li
     rows = []
     for (kind, question, withheld), scored in right.items():
         values, clips, chances = zip(*scored, strict=True)
-        accuracy = bootstrap(np.array(values), np.ones(len(values)), clips)
+        accuracy = percentage(np.array(values), clips)
         rows.append(Row(kind, question, withheld, accuracy, len(values), chances[0]))
     return rows
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from store import Arrays, Sense, Turn, UserError, parse_settings
-from store.console import console, make_app, run
+from store.console import console, make_app, make_table, run
 from store.settings import override
 from store.tokens import split_tokens
 
@@ -167,6 +167,19 @@ def evaluate(
         vllm=vllm,
         judge=judging,
     )
+
+
+@app.command()
+def tasks(
+    tasks_file: Annotated[Path | None, typer.Option("--tasks", help="YAML with tasks of your own.")] = None,
+) -> None:
+    """List the tasks that `evaluate` knows."""
+    from serve.evals.tasks import TASKS, load_tasks
+
+    table = make_table("task", "title", "planned from", "scorer")
+    for task in (load_tasks(tasks_file) if tasks_file else TASKS).values():
+        table.add_row(task.name, task.title, task.files, task.scorer)
+    console.print(table)
 
 
 @app.command()

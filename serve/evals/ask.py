@@ -119,7 +119,7 @@ def _load(assistant: Assistant, store: str, key: str, senses: Sequence[Sense]) -
     readers = {sense: assistant.features.open(store, sense) for sense in senses}
     lacking = [s for s, reader in readers.items() if key not in reader and key not in reader.failed]
     if lacking:
-        return Features(failures={sense: MediaError("absent", "not featurized") for sense in lacking})
+        return Features(failures=dict.fromkeys(lacking, MediaError("missing", "not featurized")))
     return assistant.features.load(store, key, senses)
 
 

@@ -64,6 +64,7 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
         "partial": scores.is_partial,
         "failed": scores.failed,
         "failed_are": scores.failed_are,
+        "reasons": dict(scores.reasons),
         "invalid": scores.invalid,
         "tokens": scores.tokens,
         "cut": scores.cut,
@@ -108,7 +109,8 @@ def _remarks(scores: TaskScores, leak: str | None) -> list[str]:
     """What a reader of a score has to know."""
     said = [leak] if leak else []
     if scores.failed:
-        said.append(f"{scores.failed} could not be asked, counted as {scores.failed_are}")
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in scores.reasons.most_common(3))
+        said.append(f"{scores.failed} could not be asked, counted as {scores.failed_are}: {reasons}")
     if scores.invalid:
         said.append(f"{scores.invalid} ({scores.invalid / scores.scored:.1%}) could not be parsed and are wrong")
     if scores.cut:
@@ -210,12 +212,15 @@ def _plot(path: Path, scores: Sequence[TaskScores]) -> None:
         name, value = next(iter(each.metrics.items()))
         axes.barh(place, value.value, color="tab:blue")
         axes.plot([value.low, value.high], [place, place], color="black")
+        of = f"{each.scored:,} of {each.questions:,}{', partial' if each.is_partial else ''}"
+        axes.text(value.high, place, f"  {value.value:.1f} ({of})", va="center", fontsize=7)
         paper = each.task.paper.figures.get(name) if each.task.paper else None
         if paper is not None:
             axes.scatter([paper], [place], marker="|", s=250, color="tab:red", zorder=3)
     axes.set_yticks(range(len(scores)), [f"{e.task.title}\n{next(iter(e.metrics))}" for e in scores], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="score and 95% interval; red: the paper's figure, of another protocol", xlim=(0, None))
+    note = "; red: the paper's figure, of another protocol" if any(e.task.paper for e in scores) else ""
+    axes.set(xlabel=f"score and 95% interval{note}", xlim=(0, 1.25 * max(1, axes.get_xlim()[1])))
     figure.tight_layout()
     figure.savefig(path, dpi=120, format="png")
     plt.close(figure)

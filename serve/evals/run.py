@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from featurize.leaks import find_leaks, media_of
 from serve.evals.answers import Answer, AnswerFile, Key, key_of, limited, read_answers, share
@@ -20,7 +20,9 @@ from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
 from store import Settings, Storage, UserError, list_conversations, load_conversations, parse_settings
 from store.console import Meter, console, make_table
 from store.publish import publishing
-from trainer.checkpoint.folder import CheckpointInfo, checkpoint_digest, read_info
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.folder import CheckpointInfo
 
 SAMPLE = 32  # questions that a dry run asks, to tell the hours
 Part = Literal["answers", "scores"]
@@ -96,20 +98,22 @@ def evaluate(
     Raises:
         UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
     """
+    rank, ranks = ranks_of(os.environ)
+    planned = plan_tasks(store, names, limit, tasks_file)  # before what imports torch: mistakes cost a second
+    from trainer.checkpoint.folder import read_info
+
     info = read_info(checkpoint)
-    planned = plan_tasks(store, names, limit, tasks_file)
     folder = _folder(checkpoint, out)
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if judge and ranks > 1:
         raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
     if only != "scores":
-        _claim(folder, _info_of(checkpoint, info, store, vllm))
+        claim(folder, _info_of(checkpoint, info, store, vllm))
         with AnswerFile(folder, rank, ranks) as file:
             _ask(checkpoint, store, planned, folder, file, rank, ranks, vllm)
     answers = read_answers(folder)
     lacking = sum(p.key(query) not in answers for p in planned for query in p.asked)
     if only == "answers" or (lacking and only != "scores"):
-        console.print(f"answers: {folder}; {lacking} questions are still being asked by other ranks" if lacking
+        console.print(f"answers: {folder}; {lacking} to be asked by other ranks" if lacking
                       else f"answers: {folder}")  # fmt: skip
         return
     if not any(p.key(query) in answers for p in planned for query in p.asked):
@@ -125,6 +129,22 @@ def evaluate(
     write_report(folder, run.model_dump(), scores, leaks)
 
 
+def ranks_of(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's rank, and how many share the questions, from RANK and WORLD_SIZE; 0 and 1 without them.
+
+    Raises:
+        UserError: one is set without the other, or they are no such numbers.
+    """
+    given = [environment.get(name) for name in ("RANK", "WORLD_SIZE")]
+    if given == [None, None]:
+        return 0, 1
+    if not all(value and value.isdecimal() for value in given) or int(str(given[0])) >= int(str(given[1])):
+        raise UserError(
+            f"RANK={given[0]}, WORLD_SIZE={given[1]}: set both, as torchrun does, RANK below WORLD_SIZE, or neither"
+        )
+    return int(str(given[0])), int(str(given[1]))
+
+
 def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: Path | None) -> list[Planned]:
     """The questions of tasks that are called `task` or `task=conversations`.
 
@@ -138,6 +158,8 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         conversations = conversations or task
         if task not in known:
             raise UserError(f"no task {task!r}; there are: {', '.join(known)}")
+        if not storage.exists("corpus.parquet"):
+            raise UserError(f"{store}: no store is there")
         if conversations not in (there := list_conversations(storage)):
             raise UserError(
                 f"task {task}: {store} has no conversations {conversations!r}; it has: {', '.join(there) or 'none'}; "
@@ -178,7 +200,10 @@ def dry_run(
     Raises:
         UserError: as `evaluate`.
     """
-    info, planned = read_info(checkpoint), plan_tasks(store, names, limit, tasks_file)
+    planned = plan_tasks(store, names, limit, tasks_file)
+    from trainer.checkpoint.folder import read_info
+
+    info = read_info(checkpoint)
     _say_leaks(leaks_of(info, store, planned))
     folder = _folder(checkpoint, out)
     answers = read_answers(folder)
@@ -274,7 +299,7 @@ def _judged(
     return dict(zip(numbers, found, strict=True))
 
 
-def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> dict[str, str]:
+def leaks_of(info: "CheckpointInfo", store: str, planned: Sequence[Planned]) -> dict[str, str]:
     """By task, what is to be said of its media that the checkpoint was trained on; by the empty name, of all tasks."""
     storage = Storage(store)
     there = [name for name in info.trained_on if name in list_conversations(storage)]
@@ -287,8 +312,10 @@ def leaks_of(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> di
             said[p.task.name] = (
                 f"{len(leaked)} media are also in training, first {leaked[0].evaluation.uri} (same {leaked[0].by})"
             )
-    if not there:
-        said[""] = "leaks were not checked: the conversations of training are not in this store"
+    if not info.trained_on:
+        said[""] = "leaks were not checked: the checkpoint does not tell what it was trained on; see featurize leaks"
+    elif not there:
+        said[""] = f"leaks were not checked: {', '.join(info.trained_on)}, of training, are not in this store"
     return said
 
 
@@ -297,8 +324,10 @@ def _say_leaks(leaks: Mapping[str, str]) -> None:
         console.print(f"{task}: {said}" if task else said, markup=False)
 
 
-def _info_of(checkpoint: str, info: CheckpointInfo, store: str, vllm: str | None) -> RunInfo:
+def _info_of(checkpoint: str, info: "CheckpointInfo", store: str, vllm: str | None) -> RunInfo:
     import torch
+
+    from trainer.checkpoint.folder import checkpoint_digest
 
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
     return RunInfo(
@@ -317,10 +346,14 @@ def _code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def _claim(folder: Path, run: RunInfo) -> None:
-    """Write what the answers will have in common, or check that it is what they have."""
+def claim(folder: Path, run: RunInfo) -> None:
+    """Write what the answers will have in common, or check that it is what they have, if there are any.
+
+    Raises:
+        UserError: the folder holds answers of something else.
+    """
     path = folder / "run.json"
-    if path.exists():
+    if path.exists() and read_answers(folder):
         before = parse_settings(RunInfo, _read_run(folder), str(path))
         differing = [n for n in RunInfo.model_fields if n != "version" and getattr(before, n) != getattr(run, n)]
         if differing:

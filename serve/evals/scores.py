@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from serve.evals.cider import DocumentFrequencies, cider
 from serve.evals.judge import Given, Judgements, name_of
 from serve.evals.matching import matches, matches_leniently
 from serve.evals.rouge import rouge
-from serve.evals.statistics import Estimate, bootstrap, estimate
+from serve.evals.statistics import Estimate, bootstrap, estimate, percentage
 from serve.evals.tasks import Query, Task
 from serve.evals.words import tokenize
 
@@ -47,6 +48,7 @@ class TaskScores:
         scored: how many answers were scored.
         failed: questions whose features cannot be used; how they count is `failed_are`.
         failed_are: `wrong` or `left-out`.
+        reasons: why questions could not be asked, and how many.
         invalid: answers that could not be parsed, which are wrong; None where nothing is parsed.
         tokens: mean length of an answer.
         cut: answers that were ended by the limit on tokens.
@@ -66,6 +68,7 @@ class TaskScores:
     scored: int
     failed: int
     failed_are: str
+    reasons: Counter[str]
     invalid: int | None
     tokens: float
     cut: int
@@ -131,6 +134,7 @@ def score(
         scored=len(counted),
         failed=sum(bool(answer.failures) for _, answer in given),
         failed_are=failed_are,
+        reasons=Counter(f"{sense} {why}" for _, answer in given for sense, why in answer.failures.items()),
         invalid=scored.invalid,
         tokens=float(np.mean([answer.tokens for answer in asked])) if asked else 0.0,
         cut=sum(answer.reason == "length" for answer in asked),
@@ -168,17 +172,20 @@ def _items(counted: Sequence[Given], scored: _Scored) -> list[dict[str, Any]]:
 
 def _groups(task: Task, counted: Sequence[Given], clusters: Sequence[str], scored: _Scored) -> dict[str, Group]:
     """The main metric of each group; of metrics that are means over items."""
-    if not scored.metrics or MAIN[task.scorer] not in scored.items:
+    main = MAIN[task.scorer]
+    if not scored.metrics or main not in scored.items:
         return {}
-    values, groups = np.array(scored.items[MAIN[task.scorer]], float), dict[str, Group]()
+    values, groups = np.array(scored.items[main], float), dict[str, Group]()
     for name in sorted({group for query, _ in counted for group in query.groups}):
         chosen = [number for number, (query, _) in enumerate(counted) if name in query.groups]
-        groups[name] = Group(len(chosen), _mean(values[chosen], [clusters[number] for number in chosen]))
+        groups[name] = Group(len(chosen), _mean(values[chosen], [clusters[number] for number in chosen], main))
     return groups
 
 
-def _mean(values: Floats, clusters: Sequence[str]) -> Estimate:
+def _mean(values: Floats, clusters: Sequence[str], name: str) -> Estimate:
     """The mean of the values that are there: an answer without a score is NaN."""
+    if name.startswith("accuracy"):
+        return percentage(values, clusters)
     return bootstrap(np.nan_to_num(values), (~np.isnan(values)).astype(float), clusters)
 
 
@@ -188,7 +195,7 @@ def _exact(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]
         name: [100 * any(rule(answer.reply, right) for right in query.references) for query, answer in counted]
         for name, rule in (("accuracy", matches), ("accuracy, lenient", matches_leniently))
     }
-    return _Scored({name: _mean(np.array(values, float), clusters) for name, values in items.items()}, items)
+    return _Scored({name: _mean(np.array(values, float), clusters, name) for name, values in items.items()}, items)
 
 
 def _choice(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
@@ -196,7 +203,7 @@ def _choice(_: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str
     right = [100 * (choice == query.right) for choice, (query, _) in zip(chosen, counted, strict=True)]
     invalid = sum(choice is None and not answer.failures for choice, (_, answer) in zip(chosen, counted, strict=True))
     items: dict[str, Sequence[Any]] = {"accuracy": right, "chosen": chosen}
-    return _Scored({"accuracy": _mean(np.array(right, float), clusters)}, items, invalid)
+    return _Scored({"accuracy": _mean(np.array(right, float), clusters, "accuracy")}, items, invalid)
 
 
 def _judged(task: Task, counted: Sequence[Given], clusters: Sequence[str], judge: Judgements) -> _Scored:
@@ -209,11 +216,11 @@ def _judged(task: Task, counted: Sequence[Given], clusters: Sequence[str], judge
     scores = [judged.judgement.score if judged else 0.0 for judged in replies]
     texts = [judged.reply.text if judged else "" for judged in replies]
     items: dict[str, Sequence[Any]] = {"score": scores, "judged": texts}
-    metrics = {"score": _mean(np.array(scores, float), clusters)}
+    metrics = {"score": _mean(np.array(scores, float), clusters, "score")}
     if task.scorer == "dimension":
         return _Scored(metrics, items, sum(score is None for score in scores))
     items = {"accuracy": [100 * (verdict == "yes") for verdict in verdicts], "verdict": verdicts, **items}
-    metrics = {"accuracy": _mean(np.array(items["accuracy"], float), clusters), **metrics}
+    metrics = {"accuracy": _mean(np.array(items["accuracy"], float), clusters, "accuracy"), **metrics}
     return _Scored(metrics, items, sum(verdict is None for verdict in verdicts))
 
 
@@ -229,7 +236,7 @@ def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequenc
     theirs = [references[_name(query)] for query, _ in counted]
     frequencies = DocumentFrequencies.of([references[_name(query)] for query in made])
     items = {"CIDEr": 100 * cider(predictions, theirs, frequencies), "ROUGE-L": 100 * rouge(predictions, theirs)}
-    metrics = {name: _mean(values, clusters) for name, values in items.items()}
+    metrics = {name: _mean(values, clusters, name) for name, values in items.items()}
     counts = count_bleu(predictions, theirs)
     parts = np.concatenate(
         [counts.matches, counts.guesses, counts.lengths[:, None], counts.reference_lengths[:, None]], 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trainer.features import FEATURES_OF
 
 DRAWS = 2000
+QUANTILE = 1.96  # of a normal distribution, for 95%
 AT_ONCE = 1 << 22  # draws x groups held in memory at once
 
 
@@ -56,6 +57,19 @@ def estimate(
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = np.nanpercentile(value(drawn), [2.5, 97.5])
     return Estimate(float(value(parts.sum(0))), float(low), float(high))
+
+
+def percentage(values: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
+    """The mean of values that are 0 or 100, NaN where there is none.
+
+    Where all are equal, a bootstrap would say that nothing else is possible, so the interval is Wilson's over groups.
+    """
+    there = ~np.isnan(values)
+    if len(kept := np.unique(values[there])) == 1 and kept[0] in (0, 100):
+        count = len(np.unique(np.asarray(groups)[there]))
+        rest = 100 * QUANTILE**2 / (count + QUANTILE**2)
+        return Estimate(float(kept[0]), 100 - rest if kept[0] else 0.0, 100.0 if kept[0] else rest)
+    return bootstrap(np.nan_to_num(values), there.astype(float), groups)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from serve.evals.answers import Answer, AnswerFile, Key, limited, read_answers, share
-from serve.evals.run import evaluate, plan_tasks
+from serve.evals.run import RunInfo, claim, evaluate, plan_tasks, ranks_of
 from serve.evals.scores import score
+from serve.evals.statistics import bootstrap, percentage
 from serve.evals.tasks import TASKS, queries
 from serve.evals.words import tokenize
 from store import UserError, load_conversations
@@ -285,6 +286,7 @@ def test_what_cannot_be_evaluated_is_one_line(evaluated, featurized, trained, tm
     info = json.loads((out / "run.json").read_text())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text(json.dumps(info | {"checkpoint": "another"}))
+    shutil.copy(out / "answers.jsonl", tmp_path / "other")
     with pytest.raises(UserError, match=r"holds answers of another checkpoint: another, not .*--out"):
         evaluate(checkpoint, featurized.url, ["vatex"], out=tmp_path / "other")
     done = python("serve", "evaluate", checkpoint, featurized.url, "vatex", "--out", tmp_path / "other")
@@ -305,7 +307,7 @@ def test_a_dry_run_tells_questions_hours_and_leaks_and_writes_nothing(featurized
     assert "dollars" in done.stdout
     assert [cell.strip() for cell in done.stdout.split("│ all")[1].split("│")[1:5:3]] == ["2", "40"]
     assert "hours" in done.stdout
-    assert "leaks were not checked" in done.stdout
+    assert "leaks were not checked: talk, of training, are not in this store" in " ".join(done.stdout.split())
     assert not out.exists()
 
 
@@ -319,6 +321,39 @@ def test_media_that_were_trained_on_are_told(trained, python, tmp_path):
     done = python(*words, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "the checkpoint was trained on conversations talk" in done.stdout.replace("\n", " ")
+
+
+def test_ranks_are_both_given_or_neither():
+    assert ranks_of({}) == (0, 1)
+    assert ranks_of({"RANK": "2", "WORLD_SIZE": "3"}) == (2, 3)
+    of_two = [{"RANK": rank, "WORLD_SIZE": "2"} for rank in ("2", "x", "-1")]
+    for wrong in ({"RANK": "0"}, {"WORLD_SIZE": "2"}, *of_two):
+        with pytest.raises(UserError, match="set both, as torchrun does"):
+            ranks_of(wrong)
+
+
+def test_a_folder_without_answers_takes_another_engine(tmp_path):
+    """A server that could not be reached leaves nothing that binds."""
+    run = RunInfo(checkpoint="c", columns={}, store="s", engine="vllm", version="1")
+    other = run.model_copy(update={"engine": "transformers"})
+    claim(tmp_path, run)
+    claim(tmp_path, other)
+    with AnswerFile(tmp_path, 0, 1) as file:
+        file.write(Key("c", "1", 0, "p"), Answer("yes", 1, "stop"))
+    with pytest.raises(UserError, match="holds answers of another engine: transformers, not vllm"):
+        claim(tmp_path, run)
+    claim(tmp_path, other)
+
+
+def test_what_is_all_right_or_all_wrong_still_has_an_interval():
+    """Wilson's, over clusters: twenty of twenty are about 84 to 100 percent."""
+    clusters = [str(n) for n in range(20)]
+    right, wrong = (percentage(np.full(20, value), clusters) for value in (100.0, 0.0))
+    assert (right.value, right.low, right.high) == (100, pytest.approx(83.9, abs=0.1), 100)
+    assert (wrong.value, wrong.low, wrong.high) == (0, 0, pytest.approx(16.1, abs=0.1))
+    assert percentage(np.full(40, 100.0), clusters * 2) == right
+    mixed = np.array([100.0] * 15 + [0.0] * 5)
+    assert percentage(mixed, clusters) == bootstrap(mixed, np.ones(20), clusters)
 
 
 def test_one_process_writes_a_file_and_all_ranks_agree_on_their_number(tmp_path):
