@@ -1,12 +1,12 @@
 """A trained checkpoint that answers questions about clips, by an engine here or by a vLLM server."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 import torch
 
-from serve.engine import Engine, Limits, Piece, Reply, reply, stream
+from serve.engine import Engine, Limits, Piece, Reply, reply, stream, until_end
 from serve.features import FeatureSource
 from serve.local import Local
 from serve.prompts import Prompts, Question, load_prompts
@@ -71,21 +71,16 @@ class Assistant:
     def answer(self, questions: Sequence[Question], limits: Limits = Limits()) -> list[Reply]:
         """The answers to some questions, generated together. Raises as `stream`."""
         queues = [SimpleQueue[Piece]() for _ in questions]
-        for question, queue in zip(questions, queues, strict=True):
-            self.engine.submit(self.prompts.embed(question), limits, queue.put)
-        return [reply(list(_until_end(queue))) for queue in queues]
+        cancels: list[Callable[[], None]] = []
+        try:
+            for question, queue in zip(questions, queues, strict=True):
+                cancels.append(self.engine.submit(self.prompts.embed(question), limits, queue.put))
+            return [reply(list(until_end(queue))) for queue in queues]
+        finally:
+            for cancel in cancels:  # else, after a failure, the others would be written to their ends
+                cancel()
 
     def close(self) -> None:
         """Free what the engine holds, and end the decoding process."""
         self.engine.close()
         self.features.close()
-
-
-def _until_end(queue: "SimpleQueue[Piece]") -> Iterator[Piece]:
-    while True:
-        piece = queue.get()
-        if piece.error:
-            raise piece.error
-        yield piece
-        if piece.reason:
-            return

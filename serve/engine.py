@@ -109,15 +109,20 @@ def stream(engine: Engine, rows: torch.Tensor, limits: Limits) -> Iterator[Piece
     pieces: SimpleQueue[Piece] = SimpleQueue()
     cancel = engine.submit(rows, limits, pieces.put)
     try:
-        while True:
-            piece = pieces.get()
-            if piece.error:
-                raise piece.error
-            yield piece
-            if piece.reason:
-                return
+        yield from until_end(pieces)
     finally:
         cancel()
+
+
+def until_end(pieces: "SimpleQueue[Piece]") -> Iterator[Piece]:
+    """Yield an answer's pieces from a queue, to the last one; raises the error that the last one has."""
+    while True:
+        piece = pieces.get()
+        if piece.error:
+            raise piece.error
+        yield piece
+        if piece.reason:
+            return
 
 
 def reply(pieces: Sequence[Piece]) -> Reply:

@@ -15,7 +15,6 @@ from store import Sense, UserError
 from trainer.features import FEATURES_OF
 
 AHEAD = 2  # questions that wait for the engine, for each that it answers at once
-SENSES: dict[Sense, str] = {"visual": "temporal", "audio": "audio"}
 
 
 @dataclass(frozen=True)
@@ -125,4 +124,4 @@ def _load(assistant: Assistant, store: str, key: str, senses: Sequence[Sense]) -
 
 def _senses(query: Query) -> list[Sense]:
     needed = frozenset().union(*(FEATURES_OF[turn.modality] for turn in query.turns))
-    return [sense for sense in get_args(Sense) if SENSES[sense] in needed]
+    return [sense for sense in get_args(Sense) if FEATURES_OF[sense] & needed]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -152,20 +153,21 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         UserError: there is no such task, or the store lacks its conversations or they lack what it needs.
     """
     known = load_tasks(tasks_file) if tasks_file else TASKS
-    storage, planned = Storage(store), []
+    storage = Storage(store)
+    if not storage.exists("corpus.parquet"):
+        raise UserError(f"{store}: no store is there")
+    there, load, planned = list_conversations(storage), cache(lambda name: load_conversations(storage, name)), []
     for name in names:
         task, _, conversations = name.partition("=")
         conversations = conversations or task
         if task not in known:
             raise UserError(f"no task {task!r}; there are: {', '.join(known)}")
-        if not storage.exists("corpus.parquet"):
-            raise UserError(f"{store}: no store is there")
-        if conversations not in (there := list_conversations(storage)):
+        if conversations not in there:
             raise UserError(
                 f"task {task}: {store} has no conversations {conversations!r}; it has: {', '.join(there) or 'none'}; "
                 f"name them as {task}=NAME, or plan them: python -m featurize plan FILE --store {store} --name {task}"
             )
-        made = queries(known[task], load_conversations(storage, conversations))
+        made = queries(known[task], load(conversations))
         planned.append(Planned(known[task], conversations, made, _chosen(made, limit)))
     return planned
 
@@ -302,13 +304,13 @@ def _judged(
 def leaks_of(info: "CheckpointInfo", store: str, planned: Sequence[Planned]) -> dict[str, str]:
     """By task, what is to be said of its media that the checkpoint was trained on; by the empty name, of all tasks."""
     storage = Storage(store)
-    there = [name for name in info.trained_on if name in list_conversations(storage)]
-    said: dict[str, str] = {}
+    stored = list_conversations(storage)
+    there = [name for name in info.trained_on if name in stored]
+    trained_on, said = media_of(storage, there), dict[str, str]()
     for p in planned:
-        others = [name for name in there if name != p.conversations]
-        if p.conversations in info.trained_on:
+        if p.conversations in there:
             said[p.task.name] = f"the checkpoint was trained on conversations {p.conversations}"
-        elif others and (leaked := find_leaks(media_of(storage, others), media_of(storage, [p.conversations]))):
+        elif leaked := find_leaks(trained_on, media_of(storage, [p.conversations])):
             said[p.task.name] = (
                 f"{len(leaked)} media are also in training, first {leaked[0].evaluation.uri} (same {leaked[0].by})"
             )
@@ -353,7 +355,7 @@ def claim(folder: Path, run: RunInfo) -> None:
         UserError: the folder holds answers of something else.
     """
     path = folder / "run.json"
-    if path.exists() and read_answers(folder):
+    if path.exists() and any(answers.stat().st_size for answers in folder.glob("answers*.jsonl")):
         before = parse_settings(RunInfo, _read_run(folder), str(path))
         differing = [n for n in RunInfo.model_fields if n != "version" and getattr(before, n) != getattr(run, n)]
         if differing:
