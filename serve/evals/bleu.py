@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.evals.ngrams import ORDERS, Integers, Tokens, count, find
+from serve.evals.ngrams import ORDERS, Integers, Tokens, check_items, count, find
 
 SMALL, TINY = 1e-9, 1e-15  # the reference's, against division by zero
 
@@ -69,8 +69,7 @@ def count_bleu(predictions: Sequence[Tokens], references: Sequence[Sequence[Toke
     Raises:
         ValueError: an item has no reference, or not every item has a prediction.
     """
-    if len(predictions) != len(references) or not all(map(len, references)):
-        raise ValueError("BLEU takes one prediction and at least one reference for each item")
+    check_items(predictions, references)
     size = len(predictions)
     items = np.repeat(np.arange(size), [len(captions) for captions in references])
     grams = count([*predictions, *(tokens for captions in references for tokens in captions)])

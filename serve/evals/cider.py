@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.evals.ngrams import ORDERS, Counts, Grams, Integers, Tokens, count, find
+from serve.evals.ngrams import ORDERS, Counts, Grams, Integers, Tokens, check_items, count, find
 
 SIGMA = 6.0  # words of difference in length that dampen by exp(-1/2)
 SCALE = 10.0
@@ -100,8 +100,7 @@ def cider(
     Raises:
         ValueError: an item has no reference, or not every item has a prediction.
     """
-    if len(predictions) != len(references) or not all(map(len, references)):
-        raise ValueError("CIDEr takes one prediction and at least one reference for each item")
+    check_items(predictions, references)
     if not predictions:
         return np.zeros(0)
     each = np.array([len(captions) for captions in references])

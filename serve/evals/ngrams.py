@@ -49,6 +49,16 @@ class Grams:
     lengths: Integers
 
 
+def check_items(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
+    """Refuse what no metric of captions is defined for.
+
+    Raises:
+        ValueError: an item has no reference, or not every item has a prediction.
+    """
+    if len(predictions) != len(references) or not all(map(len, references)):
+        raise ValueError("a metric takes one prediction and at least one reference for each item")
+
+
 def split(tokens: Tokens) -> list[str]:
     """Tokens as the reference's n-gram metrics see them: those with a no-break space inside are several words."""
     return " ".join(tokens).split()

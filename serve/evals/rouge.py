@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.evals.ngrams import Tokens
+from serve.evals.ngrams import Tokens, check_items
 
 BETA = 1.2  # weight of recall against precision
 
@@ -48,6 +48,5 @@ def rouge(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
     Raises:
         ValueError: an item has no reference, or not every item has a prediction.
     """
-    if len(predictions) != len(references) or not all(map(len, references)):
-        raise ValueError("ROUGE takes one prediction and at least one reference for each item")
+    check_items(predictions, references)
     return np.array([_score(*item) for item in zip(predictions, references, strict=True)], np.float64)
