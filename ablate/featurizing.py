@@ -6,8 +6,7 @@ from ablate.plan import Ablation, RequiredArray
 from ablate.settings import AblateConfig
 from featurize.settings import EncoderSettings, FeaturizeConfig
 from store import UserError, load_settings
-
-SHIPPED = Path("featurize/configs")
+from store.settings import shipped
 
 
 def configurations(ablation: Ablation) -> list[str]:
@@ -28,18 +27,17 @@ def _file_for(config: AblateConfig, need: RequiredArray) -> str:
     for name in (need.column, _base(need)):
         if name in config.featurize:
             return config.featurize[name]
-    shipped = [f"featurize.{_base(need)}={file}" for file in sorted(SHIPPED.glob("*.yaml")) if _makes(file, need)]
+    makers = [
+        f"featurize.{_base(need)}={name}" for name, path in shipped(FeaturizeConfig).items() if _makes(path, need)
+    ]
     raise UserError(
         f"field 'featurize': {config.store} does not hold all of {need}; name the YAML of `featurize run` that makes "
-        f"it: {' or '.join(shipped) or f'featurize.{_base(need)}=FILE'}"
+        f"it: {' or '.join(makers) or f'featurize.{_base(need)}=FILE'}"
     )
 
 
 def _makes(file: Path, need: RequiredArray) -> bool:
-    try:
-        columns = load_settings(FeaturizeConfig, file).columns
-    except UserError:  # not ours
-        return False
+    columns = load_settings(FeaturizeConfig, file).columns
     return any(need.array in column.arrays for column in columns if column.column == _base(need))
 
 

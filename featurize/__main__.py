@@ -36,7 +36,10 @@ app.command()(leaks)
 @app.command("run")
 def featurize(
     store: Store,
-    config: Annotated[str, typer.Option("--config", help="YAML of FeaturizeConfig.")],
+    config: Annotated[
+        str,
+        typer.Option("--config", help="A YAML file of FeaturizeConfig, or the name of a shipped one, such as demo."),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as columns.0.batch=64.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Encode shards with failed files again.")] = False,
     only: Annotated[list[int] | None, typer.Option("--shard", help="Look at this shard alone; repeatable.")] = None,
@@ -69,7 +72,10 @@ def featurize(
 @app.command()
 def estimate(
     store: Store,
-    config: Annotated[str, typer.Option("--config", help="YAML of FeaturizeConfig.")],
+    config: Annotated[
+        str,
+        typer.Option("--config", help="A YAML file of FeaturizeConfig, or the name of a shipped one, such as demo."),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as columns.0.batch=64.")] = None,
     sample: Annotated[int, typer.Option(min=1, help="Items to measure.")] = 16,
     price: Annotated[float | None, typer.Option(help="Of a worker for an hour.")] = None,

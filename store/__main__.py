@@ -7,7 +7,7 @@ import typer
 
 from store.column import Column
 from store.console import console, line_of, make_app, make_table, run, say_json
-from store.conversation import list_conversations, load_conversations
+from store.conversation import count_conversations, list_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError
@@ -71,7 +71,7 @@ def list_store(store: Where, as_json: AsJson = False) -> None:
     corpus = Corpus.load(storage)
     damaged: list[DamagedError] = []
     columns = list(_counted(storage, None, corpus, damaged))
-    talks = {name: len(load_conversations(storage, name)) for name in list_conversations(storage)}
+    talks = {name: count_conversations(storage, name) for name in list_conversations(storage)}
     if as_json:
         reports = [_counts(*pair) | pair[0].spec.model_dump(mode="json", include=DESCRIBED) for pair in columns]
         shards = len(corpus.shards)

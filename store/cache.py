@@ -31,7 +31,7 @@ def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3:
         UserError: the folder cannot be written, or the cache's maximum size is smaller than this tar.
         DamagedError: the tar is missing, or differs from its sidecar.
     """
-    folder = _folder()
+    folder = cache_folder()
     path = folder / f"{sidecar_tar_xxh3}.tar"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,8 @@ def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3:
     return str(path)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where copies of shards are kept."""
     return Path(os.environ.get("AVLLM_CACHE") or "~/.cache/avllm").expanduser() / "shards"
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from store.errors import DamagedError, UserError
 
@@ -20,12 +21,13 @@ INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
 
 
-def make_app(help_text: str) -> typer.Typer:
+def make_app(help_text: str, cls: type[TyperGroup] = TyperGroup, completion: bool = False) -> typer.Typer:
     """A typer application with the options that all commands share."""
     return typer.Typer(
         help=help_text,
+        cls=cls,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -115,6 +115,15 @@ def load_outline(storage: Storage, name: str) -> Outline:
     )
 
 
+def count_conversations(storage: Storage, name: str) -> int:
+    """How many conversations `conversations/<name>.parquet` holds.
+
+    Raises:
+        UserError: the store has no conversations of that name, or they are damaged.
+    """
+    return len(load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA))
+
+
 def list_conversations(storage: Storage) -> list[str]:
     """The sorted names of a store's conversation files."""
     return [name.removesuffix(".parquet") for name in storage.names(FOLDER) if name.endswith(".parquet")]

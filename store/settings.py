@@ -1,6 +1,8 @@
 """Settings: strict pydantic models, read from YAML and overridden by `field=value` arguments of the command line."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,9 +24,15 @@ S = TypeVar("S", bound=Settings)
 def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """Read a YAML file into `model`; each override is `field=value` or `field.0.inner=value`, with a YAML value.
 
+    Args:
+        model: of the settings.
+        path: of the file, or the name of one that is shipped with the model's package.
+        overrides: applied in order.
+
     Raises:
         UserError: the file cannot be read, a field is unknown, or a value is not accepted.
     """
+    path = find_config(model, path)
     try:
         data = yaml.safe_load(Path(path).read_bytes()) or {}
     except OSError as error:
@@ -36,6 +44,33 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     for word in overrides:
         override(data, word)
     return parse_settings(model, data, str(path))
+
+
+def find_config(model: type[Settings], name: str | Path) -> Path:
+    """A configuration: a file by its path, or one shipped with the model's package by its name, such as `demo`.
+
+    Raises:
+        UserError: there is no such file, and none of that name is shipped.
+    """
+    path, known = Path(name), shipped(model)
+    if path.exists() or not known:
+        return path
+    if str(name) in known:
+        return known[str(name)]
+    raise UserError(
+        f"{name}: no such file{guess(str(name), known)}; shipped configurations of {model.__name__}: {', '.join(known)}"
+    )
+
+
+def shipped(model: type[Settings]) -> dict[str, Path]:
+    """The configurations in the folder `configs` of the model's package, by name."""
+    return {path.stem: path for path in sorted((Path(inspect.getfile(model)).parent / "configs").glob("*.yaml"))}
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    """Ask `; did you mean ...?` where a known word is close to `word`."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
@@ -79,8 +114,24 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
     field = ".".join(_as_typed(data, error["loc"])) or "settings"
     if error["type"] == "extra_forbidden":
         inner = _model_at(model, error["loc"][:-1])
-        return f"unknown field {field!r}" + (f" (accepted: {', '.join(sorted(inner.model_fields))})" if inner else "")
-    return f"field {field!r}: {error['msg']}"
+        known = sorted(inner.model_fields) if inner else []
+        accepted = f" (accepted: {', '.join(known)})" if known else ""
+        return f"unknown field {field!r}{guess(str(error['loc'][-1]), known)}{accepted}"
+    return f"field {field!r}: {_message(error)}"
+
+
+def _message(error: Any) -> str:
+    """Pydantic's message in a user's words, with the value that was found."""
+    found = error["input"]
+    if error["type"] == "missing":
+        return "is required"
+    if error["type"] in ("tuple_type", "list_type") and not isinstance(found, Mapping):
+        return f"expected a list, such as [{found}]"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not message.startswith("Input should be "):
+        return message
+    is_short = isinstance(found, str | int | float | bool | None)
+    return f"expected {message.removeprefix('Input should be ')}" + (f", found {found!r}" if is_short else "")
 
 
 def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:

@@ -21,7 +21,9 @@ def launched(local_rank: Annotated[int | None, typer.Option("--local_rank", hidd
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="YAML of TrainConfig.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file of TrainConfig, or the name of a shipped one, such as demo-stage1.")
+    ],
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would train on and take, and stop.")] = False,
     ranks: Annotated[int | None, typer.Option(min=1, help="Of a dry run: processes a launcher would start.")] = None,

@@ -38,7 +38,12 @@ class PhaseConfig(Settings):
 
 
 class Zero(Settings):
-    """DeepSpeed ZeRO: its stage, and whether the optimizer's state lies in CPU memory."""
+    """DeepSpeed ZeRO.
+
+    Attributes:
+        stage: 1 shares out the optimizer's state, 2 the gradients too, 3 the weights too.
+        offload: whether the optimizer's state lies in CPU memory.
+    """
 
     stage: Literal[1, 2, 3] = 2
     offload: bool = False
@@ -102,8 +107,11 @@ class TrainConfig(Settings):
         global_batch: conversations in one optimizer step, over all ranks.
         batch_tokens: most rows of LLM input in one pass of a rank; a step has as many passes as its conversations need.
         epochs: times that the conversations are trained on; or give `steps`.
+        steps: optimizer steps; or give `epochs`.
         lr: peak learning rate.
         projector_lr: peak learning rate of the projectors; None for `lr`.
+        betas: of AdamW.
+        weight_decay: of AdamW.
         warmup_ratio: share of the steps in which the rate rises linearly; then it falls as a cosine to zero.
         clip: bound on the norm of the gradient; None for no bound.
         precision: of the arithmetic. Trained parameters are always kept in float32.
@@ -114,12 +122,14 @@ class TrainConfig(Settings):
         compile: torch.compile for the LLM's layers: faster, less memory, a slower first step; losses equal to rounding.
         deterministic: on GPUs, use kernels that give the same bits in every run; CPUs always do.
         zero: DeepSpeed's settings; None for one process of plain torch.
+        seed: of the order of conversations, new projectors, adapters, and dropout.
         tolerate: how many damaged items are replaced by their neighbours; one more stops the run.
         log_every: steps between lines of the log.
         track: a service that also gets the log, under the name of `output`; a resumed run continues its tracked run.
         save_every: steps between saved states, from which the same command resumes; None saves none.
         keep: how many of the newest states are kept.
         evaluation: held-out conversations; the state with the lowest loss on them is kept too.
+        prompt: the texts around instructions and responses.
     """
 
     stage: Literal[1, 2]

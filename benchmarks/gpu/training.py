@@ -172,7 +172,7 @@ def stage2(report: Report) -> None:
 
 
 def lora(report: Report) -> None:
-    """Adapters in an LLM of Vicuna-7B's shape, as `trainer/configs/lora.yaml` trains them."""
+    """Adapters in an LLM of Vicuna-7B's shape, as `trainer/configs/paper-lora.yaml` trains them."""
     with bench(report) as runs:
         adapters = {"rank": 4, "alpha": 8} if report.tiny else {"rank": 128, "alpha": 256}
         config = runs.settings(2, 32, WARM_UP + 3, lora=adapters, gradient_checkpointing=True)

@@ -4,6 +4,7 @@ The card depends only on the store and the licence: it contains no time, no host
 """
 
 import hashlib
+import importlib.metadata
 import json
 import re
 from collections import Counter
@@ -12,7 +13,6 @@ from typing import Any
 import yaml
 from pydantic import JsonValue
 
-from avllm import __version__
 from store.column import Column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import MODALITIES, load_conversations
@@ -139,7 +139,7 @@ def _describe(storage: Storage, corpus: Corpus, header: dict[str, Any], corpus_t
         "## Provenance",
         f"Digest of the store: `{store_digest(storage, corpus_table)}`: SHA-256 over the SHA-256 and name of the "
         "corpus plan, the conversations, the specs and the sidecars, which hold the checksum of every tar and array. "
-        f"This card was written by avllm {__version__}.",
+        f"This card was written by avllm {importlib.metadata.version('avllm')}.",
     ]
     if columns:
         parts.append(READING.format(column=columns[0].name).rstrip())

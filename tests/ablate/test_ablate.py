@@ -378,7 +378,7 @@ def test_a_yaml_that_does_not_make_what_is_missing_is_refused_before_anything_st
 def test_a_shipped_yaml_is_suggested_only_if_it_makes_what_is_missing(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(REPO)
     for axes, suggestion in (
-        ({"audio": ["whisper-tiny"]}, "featurize.whisper-tiny=featurize/configs/ablations.yaml"),
+        ({"audio": ["whisper-tiny"]}, "featurize.whisper-tiny=ablations"),
         ({"visual": ["clip-vit-s-32"]}, "featurize.clip-vit-s-32=FILE"),  # the demo's has no T = 2
         ({"frames": [8]}, "featurize.clip-tiny=FILE"),
     ):

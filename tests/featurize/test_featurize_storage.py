@@ -83,7 +83,9 @@ def test_a_store_on_s3_gets_the_same_bytes_also_after_a_kill(python, work, whole
     driver = subprocess.Popen(words, env=env, cwd=REPO, stdout=subprocess.DEVNULL)
     storage = Storage(url)
     wait_until(lambda: storage.names(".lock") == ["00000002.json"], driver)  # the first one was of the plan
+    driver.send_signal(signal.SIGSTOP)  # else it may be done before the second one has been refused
     refused = python(*plan(work, url))
+    driver.send_signal(signal.SIGCONT)
     wait_until(lambda: any(column.shards() for column in list_columns(storage)), driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()

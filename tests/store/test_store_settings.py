@@ -18,6 +18,7 @@ from store import (
     load_settings,
     open_column,
 )
+from trainer.settings import TrainConfig
 
 
 class Stage(Settings):
@@ -55,15 +56,22 @@ def test_values_and_overrides(load):
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
-        ("name: a\nnmae: b", (), ["run.yaml", "'nmae'", "accepted: name, optim, stages"]),
+        ("name: a\nnmae: b", (), ["run.yaml", "'nmae'; did you mean 'name'?", "accepted: name, optim, stages"]),
+        ("name: a\nfarbe: b", (), ["unknown field 'farbe' (accepted: name, optim, stages)"]),
+        ("name: a\nstages: 8", (), ["'stages': expected a list, such as [8]"]),
+        ("name: a\nstages: {lr: 1}", (), ["'stages'", "tuple"]),
         ("name: a\noptim: {lrr: 1}", (), ["run.yaml", "'optim.lrr'", "accepted: lr, steps"]),
         ("name: a\nstages: [{lrr: 1}]", (), ["run.yaml", "'stages.0.lrr'", "accepted: lr, steps"]),
         ("name: a\n1: b", (), ["run.yaml", "1"]),
         ('name: a\n"x\\ny": b', (), ["run.yaml", "x"]),
         ("name: 3", (), ["run.yaml", "'name'", "string"]),
-        ("name: a\nstages: [{steps: many}]", (), ["run.yaml", "'stages.0.steps'", "integer"]),
-        ("name: a\nstages: [{steps: 0}]", (), ["run.yaml", "'stages.0.steps'", "greater than 0"]),
-        ("", (), ["run.yaml", "'name'", "required"]),
+        (
+            "name: a\nstages: [{steps: many}]",
+            (),
+            ["run.yaml", "'stages.0.steps': expected a valid integer", "found 'many'"],
+        ),
+        ("name: a\nstages: [{steps: 0}]", (), ["run.yaml", "'stages.0.steps': expected greater than 0, found 0"]),
+        ("", (), ["run.yaml", "'name': is required"]),
         ("- a", (), ["run.yaml", "mapping", "list"]),
         ("a: [", (), ["run.yaml", "not YAML"]),
         (b"\xff\xfe\x00", (), ["run.yaml", "not YAML"]),
@@ -92,6 +100,19 @@ def test_a_missing_file_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "no.yaml"):
         with pytest.raises(UserError, match=path.name):
             load_settings(Run, path)
+
+
+def test_shipped_configurations_are_known_by_name(tmp_path, monkeypatch):
+    """`--config demo` works from any folder, unless a file of that name is there."""
+    monkeypatch.chdir(tmp_path)
+    config = load_settings(TrainConfig, "demo-stage1", ["steps=3"])
+    assert (config.stage, config.steps, config.visual) == (1, 3, "clip-vit-s-32")
+    with pytest.raises(UserError, match="demo_stage1: no such file; did you mean 'demo-stage1'") as caught:
+        load_settings(TrainConfig, "demo_stage1")
+    assert "shipped configurations of TrainConfig: demo-stage1, demo-stage2, paper-" in str(caught.value)
+    (tmp_path / "demo-stage1").write_text("stage: 7")
+    with pytest.raises(UserError, match="expected 1 or 2, found 7"):
+        load_settings(TrainConfig, "demo-stage1")
 
 
 BASE = {

@@ -127,10 +127,10 @@ def test_recipes_are_what_the_papers_shapes_take_and_fit(row):
 @pytest.mark.parametrize(
     ("file", "words", "ranks", "gpu"),
     [
-        ("stage1.yaml", [], 8, "A100"),
-        ("stage2.yaml", ["model=lmsys/vicuna-7b-v1.5"], 8, "H100"),
-        ("stage2.yaml", ["model=lmsys/vicuna-13b-v1.5", "zero.offload=true"], 1, "H100"),
-        ("lora.yaml", ["model=lmsys/vicuna-7b-v1.5"], 1, "L40S"),
+        ("paper-stage1.yaml", [], 8, "A100"),
+        ("paper-stage2.yaml", ["model=lmsys/vicuna-7b-v1.5"], 8, "H100"),
+        ("paper-stage2.yaml", ["model=lmsys/vicuna-13b-v1.5", "zero.offload=true"], 1, "H100"),
+        ("paper-lora.yaml", ["model=lmsys/vicuna-7b-v1.5"], 1, "L40S"),
     ],
     ids=str,
 )
@@ -145,7 +145,7 @@ def test_a_dry_run_says_what_the_papers_shapes_take(file, words, ranks, gpu):
 
 @pytest.mark.parametrize(("size", "count"), [("7b", 6_738_415_616), ("13b", 13_015_864_320)])
 def test_vicuna_has_the_published_number_of_weights(size, count):
-    config = load_settings(TrainConfig, CONFIGS / "stage1.yaml", [f"model=lmsys/vicuna-{size}-v1.5"])
+    config = load_settings(TrainConfig, CONFIGS / "paper-stage1.yaml", [f"model=lmsys/vicuna-{size}-v1.5"])
     assert Parameters.of(build_shape(config, llm_shape(config.model), column_widths(config))).llm == count
 
 
@@ -220,13 +220,13 @@ def test_a_dry_run_reads_the_store_and_writes_nothing(feature_store, tiny_llm, t
     assert not out.exists()
 
 
-@pytest.mark.parametrize("file", ["stage2.yaml", "lora.yaml", "demo-stage2.yaml"])
+@pytest.mark.parametrize("file", ["paper-stage2.yaml", "paper-lora.yaml", "demo-stage2.yaml"])
 def test_stage_2_is_planned_before_stage_1_has_run(file, tmp_path, monkeypatch):
     """With the LLM that its stage 1 starts from, whatever else lies beside the two."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "configs" / "a.yaml").write_text("columns: []")
-    first = load_settings(TrainConfig, CONFIGS / ("demo-stage1.yaml" if "demo" in file else "stage1.yaml"))
+    first = load_settings(TrainConfig, CONFIGS / ("demo-stage1.yaml" if "demo" in file else "paper-stage1.yaml"))
     config = load_settings(TrainConfig, tmp_path / "configs" / file)
     assert with_first_llm(config, f"configs/{file}") == config.model_copy(update={"model": first.model})
     Path(config.model).mkdir(parents=True)
@@ -238,5 +238,5 @@ def test_a_checkpoint_of_an_unknown_stage_is_refused_with_the_override_to_give()
     with pytest.raises(
         UserError, match=r"^field 'model': runs/elsewhere/checkpoint: no such folder here; .*: model=NAME$"
     ):
-        with_first_llm(elsewhere, str(CONFIGS / "stage2.yaml"))
-    assert with_first_llm(settings(), str(CONFIGS / "stage2.yaml")) == settings()
+        with_first_llm(elsewhere, str(CONFIGS / "paper-stage2.yaml"))
+    assert with_first_llm(settings(), str(CONFIGS / "paper-stage2.yaml")) == settings()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from store import UserError, load_settings
 from store.console import console
+from store.settings import find_config
 from trainer.launch import is_first
 from trainer.settings import TrainConfig
 
@@ -11,7 +12,7 @@ from trainer.settings import TrainConfig
 def with_first_llm(config: TrainConfig, file: str) -> TrainConfig:
     """Settings for a dry run: the model that an earlier stage starts from takes the place of its missing checkpoint.
 
-    The earlier stage is a configuration beside `file` whose `output` the checkpoint belongs to.
+    The earlier stage is a configuration in the folder of `file` whose `output` the checkpoint belongs to.
 
     Raises:
         UserError: none is beside it; says which override to give.
@@ -19,7 +20,7 @@ def with_first_llm(config: TrainConfig, file: str) -> TrainConfig:
     checkpoint = Path(config.model)
     if checkpoint.exists() or checkpoint.name != "checkpoint":
         return config
-    for path in sorted(Path(file).parent.glob("*.yaml")):
+    for path in sorted(find_config(TrainConfig, file).parent.glob("*.yaml")):
         try:
             earlier = load_settings(TrainConfig, path)
         except UserError:  # some other YAML

@@ -1,0 +1,184 @@
+"""`avllm init`: configuration files for a store, an LLM and GPUs, which need no overrides."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+import yaml
+
+from avllm.doctor import bfloat16_flag
+from avllm.reference import meanings
+from featurize.settings import FeaturizeConfig, TokenSettings
+from store import Storage, UserError, list_columns, list_conversations, load_settings, parse_settings
+from store.console import console
+from store.conversation import count_conversations
+from store.settings import shipped
+from trainer.settings import TrainConfig
+
+STAGES = (1, 2)
+GB_OF_WEIGHT, GB_OF_TRAINED = 2, 16  # of a billion: bfloat16; float32 with its gradient and AdamW's two moments
+GB_OFFLOADED = 30  # of host memory for a billion trained weights (docs/recipes.md)
+WORKING_GB = 8  # activations and gathered layers at these files' batch_tokens (docs/recipes.md)
+FEWEST_STEPS = 20  # of an epoch: small data gets small batches
+SMALL_LLM, SMALL_LLM_LR = 1, 2e-4  # billions of weights; the demo's rate
+UNKNOWN_LLM = 7.0
+
+
+class Machine(NamedTuple):
+    """What trains.
+
+    Attributes:
+        gpus: how many; 0 for a CPU.
+        memory: GB of each.
+        host: GB of main memory.
+    """
+
+    gpus: int
+    memory: float
+    host: float
+
+
+def write(
+    folder: Path, store: str | None, conversations: str | None, model: str | None, gpus: int | None, memory: int | None
+) -> None:
+    """Write the files into a new folder, and print the commands that take them.
+
+    Raises:
+        UserError: a value is not given and there is no terminal to ask at, or the folder has such files already.
+    """
+    for name in ("featurize.yaml", *(f"stage{number}.yaml" for number in STAGES)):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} is there already; give another folder")
+    storage = Storage(store or _ask("store", "Store (a folder or a URL)", "runs/store"))
+    conversations = conversations or _choose(storage)
+    model = model or _ask("model", "LLM (a Hugging Face folder, or a name on the hub)", "lmsys/vicuna-7b-v1.5")
+    gpus = int(_ask("gpus", "GPUs that train (0 for a CPU)", "1")) if gpus is None else gpus
+    memory = int(_ask("memory", "GB of each GPU", "80")) if gpus and memory is None else memory
+    machine = Machine(gpus, memory or 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
+    encoders = None if list_columns(storage) else "paper" if gpus else "demo"
+    data = {"sources": [{"store": storage.url, "conversations": conversations}], **_columns(storage, encoders)}
+    files = {}
+    for number in STAGES:
+        start = model if number == STAGES[0] else str(folder / "stage1" / "checkpoint")
+        size = _billions(model)
+        fields = _stage(number, machine, size, _count(storage, conversations))
+        fields |= {**data, "model": start, "output": str(folder / f"stage{number}")}
+        parse_settings(TrainConfig, fields, f"stage{number}.yaml")
+        files[f"stage{number}.yaml"] = _commented(fields)
+    if encoders:
+        files["featurize.yaml"] = shipped(FeaturizeConfig)[encoders].read_text()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    _say_next(folder, storage, encoders, machine)
+
+
+def _ask(option: str, question: str, default: str) -> str:
+    if not sys.stdin.isatty():
+        raise UserError(f"--{option}: give it; there is no terminal to ask at")
+    return str(typer.prompt(question, default=default))
+
+
+def _choose(storage: Storage) -> str:
+    names = list_conversations(storage)
+    return names[0] if len(names) == 1 else _ask("conversations", f"Conversations ({', '.join(names)})", "train")
+
+
+def _count(storage: Storage, conversations: str) -> int | None:
+    return count_conversations(storage, conversations) if conversations in list_conversations(storage) else None
+
+
+def _columns(storage: Storage, encoders: str | None) -> dict[str, Any]:
+    """The columns to read, with their most frames and segments: the store's, or those that a configuration makes."""
+    if encoders:
+        made = load_settings(FeaturizeConfig, encoders).columns
+        arrays = {c.column: c.arrays for c in made if isinstance(c, TokenSettings)}
+    else:
+        specs = [column.spec for column in list_columns(storage)]
+        arrays = {spec.name: tuple(spec.features) for spec in specs}
+    found: dict[str, Any] = {"visual": None, "audio": None}
+    for field, count, mark in (("visual", "frames", "spatial.t"), ("audio", "segments", "audio.k")):
+        counts = {name: _most(names, mark) for name, names in arrays.items() if _most(names, mark)}
+        if counts:
+            found[field] = max(counts, key=lambda name: counts[name])
+            found[count] = counts[found[field]]
+            if len(counts) > 1:
+                console.print(f"{field}: {found[field]} is taken; there are: {', '.join(counts)}")
+    return found
+
+
+def _most(arrays: tuple[str, ...], mark: str) -> int:
+    return max((int(name.removeprefix(mark)) for name in arrays if name.startswith(mark)), default=0)
+
+
+def _billions(model: str) -> float:
+    """Weights of an LLM in billions: by the bytes of its files, else by its name."""
+    files = [path for ending in ("safetensors", "bin") for path in Path(model).glob(f"*.{ending}")]
+    if files:
+        return sum(path.stat().st_size for path in files) / GB_OF_WEIGHT / 1e9
+    named = re.search(r"(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z])", model)
+    if named:
+        return float(named[1]) / (1000 if named[2] in "mM" else 1)
+    console.print(f"{model}: its size is not known; planned as {UNKNOWN_LLM:.0f} billion weights")
+    return UNKNOWN_LLM
+
+
+def _stage(number: int, machine: Machine, size: float, count: int | None) -> dict[str, Any]:
+    """The paper's settings of a stage, as this machine can run them."""
+    fields = _plain(f"paper-stage{number}")
+    if not machine.gpus:
+        fields |= {"zero": None, "gradient_checkpointing": False, "save_every": 50}
+        fields |= {} if bfloat16_flag() else {"precision": "float32"}
+    elif number == 1:
+        tight = GB_OF_WEIGHT * size + WORKING_GB > machine.memory
+        fields["zero"] = {"stage": 3} if tight else {"stage": 2} if machine.gpus > 1 else None
+    elif GB_OF_TRAINED * size / machine.gpus + WORKING_GB < machine.memory:
+        fields["zero"] = {"stage": 3} if machine.gpus > 1 else None
+    elif GB_OFFLOADED * size < machine.host:
+        fields["zero"] = {"stage": 3, "offload": True}
+    else:
+        fields |= _plain("paper-lora") | {"zero": {"stage": 2} if machine.gpus > 1 else None}
+    if size < SMALL_LLM and number == 2:
+        fields["lr"] = SMALL_LLM_LR
+    while (
+        count
+        and count < FEWEST_STEPS * fields["global_batch"]
+        and fields["global_batch"] % (2 * (machine.gpus or 1)) == 0
+    ):
+        fields["global_batch"] //= 2
+    return fields
+
+
+def _plain(name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = yaml.safe_load(shipped(TrainConfig)[name].read_bytes())
+    return fields
+
+
+def _commented(fields: dict[str, Any]) -> str:
+    """YAML with what each field means above it."""
+    meaning = meanings(TrainConfig)
+    parts = []
+    for name in TrainConfig.model_fields:
+        if name in fields:
+            value = yaml.safe_dump(fields[name], default_flow_style=True, sort_keys=False).removesuffix("...\n")
+            parts.append(f"# {meaning[name]}\n{name}: {value}")
+    return "\n".join(parts)
+
+
+def _say_next(folder: Path, storage: Storage, encoders: str | None, machine: Machine) -> None:
+    """Print the commands, in their order."""
+    console.print(f"{folder}: look at the files, then:")
+    if encoders:
+        console.print(f"  avllm featurize plan MEDIA --store {storage.url}")
+        console.print(f"  avllm featurize run --store {storage.url} --config {folder / 'featurize.yaml'}")
+    for number in STAGES:
+        file = folder / f"stage{number}.yaml"
+        zero = load_settings(TrainConfig, file).zero
+        starter = f"torchrun --nproc-per-node {machine.gpus} -m trainer" if zero else "avllm trainer"
+        console.print(f"  {starter} train {file}")
+    console.print(
+        f"  avllm serve chat --checkpoint {folder / 'stage2' / 'checkpoint'} --media CLIP 'What happens here?'"
+    )

@@ -1,0 +1,112 @@
+"""The commands of the front door, and the pages that are made from the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from avllm import doctor
+from avllm.__main__ import app
+from avllm.configs import shipped_files
+from avllm.init import Machine, _stage, write
+from avllm.reference import pages
+from store import UserError, load_settings
+from store.console import console
+from trainer.settings import TrainConfig
+
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+
+
+def test_the_reference_is_that_of_the_code():
+    """A field or an option that changed is on its page, or this fails: `python -m avllm reference docs/reference`."""
+    made = pages(typer.main.get_command(app))
+    for name, text in made.items():
+        assert (REFERENCE / name).read_text() == text, f"docs/reference/{name}"
+    silent = [line for line in made["settings.md"].splitlines() if re.fullmatch(r"\| `.*\|  \|", line)]
+    assert silent == []  # every field says what it means
+
+
+def test_init_writes_files_that_need_no_overrides(feature_store, tiny_llm, python, tmp_path):
+    """Stage 1 of the files is trained as it is; stage 2's dry run finds the model of stage 1's file."""
+    asked = ("--store", feature_store, "--conversations", "mixed", "--model", tiny_llm, "--gpus", "0")
+    done = python("avllm", "init", tmp_path / "mine", *asked)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.strip().splitlines()[1:3]:
+        words = line.split()
+        assert words[:2] == ["avllm", "trainer"]
+        done = python(*words[1:], "--dry-run")
+        assert done.returncode == 0, done.stderr
+    again = python("avllm", "init", tmp_path / "mine", *asked)
+    assert again.returncode == 2
+    assert again.stderr.startswith(f"error: {tmp_path}/mine/stage1.yaml is there already")
+
+
+def test_init_without_columns_takes_the_encoders_of_a_configuration(tmp_path):
+    write(tmp_path / "gpus", str(tmp_path / "store"), "train", "lmsys/vicuna-7b-v1.5", 8, 80)
+    assert (tmp_path / "gpus" / "featurize.yaml").read_text() == shipped_files()["featurize/paper"].read_text()
+    stage = load_settings(TrainConfig, tmp_path / "gpus" / "stage2.yaml")
+    assert (stage.visual, stage.audio, stage.frames, stage.segments) == ("clip-vit-l-14", "clap-htsat-tiny", 32, 4)
+    paper = load_settings(TrainConfig, "paper-stage2")
+    moved = {"model", "output", "sources"}
+    assert stage.model_dump(exclude=moved) == paper.model_dump(exclude=moved)
+    with pytest.raises(UserError, match="--model: give it; there is no terminal to ask at"):
+        write(tmp_path / "x", str(tmp_path / "store"), "train", None, 8, 80)
+
+
+@pytest.mark.parametrize(
+    ("machine", "size", "expected"),
+    [
+        (Machine(8, 80, 500), 6.75, {"zero": {"stage": 3}}),
+        (Machine(1, 80, 500), 6.75, {"zero": {"stage": 3, "offload": True}}),
+        (Machine(1, 48, 64), 6.75, {"zero": None, "lora": {"rank": 128, "alpha": 256}}),
+        (Machine(2, 24, 64), 6.75, {"zero": {"stage": 2}, "lora": {"rank": 128, "alpha": 256}}),
+        (Machine(1, 24, 64), 0.135, {"zero": None, "lr": 2e-4}),
+        (Machine(0, 0, 64), 0.135, {"zero": None, "gradient_checkpointing": False}),
+    ],
+)
+def test_stage_2_fits_the_machine(machine, size, expected):
+    """As docs/recipes.md measures it: 16 bytes a trained weight over the GPUs, 30 on a host that offloads."""
+    fields = _stage(2, machine, size, None)
+    assert {name: fields[name] for name in expected} == expected
+    assert ("lora" in fields) == ("lora" in expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "batch"), [(None, 8, 128), (10_000, 8, 128), (1000, 8, 32), (3, 8, 8), (3, 6, 6)]
+)
+def test_small_data_gets_small_batches(count, gpus, batch):
+    """An epoch has 20 steps where it can, and ranks divide the batch."""
+    machine = Machine(gpus, 80, 500)
+    fields = _stage(2, machine, 6.75, count)
+    assert fields["global_batch"] % gpus == 0
+    assert fields["global_batch"] == batch or gpus == 6
+
+
+def test_shipped_configurations_are_listed_and_printed(python):
+    done = python("avllm", "configs")
+    assert "avllm trainer train paper-stage2" in done.stdout
+    done = python("avllm", "configs", "trainer/paper-stage2")
+    assert yaml.safe_load(done.stdout)["stage"] == 2
+    done = python("avllm", "configs", "trainer/paper-stage3")
+    assert done.returncode == 2
+    assert "did you mean 'trainer/paper-stage2'?" in done.stderr
+
+
+def test_the_doctor_names_what_stands_in_the_way(monkeypatch, tmp_path, feature_store):
+    """A missing package, store or model comes with its remedy; a sound machine passes."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(console, "width", 300)
+    assert doctor.examine(None, str(feature_store))
+    found = {finding.what: finding for finding in doctor.findings(None, str(tmp_path / "none"))}
+    assert found["model hub"].found == "127.0.0.1 does not answer"
+    assert found["store"].blocks
+    assert "avllm featurize plan" in found["store"].remedy
+    assert not doctor.examine("paper-stage1", None)
+    with pytest.raises(UserError, match="avllm configs lists"):
+        list(doctor.findings("nothing", None))
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: name != "peft")
+    lacking = next(f for f in doctor.findings(None, None) if f.what.startswith("extra train"))
+    assert (lacking.found, lacking.remedy) == ("lacks peft", "pip install 'avllm[train]'")
