@@ -68,9 +68,9 @@ def demo(
     console.print(f"{sum(seconds.values()):.0f} s in this call; report: {folder}/report.md, plot: {folder}/report.png")
     clip = corpus / "clips" / "heldout000.mp4"
     console.print("\nNext:")
-    ask = f"python -m serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
+    ask = f"avllm serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
     console.print(f'  {ask} --listen "Is the sound low, middle or high?"')
-    console.print(f"  python -m store ls {store}")
+    console.print(f"  avllm store ls {store}")
     console.print(f"  tensorboard --logdir {folder}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m featurize plan | leaks | estimate | run | repair`: media files to columns of a store."""
+"""`avllm featurize plan | leaks | estimate | run | repair`: media files to columns of a store."""
 
 import contextlib
 import os
@@ -165,7 +165,7 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
     for line in reasons[:FAILURES_SHOWN]:
         console.print(line, markup=False)
     if len(reasons) > FAILURES_SHOWN:
-        console.print(f"  ... and {len(reasons) - FAILURES_SHOWN} more: python -m store stats")
+        console.print(f"  ... and {len(reasons) - FAILURES_SHOWN} more: avllm store stats")
 
 
 @app.command()

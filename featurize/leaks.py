@@ -125,7 +125,7 @@ def _warn(
         console.print(
             f"warning: {len(leaked)} media of the evaluation conversations {name} are also in training, first "
             f"{leaked[0].evaluation.uri} (same {leaked[0].by}); "
-            f"see: python -m featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
+            f"see: avllm featurize leaks {shlex.join(training)} --against {shlex.quote(name)} "
             f"--store {shlex.quote(storage.url)}{' --probe' * probe}",
             markup=False,
         )

@@ -1,4 +1,4 @@
-"""`python -m featurize plan`: read sources into a store's corpus plan and conversations."""
+"""`avllm featurize plan`: read sources into a store's corpus plan and conversations."""
 
 import contextlib
 import gc

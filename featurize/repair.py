@@ -81,7 +81,7 @@ def check_can_encode(column: Column) -> None:
 def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrides: Sequence[str]) -> list[int]:
     """Withdraw shards, encode the planned ones again with the column's own settings, and return those still not sound.
 
-    Encoding is `python -m featurize run` in a subprocess; `overrides` are its arguments, such as `gpus=1`.
+    Encoding is `avllm featurize run` in a subprocess; `overrides` are its arguments, such as `gpus=1`.
 
     Raises:
         UserError: the column was imported or does not say how it was built, or another process writes to the store.

@@ -1,4 +1,4 @@
-"""`python -m store ...`: list, count, verify and maintain a store."""
+"""`avllm store ...`: list, count, verify and maintain a store."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -28,7 +28,7 @@ app = make_app("List, count and verify what a store holds, and take care of it."
 Where = Annotated[str, typer.Argument(help="The store: a folder or an fsspec URL.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for scripts.")]
 Name = Annotated[str | None, typer.Option("--column", help="One column only, by name or name.digest.")]
-NO_COLUMNS = "{}: no columns yet; python -m featurize run makes them"
+NO_COLUMNS = "{}: no columns yet; avllm featurize run makes them"
 DESCRIBED = {"modality", "features"}
 
 
@@ -148,7 +148,7 @@ def verify(
 ) -> None:
     """Compare every byte with its checksum, and every shard with the corpus plan; exit 1 if anything is damaged.
 
-    `python -m featurize repair STORE` encodes damaged shards again.
+    `avllm featurize repair STORE` encodes damaged shards again.
     """
     storage = Storage(store)
     tables = dict(verify_tables(storage))

@@ -150,9 +150,9 @@ def open_column(storage: Storage, name: str) -> Column:
     matches = [f for f in folders if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
         if not folders and not storage.exists(CORPUS):
-            raise UserError(f"{storage.url}: no store is there: no {CORPUS}; python -m featurize plan makes one")
+            raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
         what = "several columns match" if matches else "there is no column"
-        has = ", ".join(folders) or "none: python -m featurize run makes them"
+        has = ", ".join(folders) or "none: avllm featurize run makes them"
         raise UserError(f"{storage.url}: {what} {name!r}; it has: {has}")
     path = f"{FOLDER}/{matches[0]}/column.json"
     file = parse_settings(ColumnFile, unseal_json(storage.read(path), FORMAT, storage.where(path)), storage.where(path))

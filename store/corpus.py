@@ -186,7 +186,7 @@ class Corpus:
             UserError: the store has no plan, or the plan is damaged.
         """
         if not storage.exists(NAME):
-            raise UserError(f"{storage.url}: no store is there: no {NAME}; python -m featurize plan makes one")
+            raise UserError(f"{storage.url}: no store is there: no {NAME}; avllm featurize plan makes one")
         table = load_table(storage, NAME, SCHEMA, ADDED)
         with collector_paused():
             columns = {name: table[name].to_pylist() for name in SCHEMA.names}

@@ -23,4 +23,4 @@ class DamagedError(UserError):
     @property
     def remedy(self) -> str:
         """The command that repairs the shard, or an empty string if no shard's file is damaged."""
-        return f"python -m featurize repair {shlex.quote(self.store)}" if self.store else ""
+        return f"avllm featurize repair {shlex.quote(self.store)}" if self.store else ""

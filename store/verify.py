@@ -91,7 +91,7 @@ def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
         try:
             load_conversations(storage, name.removesuffix(".parquet"))
         except DamagedError as error:
-            yield f"{CONVERSATIONS}/{name}", f"{error}; python -m featurize plan writes it again from its source"
+            yield f"{CONVERSATIONS}/{name}", f"{error}; avllm featurize plan writes it again from its source"
 
 
 def unknown_files(storage: Storage) -> list[str]:
@@ -181,7 +181,7 @@ def open_folder(storage: Storage, name: str) -> Column:
             raise DamagedError(f"{storage.where(file)}: no such file")
         return open_column(storage, name)
     except DamagedError as error:
-        remedy = "python -m featurize run with the column's settings writes it again and keeps the shards"
+        remedy = "avllm featurize run with the column's settings writes it again and keeps the shards"
         raise DamagedError(f"{error}; remove it, if it is there: {remedy}") from None
 
 

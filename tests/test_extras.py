@@ -3,10 +3,15 @@
 import configparser
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+
+from avllm import PACKAGES
 
 REPO = Path(__file__).parent.parent
 HIDING = """
@@ -112,3 +117,42 @@ def test_the_extras_that_are_named_exist():
     setup = configparser.ConfigParser()
     setup.read(REPO / "setup.cfg")
     assert {extra for _, _, extra in COMMANDS.values()} <= setup["options.extras_require"].keys()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel in an empty environment with what the base needs and no extra; runs its console script elsewhere."""
+    folder = tmp_path_factory.mktemp("wheel")
+    uv = [sys.executable, "-m", "uv", "--quiet"]
+    subprocess.run([*uv, "build", "--wheel", "--out-dir", folder / "dist", REPO], check=True)
+    subprocess.run([*uv, "venv", "--python", sys.executable, folder / "venv"], check=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    listed = subprocess.run(["git", "ls-files", *PACKAGES], cwd=REPO, capture_output=True, text=True, check=True)
+    assert set(listed.stdout.split()) <= set(zipfile.ZipFile(wheel).namelist())  # configurations and pages too
+    subprocess.run([*uv, "pip", "install", "--python", folder / "venv" / "bin" / "python", wheel], check=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*words):
+        command = [folder / "venv" / "bin" / "avllm", *words]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_an_installed_wheel_plans_and_looks_after_a_store(installed, corpus, media, tmp_path):
+    """Configurations, tasks and static files are in the wheel, and base commands need nothing else."""
+    store = tmp_path / "store"
+    for words in (
+        ("featurize", "plan", corpus / "talk.json", media, "--media-root", media, "--store", store),
+        ("store", "ls", store),
+        ("store", "verify", store),
+        ("configs", "featurize/paper"),
+        ("init", tmp_path / "mine", "--store", store, "--model", "a/llm-7b", "--gpus", "8", "--memory", "80"),
+        ("serve", "tasks"),
+        ("doctor",),
+    ):
+        done = installed(*words)
+        assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    done = installed("trainer", "train", tmp_path / "mine" / "stage1.yaml")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.endswith("pip install 'avllm[train]'\n")

@@ -1,4 +1,4 @@
-"""`python -m trainer train CONFIG`, or the same under torchrun for several processes; and export of saved states."""
+"""`avllm trainer train CONFIG`, or the same under torchrun for several processes; and export of saved states."""
 
 import runpy
 import sys
@@ -65,7 +65,7 @@ def export(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def ablate(context: typer.Context) -> None:
-    """The old name of `python -m ablate`."""
+    """The old name of `avllm ablate`."""
     sys.argv = ["ablate", *context.args]
     runpy.run_module("ablate", run_name="__main__")
 

@@ -246,7 +246,7 @@ class Run:
             if self.best and self.best[1] != steps:
                 console.print(
                     f"lowest held-out loss: {self.best[0]:.4f} at step {self.best[1]}; for that model: "
-                    f"python -m trainer export {self.config.output} FOLDER --step {self.best[1]}"
+                    f"avllm trainer export {self.config.output} FOLDER --step {self.best[1]}"
                 )
 
 

@@ -47,7 +47,7 @@ reader = ColumnReader(open_column(Storage("."), "{column}"))
 print({{name: array.shape for name, array in reader.read(reader.keys()[0]).items()}})
 ```
 
-`python -m store verify .` compares every byte with the checksums in the sidecars.
+`avllm store verify .` compares every byte with the checksums in the sidecars.
 """
 
 

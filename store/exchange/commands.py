@@ -1,4 +1,4 @@
-"""The maintenance commands of `python -m store`: thin wrappers, each around its own module."""
+"""The maintenance commands of `avllm store`: thin wrappers, each around its own module."""
 
 import contextlib
 from pathlib import Path

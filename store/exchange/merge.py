@@ -106,7 +106,7 @@ def half_filled(storage: Storage) -> list[str]:
     return [
         f"{' and '.join(f'{column.name} ({shards} of {planned} shards)' for column, shards in columns.items())} "
         f"are each filled in part: {name} was encoded with different {_difference(columns)}; "
-        "fill one (python -m featurize run with its settings), and remove the other (python -m store gc --remove)"
+        "fill one (avllm featurize run with its settings), and remove the other (avllm store gc --remove)"
         for name, columns in partial.items()
         if len(columns) > 1
     ]

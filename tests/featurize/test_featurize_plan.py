@@ -213,7 +213,7 @@ def test_leaks_are_listed_and_end_with_1(python, tmp_path, media):
     assert "warning" not in plan("more", tmp_path / "other")
     said = plan("test", media)
     assert "warning: 1 media of the evaluation conversations test are also in training, first" in said
-    assert f"python -m featurize leaks more train --against test --store {tmp_path / 'store'}\n" in said
+    assert f"avllm featurize leaks more train --against test --store {tmp_path / 'store'}\n" in said
     assert "warning: 1 media" in plan("train", tmp_path / "other")  # the same clip under another path
     assert "warning" not in plan("more", tmp_path / "other")
     done = leaks("train", "more", "--against", "test")

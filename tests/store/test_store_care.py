@@ -213,7 +213,7 @@ def test_one_encoder_with_two_digests_is_told(toy, tmp_path, command):
     assert code == 0
     first, second = sorted([toy.column.name, other.name])
     assert f"{first} (1 of 2 shards) and {second} (1 of 2 shards) are each filled in part" in out
-    assert "toy-l-14 was encoded with different weights; fill one (python -m featurize run" in out
+    assert "toy-l-14 was encoded with different weights; fill one (avllm featurize run" in out
     toy.fill(open_column(Storage(tmp_path / "all"), other.name), 0, [item.key for item in toy.corpus.shards[0]])
     assert "in part" not in command("merge", tmp_path / "all", a, b)[1]  # whole, beside an old one
 

@@ -224,7 +224,7 @@ def test_the_command_says_what_to_do(small):
     storage.write(column.path("notes.txt"), b"")
     code, out, _ = verify(storage.url)
     assert code == 1
-    assert "talk.parquet: differs from its checksum, or another program wrote it; python -m featurize plan" in out
+    assert "talk.parquet: differs from its checksum, or another program wrote it; avllm featurize plan" in out
     assert "column.json: differs from its checksum; remove it" in out
     assert f"nothing reads it: {storage.where(column.path('notes.txt'))}" in out
     storage.remove(column.path("column.json"))
@@ -246,7 +246,7 @@ def test_an_error_about_a_shard_names_the_command_that_mends_it(tmp_path, build_
     sidecar = store.column.path("000001.json")
     store.storage.write(sidecar, b"{}")
     done = python("store", "card", store.storage.url)
-    remedy = f"mend it: python -m featurize repair '{tmp_path}/my store'"
+    remedy = f"mend it: avllm featurize repair '{tmp_path}/my store'"
     assert done.stderr == f"error: {store.storage.where(sidecar)}: differs from its checksum; {remedy}\n"
     store.storage.write("corpus.parquet", b"PAR1")
     assert "mend it" not in python("store", "card", store.storage.url).stderr
@@ -267,7 +267,7 @@ def test_whatever_reads_a_damaged_shard_the_remedy_is_known(disk, tmp_path, name
             use()
         for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # ranks and workers send it on
             assert (error.store, error.column, error.shard) == (disk.storage.url, disk.column.name, 1)
-            assert error.remedy == f"python -m featurize repair {disk.storage.url}"
+            assert error.remedy == f"avllm featurize repair {disk.storage.url}"
 
 
 def test_counting_goes_on_past_what_is_damaged(disk, python):
@@ -291,4 +291,4 @@ def test_counting_goes_on_past_what_is_damaged(disk, python):
             f"damaged: {disk.storage.where(lost.path('column.json'))}: differs from its checksum; remove"
         )
         assert second.startswith(f"damaged: {disk.storage.where(disk.column.path('000000.json'))}: differs")
-        assert second.endswith(f"python -m featurize repair {disk.storage.url}")
+        assert second.endswith(f"avllm featurize repair {disk.storage.url}")

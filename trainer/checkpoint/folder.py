@@ -112,7 +112,7 @@ def model_card(info: CheckpointInfo) -> str:
         "     Assistant: <response>",
         "",
         "```bash",
-        "python -m serve chat --checkpoint . --media clip.mp4 --watch --listen",
+        "avllm serve chat --checkpoint . --media clip.mp4 --watch --listen",
         "```",
         "",
     ]
@@ -147,7 +147,7 @@ def check_llm(folder: str | Path, info: CheckpointInfo, llm: Any) -> None:
     if not are_weights(info.llm, llm):
         raise UserError(
             f"{folder}: the LLM's weights are not those that this checkpoint was written with; its projectors were "
-            "trained with those: write it again by python -m trainer export, or train again"
+            "trained with those: write it again by avllm trainer export, or train again"
         )
 
 
