@@ -13,7 +13,9 @@ app = make_app("Vary one thing at a time.")
 
 @app.command()
 def ablate(
-    config: Annotated[str, typer.Argument(help="A YAML file of AblateConfig, or the name of a shipped one, such as demo.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file of AblateConfig, or the name of a shipped one, such as demo.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="field=value, such as seeds=[0,1].")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is and what it takes, and stop.")] = False,
     ranks: Annotated[int | None, typer.Option(min=1, help="Of a dry run: processes a launcher would start.")] = None,

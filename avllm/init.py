@@ -143,13 +143,16 @@ def _stage(number: int, machine: Machine, size: float, count: int | None) -> dic
         fields |= _plain("paper-lora") | {"zero": {"stage": 2} if machine.gpus > 1 else None}
     if size < SMALL_LLM and number == 2:
         fields["lr"] = SMALL_LLM_LR
-    while (
-        count
-        and count < FEWEST_STEPS * fields["global_batch"]
-        and fields["global_batch"] % (2 * (machine.gpus or 1)) == 0
-    ):
-        fields["global_batch"] //= 2
+    fields["global_batch"] = _batch(fields["global_batch"], max(1, machine.gpus), count)
     return fields
+
+
+def _batch(paper: int, ranks: int, count: int | None) -> int:
+    """The paper's batch, or less, so that ranks divide it and an epoch has some steps."""
+    batch = paper // ranks * ranks
+    while count and count < FEWEST_STEPS * batch and batch > ranks:
+        batch = max(ranks, batch // 2 // ranks * ranks)
+    return batch
 
 
 def _plain(name: str) -> dict[str, Any]:
