@@ -12,7 +12,7 @@ REPO = Path(__file__).parent.parent
 
 
 def test_a_strangers_path(tmp_path, media, tiny_llm):
-    """From the README alone: featurize one's own clips, train on one's own JSON, ask; then the page on Python goes on."""
+    """From the README alone: featurize one's own clips, train, ask; then the page on Python goes on."""
     section = (REPO / "README.md").read_text().split("## Your own clips")[1].split("\n## ")[0]
     chat = re.search(r"```json\n(.*?)```", section, re.DOTALL)[1]
     commands = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].strip().splitlines()
