@@ -12,7 +12,10 @@ GPU_PYTHON := $(if $(or $(TINY),$(wildcard $(SETUP))),$(PY),$(PYTHON))  # a GPU 
 
 unexport PYTHONDONTWRITEBYTECODE  # without .pyc files every process compiles torch and transformers again
 
-.PHONY: demo test lint bench gpu clean
+CHROMIUM := chromium fonts-liberation  # Debian's; the page is tested in it
+APT := DEBIAN_FRONTEND=noninteractive $(if $(filter-out 0,$(shell id -u)),sudo -n) apt-get
+
+.PHONY: demo test lint bench gpu browser clean
 
 $(SETUP): setup.cfg pyproject.toml demo/requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +27,13 @@ $(SETUP): setup.cfg pyproject.toml demo/requirements.txt
 demo: $(SETUP)
 	$(PY) -m demo $(if $(PRETRAINED),--pretrained --folder runs/demo-pretrained)
 
-test: $(SETUP)
+test: $(SETUP) browser
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser:
+	@command -v chromium > /dev/null \
+	    || { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $(CHROMIUM) > /dev/null; } \
+	    || echo "no Chromium here, and apt-get cannot install it: the page's tests are skipped"
 
 lint: $(SETUP)
 	$(VENV)/bin/ruff format --check .

@@ -16,6 +16,7 @@ from serve.api.answering import Answering
 from serve.api.bodies import BodyBudget, read_body
 from serve.api.errors import HANDLERS, ApiError
 from serve.api.keys import KeyCheck
+from serve.api.page.routes import Page
 from serve.api.replies import EventStream, close_begun, completion
 from serve.api.requests import ChatRequest, parse_chat
 from serve.api.settings import ApiSettings
@@ -33,8 +34,10 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
     Raises:
         UserError: a store cannot be opened, or lacks a column of the checkpoint.
     """
-    api = Api(Answering(assistant, settings), settings)
+    page = Page(assistant.info, settings)
+    api = Api(Answering(assistant, settings), settings, page)
     routes = [
+        *page.routes,
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{model:path}", api.model),
@@ -53,8 +56,8 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
 class Api:
     """The endpoints."""
 
-    def __init__(self, answering: Answering, settings: ApiSettings) -> None:
-        self._answering, self._settings = answering, settings
+    def __init__(self, answering: Answering, settings: ApiSettings, page: Page) -> None:
+        self._answering, self._settings, self._page = answering, settings, page
         self._created = int(time.time())
 
     @asynccontextmanager
@@ -64,6 +67,7 @@ class Api:
             yield
         finally:
             await self._answering.close()
+            self._page.close()
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, whole or as a stream."""

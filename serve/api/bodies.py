@@ -53,16 +53,25 @@ async def read_body(request: Request, settings: ApiSettings) -> bytes:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "expected Content-Type: application/json", code="unsupported_media_type")
-    too_large = ApiError(413, f"the body is larger than {settings.body_bytes} bytes", code="body_too_large")
+    return await read_bytes(request, settings.body_bytes, settings.body_seconds)
+
+
+async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
+    """A body of at most `most` bytes, within `seconds`.
+
+    Raises:
+        ApiError: it is too large or too slow.
+    """
+    too_large = ApiError(413, f"the body is larger than {most} bytes", code="body_too_large")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > settings.body_bytes:
+    if not declared.isdigit() or int(declared) > most:
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(settings.body_seconds):
+        async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > settings.body_bytes:
+                if len(body) > most:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, "the body came too slowly", code="timeout", headers={"Connection": "close"}) from None

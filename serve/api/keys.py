@@ -1,4 +1,4 @@
-"""Who may ask: with keys, every path but /health needs one."""
+"""Who may ask: with keys, every path needs one but /health, the page's own files, and media by signed links."""
 
 import hashlib
 import hmac
@@ -12,7 +12,8 @@ from serve.api.errors import ApiError
 from store import UserError
 
 VARIABLE = "AVLLM_API_KEY"
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/", "/health"})
+OPEN_BELOW = ("/static/", "/media/")  # the page's files; media, whose links are signed
 SHORTEST = 8  # characters of a key
 
 
@@ -51,7 +52,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN and not self._knows(scope):
+        if scope["type"] == "http" and self._digests and not _is_open(scope["path"]) and not self._knows(scope):
             refused = ApiError(401, "no valid API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             await refused.response()(scope, receive, send)
             return
@@ -66,3 +67,7 @@ class KeyCheck:
         digest = hashlib.sha256(key).digest()
         known = [hmac.compare_digest(digest, other) for other in self._digests]
         return scheme.lower() == b"bearer" and any(known)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_BELOW)

@@ -1,0 +1,90 @@
+"""Previews of media, decoded in a process of their own."""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+from featurize.media import Isolated, MediaError
+from featurize.sources.kinds import kind_of
+from serve.api.errors import ApiError
+from serve.api.page.sketch import Sight, Sound, Source, sight_of, sound_of
+from serve.api.settings import ApiSettings
+from trainer.features import Grid
+
+WAITING = 16  # most previews under way or waiting
+RETRY_SECONDS = 2
+R = TypeVar("R")
+Preview = dict[str, Any]
+
+
+class Previews:
+    """Makes previews, one at a time.
+
+    Args:
+        grid: of the checkpoint; its frames and segments are shown.
+        settings: of the server.
+    """
+
+    def __init__(self, grid: Grid, settings: ApiSettings) -> None:
+        self._grid = grid
+        self._isolated, self._lock = Isolated(seconds=settings.decode_seconds), Lock()
+        self._folder = tempfile.TemporaryDirectory(prefix="avllm-page-")
+        self._numbers = itertools.count()
+        self._waiting = 0
+
+    async def of_file(self, data: bytes, extension: str) -> Preview:
+        """The preview of a sent file, which is removed again. Raises as `of_source`."""
+        path = Path(self._folder.name, f"{next(self._numbers)}.{extension}")
+        try:
+            await asyncio.to_thread(path.write_bytes, data)
+            return await self.of_source(Source(str(path), kind_of(path.name, path.name)))
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def of_source(self, source: Source) -> Preview:
+        """Frames with their times, and the sound's outline with its segments; a sense that fails has its reason.
+
+        Raises:
+            ApiError: too many previews are waiting.
+        """
+        if self._waiting >= WAITING:
+            raise ApiError(
+                429, "too many previews; try again", code="queue_full", headers={"Retry-After": str(RETRY_SECONDS)}
+            )
+        self._waiting += 1
+        try:
+            return await asyncio.to_thread(self._preview, source)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """End the decoding process."""
+        self._isolated.close()
+        self._folder.cleanup()
+
+    def _preview(self, source: Source) -> Preview:
+        preview: Preview = {"kind": source.kind, "failures": {}, "sight": None, "sound": None}
+        with self._lock:
+            if source.kind != "audio":
+                sight: Sight | None = _kept(
+                    preview, "visual", lambda: self._isolated(sight_of, source, self._grid.frames)
+                )
+                preview["sight"] = sight and asdict(sight)
+            if source.kind != "image":
+                sound: Sound | None = _kept(preview, "audio", lambda: self._isolated(sound_of, source))
+                preview["sound"] = sound and {**asdict(sound), "segments": self._grid.segments}
+        return preview
+
+
+def _kept(preview: Preview, sense: str, read: Callable[[], R]) -> R | None:
+    """What was read, or None, with the reason among the preview's failures."""
+    try:
+        return read()
+    except MediaError as error:
+        preview["failures"][sense] = {"code": error.code, "reason": error.reason}
+        return None

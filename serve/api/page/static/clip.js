@@ -1,0 +1,200 @@
+// What is asked about: a player, the frames that the encoder takes with their times, and the sound with its segments.
+
+import { clock, draw, make, megabytes, rove, show } from "./dom.js";
+
+const HEIGHT = 64; // of the waveform, in its own units
+const NAMES = { visual: "Sight", audio: "Sound" };
+
+// medium: { name, kind, bytes, url (or null), offset (where a part begins in its file), preview, part() }
+// changed: called when a switch is turned.
+export class Clip {
+  constructor(root, medium, known, changed) {
+    this.medium = medium;
+    this.senses = known.filter((sense) => medium.preview[sense === "visual" ? "sight" : "sound"]);
+    this.switches = {};
+    this.changed = changed;
+    this.player = this.#makePlayer();
+    root.replaceChildren(
+      this.#makeTitle(), ...(this.player ? [this.player] : []), this.still = make("div", { className: "still", hidden: true }),
+      ...this.#makeSight(), ...this.#makeSound(),
+    );
+    if (!this.player) this.#showStill(0);
+  }
+
+  // The senses that are switched on.
+  get chosen() {
+    return this.senses.filter((sense) => this.switches[sense].checked);
+  }
+
+  // All senses on, and fixed there, while answers by each are compared.
+  fix(isFixed) {
+    for (const box of Object.values(this.switches)) {
+      if (isFixed) box.checked = true;
+      box.disabled = isFixed;
+      this.#dim(box);
+    }
+  }
+
+  close() {
+    if (this.medium.url?.startsWith("blob:")) URL.revokeObjectURL(this.medium.url);
+  }
+
+  get #offset() {
+    return this.medium.offset ?? 0;
+  }
+
+  #makeTitle() {
+    const facts = [this.medium.preview.sound && clock(this.medium.preview.sound.seconds),
+      this.medium.bytes && megabytes(this.medium.bytes)].filter(Boolean).join(" · ");
+    return make("div", { className: "clip-title" },
+      make("h2", { textContent: this.medium.name }), make("span", { className: "facts", textContent: facts }));
+  }
+
+  #makePlayer() {
+    const { kind, url, name } = this.medium;
+    if (!url) return null;
+    const tags = { video: "video", audio: "audio", image: "img" };
+    const player = make(tags[kind], { className: `player ${kind}` });
+    if (kind === "image") player.alt = name;
+    else Object.assign(player, { controls: true, preload: "metadata", playsInline: true, ariaLabel: `Player of ${name}` });
+    player.addEventListener("error", () => this.#withoutPlayer());
+    player.addEventListener("loadedmetadata", () => this.#shape(player.videoWidth, player.videoHeight));
+    player.addEventListener("load", () => this.#shape(player.naturalWidth, player.naturalHeight));
+    player.addEventListener("timeupdate", () => this.#follow(player.currentTime - this.#offset));
+    player.src = url;
+    if (this.#offset) player.addEventListener("loadedmetadata", () => { player.currentTime = this.#offset; }, { once: true });
+    return player;
+  }
+
+  #shape(width, height) {
+    if (width && height) this.frames?.style.setProperty("--shape", `${width} / ${height}`);
+  }
+
+  #withoutPlayer() {
+    this.player.remove();
+    this.player = null;
+    this.#showStill(0);
+    this.still.after(make("p", {
+      className: "note", textContent: "This browser cannot play the file. The server can: these are its frames and its sound.",
+    }));
+  }
+
+  #makeSight() {
+    const sight = this.medium.preview.sight;
+    if (!sight) return this.#failure("visual");
+    const { pictures, index, times } = sight;
+    const count = new Set(index).size;
+    this.frames = make("ol", { className: "frames" });
+    index.forEach((picture, place) => {
+      const time = times[place];
+      const said = time === undefined ? `Frame ${place + 1}` : `Frame at ${clock(time)}`;
+      const image = make("img", { src: `data:image/jpeg;base64,${pictures[picture]}`, alt: "", draggable: false });
+      const button = make("button", { type: "button", title: said, ariaLabel: said }, image,
+        make("span", { className: "time", textContent: time === undefined ? place + 1 : clock(time) }));
+      button.addEventListener("click", () => this.#seek(place));
+      this.frames.append(make("li", {}, button));
+    });
+    rove(this.frames, "button");
+    const fact = this.medium.kind === "image" ? "one still" : `${index.length} frames${count < index.length ? `, ${count} of them distinct` : ""}`;
+    return [this.#section("visual", fact, this.frames)];
+  }
+
+  #makeSound() {
+    const sound = this.medium.preview.sound;
+    if (!sound) return this.#failure("audio");
+    const { peaks, seconds, segments } = sound;
+    const width = peaks.length;
+    this.head = draw("line", { class: "head", y1: 0, y2: HEIGHT, x1: -1, x2: -1 });
+    const bands = Array.from({ length: segments }, (_, k) => draw("rect", {
+      class: k % 2 ? "band odd" : "band", x: (k * width) / segments, width: width / segments, y: 0, height: HEIGHT,
+    }));
+    const ticks = (this.medium.preview.sight?.times ?? []).map((time) => {
+      const x = Math.min(width, (time / seconds) * width);
+      return draw("line", { class: "tick", x1: x, x2: x, y1: 0, y2: 5 });
+    });
+    const said = `Waveform of ${clock(seconds)} of sound, in ${segments} ${segments === 1 ? "segment" : "segments"}`;
+    this.wave = draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": said },
+      ...bands, draw("path", { class: "wave", d: outline(peaks) }), ...ticks, this.head);
+    this.wave.addEventListener("click", (event) => {
+      const { left, width: wide } = this.wave.getBoundingClientRect();
+      this.#jump(((event.clientX - left) / wide) * seconds);
+    });
+    const bounds = make("ol", { className: "segments" }, ...Array.from({ length: segments }, (_, k) => make("li", {
+      textContent: `${clock((k * seconds) / segments)} to ${clock(((k + 1) * seconds) / segments)}`,
+    })));
+    const fact = segments === 1 ? "one segment" : `${segments} segments`;
+    return [this.#section("audio", fact, make("div", { className: "waveform" }, this.wave), bounds)];
+  }
+
+  #section(sense, fact, ...content) {
+    const box = make("input", { type: "checkbox", checked: true, attributes: { role: "switch" } });
+    const section = make("section", { className: `sense ${sense}`, ariaLabel: NAMES[sense] },
+      make("div", { className: "sense-title" },
+        make("label", { className: "switch" }, box, make("span", { textContent: NAMES[sense] })),
+        make("span", { className: "facts", textContent: fact })), ...content);
+    if (!this.senses.includes(sense)) {
+      box.disabled = true;
+      box.checked = false;
+      section.append(make("p", { className: "note", textContent: `This model was trained without ${NAMES[sense].toLowerCase()}.` }));
+    } else this.switches[sense] = box;
+    box.addEventListener("change", () => { this.#dim(box); this.changed(); });
+    this.#dim(box, section);
+    return section;
+  }
+
+  #dim(box, section = box.closest(".sense")) {
+    section.classList.toggle("off", !box.checked);
+  }
+
+  #failure(sense) {
+    const failure = this.medium.preview.failures[sense];
+    if (!failure || failure.code === "absent") return [];
+    return [make("p", { className: "error", textContent: `${NAMES[sense]} cannot be used: ${failure.reason}.` })];
+  }
+
+  #seek(place) {
+    const time = this.medium.preview.sight.times[place];
+    if (this.player && time !== undefined) this.#jump(time);
+    else this.#showStill(place);
+    this.#mark(place);
+  }
+
+  #jump(seconds) {
+    if (this.player && this.medium.kind !== "image") this.player.currentTime = this.#offset + seconds;
+    this.#follow(seconds);
+  }
+
+  #showStill(place) {
+    const sight = this.medium.preview.sight;
+    if (!sight) return;
+    this.still.replaceChildren(make("img", { src: `data:image/jpeg;base64,${sight.pictures[sight.index[place]]}`, alt: `Frame ${place + 1}` }));
+    show(this.still, true);
+    this.#mark(place);
+  }
+
+  #follow(seconds) {
+    const { sight, sound } = this.medium.preview;
+    if (sound) {
+      const x = (Math.max(0, seconds) / sound.seconds) * sound.peaks.length;
+      this.head.setAttribute("x1", x);
+      this.head.setAttribute("x2", x);
+    }
+    if (sight?.times.length) this.#mark(Math.max(0, sight.times.findLastIndex((time) => time <= seconds + 0.001)));
+  }
+
+  #mark(place) {
+    this.frames?.querySelectorAll("button").forEach((button, at) => {
+      if (at === place) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    });
+  }
+}
+
+// A filled outline, mirrored about the middle.
+function outline(peaks) {
+  const middle = HEIGHT / 2;
+  const reach = (peak) => Math.max(0.5, (peak / 100) * (middle - 7));
+  const up = peaks.map((peak, x) => `${x} ${(middle - reach(peak)).toFixed(1)}`);
+  const down = peaks.map((peak, x) => `${x} ${(middle + reach(peak)).toFixed(1)}`).reverse();
+  return `M${up.join("L")}L${peaks.length} ${middle}L${down.join("L")}Z`;
+}
