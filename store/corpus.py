@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
@@ -78,6 +78,11 @@ class MediaItem:
     def is_part(self) -> bool:
         """Whether the item is only a part of a file."""
         return self.start is not None or self.end is not None
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> "MediaItem":
+        """The item of a row of the plan; plans of earlier versions have fewer columns."""
+        return cls(**{**row, "uri": _read(row["uri"])})
 
 
 @dataclass(frozen=True, slots=True)

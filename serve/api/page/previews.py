@@ -4,16 +4,17 @@ import asyncio
 import itertools
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 from featurize.media import Isolated, MediaError
 from featurize.sources.kinds import kind_of
 from serve.api.errors import ApiError
-from serve.api.page.sketch import Sight, Sound, Source, sight_of, sound_of
+from serve.api.page.sketch import Source, sight_of, sound_of
 from serve.api.settings import ApiSettings
+from store import Sense
 from trainer.features import Grid
 
 WAITING = 16  # most previews under way or waiting
@@ -32,7 +33,8 @@ class Previews:
 
     def __init__(self, grid: Grid, settings: ApiSettings) -> None:
         self._grid = grid
-        self._isolated, self._lock = Isolated(seconds=settings.decode_seconds), Lock()
+        self._isolated = Isolated(seconds=settings.decode_seconds)
+        self._thread = ThreadPoolExecutor(1, "avllm previews")
         self._folder = tempfile.TemporaryDirectory(prefix="avllm-page-")
         self._numbers = itertools.count()
         self._waiting = 0
@@ -58,30 +60,28 @@ class Previews:
             )
         self._waiting += 1
         try:
-            return await asyncio.to_thread(self._preview, source)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._preview, source)
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the decoding process."""
+        """End the decoding process, after the preview that is under way."""
+        self._thread.shutdown(cancel_futures=True)
         self._isolated.close()
         self._folder.cleanup()
 
     def _preview(self, source: Source) -> Preview:
-        preview: Preview = {"kind": source.kind, "failures": {}, "sight": None, "sound": None}
-        with self._lock:
-            if source.kind != "audio":
-                sight: Sight | None = _kept(
-                    preview, "visual", lambda: self._isolated(sight_of, source, self._grid.frames)
-                )
-                preview["sight"] = sight and asdict(sight)
-            if source.kind != "image":
-                sound: Sound | None = _kept(preview, "audio", lambda: self._isolated(sound_of, source))
-                preview["sound"] = sound and {**asdict(sound), "segments": self._grid.segments}
+        preview: Preview = {"kind": source.kind, "sight": None, "sound": None, "failures": {}}
+        if source.kind != "audio":
+            sight = _kept(preview, "visual", lambda: self._isolated(sight_of, source, self._grid.frames))
+            preview["sight"] = sight and asdict(sight)
+        if source.kind != "image":
+            sound = _kept(preview, "audio", lambda: self._isolated(sound_of, source))
+            preview["sound"] = sound and {**asdict(sound), "segments": self._grid.segments}
         return preview
 
 
-def _kept(preview: Preview, sense: str, read: Callable[[], R]) -> R | None:
+def _kept(preview: Preview, sense: Sense, read: Callable[[], R]) -> R | None:
     """What was read, or None, with the reason among the preview's failures."""
     try:
         return read()

@@ -6,18 +6,19 @@ const HEIGHT = 64; // of the waveform, in its own units
 const NAMES = { visual: "Sight", audio: "Sound" };
 
 // medium: { name, kind, bytes, url (or null), offset (where a part begins in its file), preview, part() }
-// changed: called when a switch is turned.
+// known: the senses that the model was trained with.
+// changed: called when a switch is turned; null makes no switches.
 export class Clip {
-  constructor(root, medium, known, changed) {
+  constructor(root, medium, known, changed = null) {
     this.medium = medium;
+    this.known = known;
     this.senses = known.filter((sense) => medium.preview[sense === "visual" ? "sight" : "sound"]);
     this.switches = {};
     this.changed = changed;
     this.player = this.#makePlayer();
-    root.replaceChildren(
-      this.#makeTitle(), ...(this.player ? [this.player] : []), this.still = make("div", { className: "still", hidden: true }),
-      ...this.#makeSight(), ...this.#makeSound(),
-    );
+    this.still = make("div", { className: "still", hidden: true });
+    root.replaceChildren(this.#makeTitle(), ...(this.player ? [this.player] : []), this.still,
+      ...this.#makeSight(), ...this.#makeSound());
     if (!this.player) this.#showStill(0);
   }
 
@@ -31,7 +32,7 @@ export class Clip {
     for (const box of Object.values(this.switches)) {
       if (isFixed) box.checked = true;
       box.disabled = isFixed;
-      this.#dim(box);
+      dim(box);
     }
   }
 
@@ -44,8 +45,8 @@ export class Clip {
   }
 
   #makeTitle() {
-    const facts = [this.medium.preview.sound && clock(this.medium.preview.sound.seconds),
-      this.medium.bytes && megabytes(this.medium.bytes)].filter(Boolean).join(" · ");
+    const seconds = this.medium.preview.sound?.seconds;
+    const facts = [seconds && clock(seconds), this.medium.bytes && megabytes(this.medium.bytes)].filter(Boolean).join(" · ");
     return make("div", { className: "clip-title" },
       make("h2", { textContent: this.medium.name }), make("span", { className: "facts", textContent: facts }));
   }
@@ -83,26 +84,40 @@ export class Clip {
     const sight = this.medium.preview.sight;
     if (!sight) return this.#failure("visual");
     const { pictures, index, times } = sight;
-    const count = new Set(index).size;
-    this.frames = make("ol", { className: "frames" });
-    index.forEach((picture, place) => {
-      const time = times[place];
-      const said = time === undefined ? `Frame ${place + 1}` : `Frame at ${clock(time)}`;
-      const image = make("img", { src: `data:image/jpeg;base64,${pictures[picture]}`, alt: "", draggable: false });
-      const button = make("button", { type: "button", title: said, ariaLabel: said }, image,
-        make("span", { className: "time", textContent: time === undefined ? place + 1 : clock(time) }));
-      button.addEventListener("click", () => this.#seek(place));
-      this.frames.append(make("li", {}, button));
-    });
+    if (!pictures.length) {
+      const at = times.map(clock).join(", ");
+      const note = make("p", { className: "note", textContent: at ? `Frames at ${at}.` : "The times of its frames are not known." });
+      return [this.#section("visual", `${times.length || "no"} frames`, note)];
+    }
+    this.frames = make("ol", { className: "frames" }, ...index.map((picture, place) =>
+      make("li", {}, this.#frame(pictures[picture], place, times[place]))));
     rove(this.frames, "button");
-    const fact = this.medium.kind === "image" ? "one still" : `${index.length} frames${count < index.length ? `, ${count} of them distinct` : ""}`;
-    return [this.#section("visual", fact, this.frames)];
+    const distinct = new Set(index).size;
+    const some = distinct < index.length ? `, ${distinct} distinct` : "";
+    return [this.#section("visual", this.medium.kind === "image" ? "a still" : `${index.length} frames${some}`, this.frames)];
+  }
+
+  #frame(picture, place, time) {
+    const said = time === undefined ? `Frame ${place + 1}` : `Frame at ${clock(time)}`;
+    const image = make("img", { src: `data:image/jpeg;base64,${picture}`, alt: "", draggable: false });
+    const shown = make("span", { className: "time", textContent: time === undefined ? place + 1 : clock(time) });
+    const button = make("button", { type: "button", title: said, ariaLabel: said }, image, shown);
+    button.addEventListener("click", () => this.#seek(place));
+    return button;
   }
 
   #makeSound() {
     const sound = this.medium.preview.sound;
     if (!sound) return this.#failure("audio");
     const { peaks, seconds, segments } = sound;
+    const bounds = make("ol", { className: "segments" }, ...Array.from({ length: seconds ? segments : 0 }, (_, k) => make("li", {
+      textContent: `${clock((k * seconds) / segments)} to ${clock(((k + 1) * seconds) / segments)}`,
+    })));
+    const wave = peaks.length ? [make("div", { className: "waveform" }, this.#makeWave(sound))] : [];
+    return [this.#section("audio", segments === 1 ? "one segment" : `${segments} segments`, ...wave, bounds)];
+  }
+
+  #makeWave({ peaks, seconds, segments }) {
     const width = peaks.length;
     this.head = draw("line", { class: "head", y1: 0, y2: HEIGHT, x1: -1, x2: -1 });
     const bands = Array.from({ length: segments }, (_, k) => draw("rect", {
@@ -113,37 +128,32 @@ export class Clip {
       return draw("line", { class: "tick", x1: x, x2: x, y1: 0, y2: 5 });
     });
     const said = `Waveform of ${clock(seconds)} of sound, in ${segments} ${segments === 1 ? "segment" : "segments"}`;
-    this.wave = draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": said },
+    const wave = draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": said },
       ...bands, draw("path", { class: "wave", d: outline(peaks) }), ...ticks, this.head);
-    this.wave.addEventListener("click", (event) => {
-      const { left, width: wide } = this.wave.getBoundingClientRect();
+    wave.addEventListener("click", (event) => {
+      const { left, width: wide } = wave.getBoundingClientRect();
       this.#jump(((event.clientX - left) / wide) * seconds);
     });
-    const bounds = make("ol", { className: "segments" }, ...Array.from({ length: segments }, (_, k) => make("li", {
-      textContent: `${clock((k * seconds) / segments)} to ${clock(((k + 1) * seconds) / segments)}`,
-    })));
-    const fact = segments === 1 ? "one segment" : `${segments} segments`;
-    return [this.#section("audio", fact, make("div", { className: "waveform" }, this.wave), bounds)];
+    return wave;
   }
 
   #section(sense, fact, ...content) {
-    const box = make("input", { type: "checkbox", checked: true, attributes: { role: "switch" } });
+    const isKnown = this.known.includes(sense);
+    const title = this.changed && isKnown ? this.#makeSwitch(sense) : make("h3", { textContent: NAMES[sense] });
     const section = make("section", { className: `sense ${sense}`, ariaLabel: NAMES[sense] },
-      make("div", { className: "sense-title" },
-        make("label", { className: "switch" }, box, make("span", { textContent: NAMES[sense] })),
-        make("span", { className: "facts", textContent: fact })), ...content);
-    if (!this.senses.includes(sense)) {
-      box.disabled = true;
-      box.checked = false;
-      section.append(make("p", { className: "note", textContent: `This model was trained without ${NAMES[sense].toLowerCase()}.` }));
-    } else this.switches[sense] = box;
-    box.addEventListener("change", () => { this.#dim(box); this.changed(); });
-    this.#dim(box, section);
+      make("div", { className: "sense-title" }, title, make("span", { className: "facts", textContent: fact })), ...content);
+    if (!isKnown) {
+      const said = `This model was trained without ${NAMES[sense].toLowerCase()}.`;
+      section.append(make("p", { className: "note", textContent: said }));
+    }
     return section;
   }
 
-  #dim(box, section = box.closest(".sense")) {
-    section.classList.toggle("off", !box.checked);
+  #makeSwitch(sense) {
+    const box = make("input", { type: "checkbox", checked: true, attributes: { role: "switch" } });
+    this.switches[sense] = box;
+    box.addEventListener("change", () => { dim(box); this.changed(); });
+    return make("label", { className: "switch" }, box, make("span", { textContent: NAMES[sense] }));
   }
 
   #failure(sense) {
@@ -166,7 +176,7 @@ export class Clip {
 
   #showStill(place) {
     const sight = this.medium.preview.sight;
-    if (!sight) return;
+    if (!sight?.pictures.length) return;
     this.still.replaceChildren(make("img", { src: `data:image/jpeg;base64,${sight.pictures[sight.index[place]]}`, alt: `Frame ${place + 1}` }));
     show(this.still, true);
     this.#mark(place);
@@ -174,7 +184,7 @@ export class Clip {
 
   #follow(seconds) {
     const { sight, sound } = this.medium.preview;
-    if (sound) {
+    if (this.head) {
       const x = (Math.max(0, seconds) / sound.seconds) * sound.peaks.length;
       this.head.setAttribute("x1", x);
       this.head.setAttribute("x2", x);
@@ -188,6 +198,10 @@ export class Clip {
       else button.removeAttribute("aria-current");
     });
   }
+}
+
+function dim(box) {
+  box.closest(".sense").classList.toggle("off", !box.checked);
 }
 
 // A filled outline, mirrored about the middle.

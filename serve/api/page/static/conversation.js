@@ -168,19 +168,17 @@ export class Conversation {
   async #copy(button, body, clip) {
     const file = clip?.medium.file ?? null;
     const text = curlCommand(location.origin, file ? shortened(body) : body, file, hasKey());
-    const [before, after] = await copied(text);
-    button.textContent = after;
-    announce(after);
-    setTimeout(() => { button.textContent = before; }, 2000);
-  }
-}
-
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return ["Copy as curl", "Copied"];
-  } catch {
-    return ["Copy as curl", "The browser did not allow copying"];
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch { // browsers allow it on the loopback and over https alone
+      const command = make("textarea", { className: "command", value: text, readOnly: true, rows: 6, ariaLabel: "Command" });
+      button.replaceWith(command);
+      command.select();
+      return;
+    }
+    button.textContent = "Copied";
+    announce("Copied");
+    setTimeout(() => { button.textContent = "Copy as curl"; }, 2000);
   }
 }
 

@@ -3,28 +3,51 @@
 import { explain, getJson, sendFile } from "./api.js";
 import { Clip } from "./clip.js";
 import { Conversation } from "./conversation.js";
-import { announce, byId, make, megabytes, say, show } from "./dom.js";
+import { announce, byId, megabytes, say, show } from "./dom.js";
+import { Stores } from "./stores.js";
 
 const about = await begin();
 const types = about ? typesByEnding(about.types) : {};
 const conversation = about && new Conversation(about);
+const stores = about && new Stores(byId("stores"), about, askAbout);
 let clip = null;
 let loading = null;
 
 if (about) prepare();
 
 async function begin() {
-  show(byId("ask"), true);
   try {
     return await getJson("/page/about");
   } catch (error) {
+    show(byId("ask"), true);
     fail(explain(error));
     return null;
   }
 }
 
+// Which part of the page is shown is in its address, so that Back works, and items can be linked to.
+function route() {
+  const [where, ...words] = location.hash.split("/").slice(1).map(decodeURIComponent);
+  const isStores = where === "stores" && about.stores.length > 0;
+  for (const [name, isHere] of [["ask", !isStores], ["stores", isStores]]) {
+    show(byId(name), isHere);
+    if (isHere) byId(`nav-${name}`).setAttribute("aria-current", "page");
+    else byId(`nav-${name}`).removeAttribute("aria-current");
+  }
+  document.title = isStores ? [...words.toReversed(), "stores", "avllm"].join(" · ") : "avllm";
+  if (isStores) stores.open(...words);
+}
+
+function toContent() {
+  byId("main").focus();
+}
+
 function prepare() {
-  say(byId("model"), about.model);
+  window.addEventListener("hashchange", () => { route(); toContent(); });
+  byId("skip").addEventListener("click", (event) => { event.preventDefault(); toContent(); });
+  for (const element of [byId("nav-stores"), byId("or-store")]) show(element, about.stores.length > 0);
+  route();
+  if (about.model !== "avllm") say(byId("model"), about.model);
   byId("file").accept = Object.keys(types).map((ending) => `.${ending}`).join(",");
   byId("pick").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", ({ target }) => { if (target.files[0]) openFile(target.files[0]); target.value = ""; });
@@ -62,12 +85,21 @@ async function openFile(file) {
   const preview = await load(`Sending ${file.name}`, (progress, signal) =>
     sendFile(`/page/preview?part=${known.part}`, file, known.type, progress, signal));
   if (!preview) return;
+  if (!preview.sight && !preview.sound) return fail(`${file.name} cannot be used: ${Object.values(preview.failures).map(({ reason }) => reason).join("; ")}.`);
   let data = null;
   open({
     name: file.name, kind: KINDS[known.part], bytes: file.size, file: file.name, preview,
     url: URL.createObjectURL(file),
     part: async () => ({ type: known.part, [known.part]: { url: `data:${known.type};base64,${await (data ??= base64(file))}` } }),
   });
+}
+
+// Ask about an item of a store.
+function askAbout(medium) {
+  history.pushState(null, "", "#/");
+  route();
+  scrollTo(0, 0);
+  open(medium);
 }
 
 function base64(file) {

@@ -1,0 +1,192 @@
+"""Look at some items of a store of any size: tables are scanned, not loaded, and what is found is bounded."""
+
+import json
+import math
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from pydantic import JsonValue
+
+from store.column import Column
+from store.conversation import FOLDER as CONVERSATIONS
+from store.conversation import Conversation, Turn
+from store.corpus import NAME as CORPUS
+from store.corpus import SCHEMA, MediaItem
+from store.errors import DamagedError
+from store.index import build_index
+from store.shard import TEXT, ArrayEntry, Failure, Item, decode_array, shard_name
+from store.storage import Storage
+from store.table import scan_table
+
+
+@dataclass(frozen=True)
+class ItemPage:
+    """Some items, in corpus order.
+
+    Attributes:
+        items: the items.
+        next: the row from which more can be found; None at the end.
+    """
+
+    items: list[MediaItem]
+    next: int | None
+
+
+def find_items(storage: Storage, search: str = "", start: int = 0, limit: int = 50) -> ItemPage:
+    """At most `limit` items from row `start` on whose keys contain `search`, in upper or lower case.
+
+    Raises:
+        UserError: there is no plan, or it cannot be read.
+    """
+    found: list[MediaItem] = []
+    for first, batch in _rows(storage, start):
+        matches = pc.match_substring(batch["key"], search, ignore_case=True) if search else None
+        places = np.arange(len(batch)) if matches is None else np.flatnonzero(matches.to_numpy(zero_copy_only=False))
+        wanted = places[: limit - len(found)]
+        found += map(MediaItem.of_row, batch.take(wanted).to_pylist())
+        if len(wanted) < len(places):
+            return ItemPage(found, first + int(places[len(wanted)]))
+    return ItemPage(found, None)
+
+
+def items_of(storage: Storage, keys: Collection[str]) -> dict[str, MediaItem]:
+    """The items of some keys, by key; keys that the plan lacks are left out. Raises as `find_items`."""
+    found: dict[str, MediaItem] = {}
+    wanted = pa.array(list(keys), pa.string())
+    for _, batch in _rows(storage, 0):
+        rows = batch.filter(pc.is_in(batch["key"], wanted)).to_pylist()
+        found |= {row["key"]: MediaItem.of_row(row) for row in rows}
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def count_items(storage: Storage) -> int:
+    """The number of items in the plan. Raises as `find_items`."""
+    return sum(len(batch) for batch in scan_table(storage, CORPUS, ["shard"]))
+
+
+def conversations_about(storage: Storage, name: str, key: str, limit: int = 20) -> list[Conversation]:
+    """At most `limit` conversations of the file `name` about an item.
+
+    Raises:
+        UserError: there are no conversations of that name, or they cannot be read.
+    """
+    found: list[Conversation] = []
+    for batch in scan_table(storage, f"{CONVERSATIONS}/{name}.parquet", ["id", "key", "turns"]):
+        for row in batch.filter(pc.equal(batch["key"], key)).slice(0, limit - len(found)).to_pylist():
+            found.append(Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"])))
+        if len(found) == limit:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the corpus a column holds.
+
+    Attributes:
+        usable: number of items that can be read.
+        bytes: total size of the tars.
+        failed: the failure record of each item that the column lacks, by key, in corpus order.
+    """
+
+    usable: int
+    bytes: int
+    failed: dict[str, Failure]
+
+    @property
+    def by_code(self) -> Counter[str]:
+        """The number of failures per code."""
+        return Counter(failure.code for failure in self.failed.values())
+
+
+def coverage_of(column: Column) -> Coverage:
+    """Read a column's sidecars, and keep no more than counts and failures.
+
+    Raises:
+        DamagedError: a sidecar is damaged.
+    """
+    index = build_index(column)
+    return Coverage(len(index.row), sum(size for size, _ in index.tars.values()), index.failed)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a column has about an item, besides numbers.
+
+    Attributes:
+        texts: nested lists of strings, by feature name.
+        facts: stored beside the arrays, such as the times of frames.
+    """
+
+    texts: dict[str, Any]
+    facts: dict[str, JsonValue]
+
+
+def record_of(column: Column, item: MediaItem) -> Record | Failure | None:
+    """The record of an item in a column, or why it failed; None if its shard is not published.
+
+    Raises:
+        DamagedError: the sidecar or the record is damaged.
+    """
+    if not column.storage.exists(column.path(shard_name(item.shard, "json"))):
+        return None
+    sidecar = column.sidecar(item.shard)
+    for failure in sidecar.failed:
+        if failure.key == item.key:
+            return failure
+    with column.blamed(item.shard):
+        for entry in sidecar.items:
+            if entry.key == item.key:
+                return Record(_texts(column, item.shard, entry), _facts(column, item.shard, entry))
+        raise DamagedError(f"{column.storage.where(column.path(shard_name(item.shard, 'json')))}: lacks {item.key}")
+
+
+def _rows(storage: Storage, start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of the plan from `start` on, in batches, each with the number of its first row."""
+    row = 0
+    for batch in scan_table(storage, CORPUS, SCHEMA.names):
+        skipped = min(max(0, start - row), len(batch))
+        yield row + skipped, batch.slice(skipped)
+        row += len(batch)
+
+
+def _size(entry: ArrayEntry) -> int:
+    """Bytes of an array's data."""
+    return entry.size or math.prod(entry.shape) * np.dtype(entry.dtype).itemsize
+
+
+def _texts(column: Column, shard: int, item: Item) -> dict[str, Any]:
+    tar = column.path(shard_name(shard, "tar"))
+    texts = {}
+    for name, entry in item.arrays.items():
+        if entry.dtype == TEXT:
+            data = column.storage.read(tar, entry.offset, entry.offset + _size(entry))
+            if xxhash.xxh3_64_hexdigest(data) != entry.xxh3:
+                raise DamagedError(f"{column.storage.where(tar)}: {item.key}.{name} differs from its checksum")
+            texts[name] = decode_array(memoryview(data), TEXT, entry.shape).tolist()
+    return texts
+
+
+def _facts(column: Column, shard: int, item: Item) -> dict[str, JsonValue]:
+    """The facts of an item, which follow its last array in the tar."""
+    tar = column.path(shard_name(shard, "tar"))
+    end = max(entry.offset + _size(entry) for entry in item.arrays.values())
+    start = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    data = start + tarfile.BLOCKSIZE
+    try:
+        header = tarfile.TarInfo.frombuf(column.storage.read(tar, start, data), "utf-8", "strict")
+        if header.name != f"{item.key}.json":
+            raise ValueError(header.name)
+        facts: dict[str, JsonValue] = json.loads(column.storage.read(tar, data, data + header.size))
+    except (tarfile.HeaderError, ValueError) as error:
+        raise DamagedError(f"{column.storage.where(tar)}: the facts of {item.key} cannot be read: {error}") from None
+    return facts

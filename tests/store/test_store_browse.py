@@ -1,0 +1,98 @@
+"""Looking at a store by scans finds what loading it whole would find."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store import (
+    Candidate,
+    ColumnSpec,
+    Conversation,
+    Corpus,
+    DamagedError,
+    Failure,
+    Feature,
+    Storage,
+    Turn,
+    create_column,
+    save_conversations,
+    table,
+)
+from store.browse import Record, conversations_about, count_items, coverage_of, find_items, items_of, record_of
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """A plan of 700 items, scanned in batches of 64."""
+    monkeypatch.setattr(table, "SCANNED_AT_ONCE", 64)
+    storage, corpus = Storage(tmp_path / "store"), Corpus()
+    corpus.append(Candidate(f"{'AB'[i % 2]}/{i:03}.mp4", f"/x/{i}\udce9.mp4", "video", start=i / 2) for i in range(700))
+    corpus.save(storage)
+    return storage, corpus
+
+
+@pytest.mark.parametrize("search", ["", "a-", "B-1", "99", "nothing"])
+@pytest.mark.parametrize("limit", [1, 50, 64, 1000])
+def test_pages_of_a_search_are_together_what_a_whole_reading_finds(planned, search, limit):
+    storage, corpus = planned
+    found, start = [], 0
+    while start is not None:
+        page = find_items(storage, search, start, limit)
+        assert len(page.items) <= limit
+        found, start = found + page.items, page.next
+        assert page.items or start is None
+    assert found == [item for item in corpus.items if search.lower() in item.key.lower()]
+
+
+def test_items_are_found_by_their_keys_and_counted(planned):
+    storage, corpus = planned
+    some = corpus.items[5::130]
+    assert items_of(storage, [*(item.key for item in some), "unknown"]) == {item.key: item for item in some}
+    assert count_items(storage) == 700
+
+
+def test_a_byte_that_changed_is_damage_and_not_another_key(planned):
+    storage, _ = planned
+    path = Path(storage.path("corpus.parquet"))
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"corpus\.parquet"):
+        find_items(storage, "x")
+
+
+def test_conversations_about_an_item_are_bounded_and_in_order(planned):
+    storage, corpus = planned
+    key = corpus.items[0].key
+    talks = [Conversation(str(i), key if i % 3 else None, (Turn("What?", "visual", str(i)),)) for i in range(300)]
+    save_conversations(storage, "talk", talks)
+    assert conversations_about(storage, "talk", key, 100) == [talk for talk in talks if talk.key][:100]
+    assert conversations_about(storage, "talk", "unknown") == []
+
+
+def test_a_record_is_what_was_written(tmp_path):
+    """Facts lie behind the arrays in the tar, whatever their size; a changed byte of a record is damage."""
+    storage, corpus = Storage(tmp_path / "store"), Corpus()
+    corpus.append([Candidate(f"{i}.mp4", f"/x/{i}.mp4", "video") for i in range(6)], shard_size=3)
+    corpus.save(storage)
+    features = {"said": Feature(shape=(None,), dtype="text"), "seen": Feature(shape=(None, 3), dtype="float16")}
+    column = create_column(storage, ColumnSpec(name="x", modality="visual", numerics={}, features=features), {})
+    first, failed, last, *unpublished = corpus.items
+    with column.write_shard(0) as writer:
+        for item, length in ((first, 1), (last, 513)):
+            arrays = {"said": np.array(["a" * length, "<é>"]), "seen": np.zeros((length, 3), np.float16)}
+            writer.add(item.key, arrays, {"times": [0.5] * length})
+        writer.fail(Failure(key=failed.key, code="truncated", reason="half"))
+    assert record_of(column, first) == Record({"said": ["a", "<é>"]}, {"times": [0.5]})
+    assert record_of(column, last) == Record({"said": ["a" * 513, "<é>"]}, {"times": [0.5] * 513})
+    assert record_of(column, failed) == Failure(key=failed.key, code="truncated", reason="half")
+    assert [record_of(column, item) for item in unpublished] == [None] * 3
+    assert coverage_of(column).usable == 2
+    assert coverage_of(column).by_code == {"truncated": 1}
+    path = Path(storage.path(column.path("000000.tar")))
+    whole = path.read_bytes()
+    for place in (whole.index(b'["a"'), whole.index(f"{first.key}.json".encode())):
+        path.write_bytes(whole[:place] + b"?" + whole[place + 1 :])
+        with pytest.raises(DamagedError, match=r"000000\.tar"):
+            record_of(column, first)
