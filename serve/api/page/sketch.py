@@ -16,7 +16,7 @@ from store import Kind
 SIZE = 160  # side of a picture in pixels; square, as encoders take frames
 QUALITY = 82
 RATE = 8000  # Hz: the outline needs no more
-PEAKS = 480  # steps of the outline
+PEAKS = 120  # steps of the outline
 LONGEST = 4 * 3600.0  # seconds of sound
 
 

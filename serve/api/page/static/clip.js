@@ -129,7 +129,7 @@ export class Clip {
     });
     const said = `Waveform of ${clock(seconds)} of sound, in ${segments} ${segments === 1 ? "segment" : "segments"}`;
     const wave = draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": said },
-      ...bands, draw("path", { class: "wave", d: outline(peaks) }), ...ticks, this.head);
+      ...bands, draw("path", { class: "wave", d: bars(peaks) }), ...ticks, this.head);
     wave.addEventListener("click", (event) => {
       const { left, width: wide } = wave.getBoundingClientRect();
       this.#jump(((event.clientX - left) / wide) * seconds);
@@ -204,11 +204,11 @@ function dim(box) {
   box.closest(".sense").classList.toggle("off", !box.checked);
 }
 
-// A filled outline, mirrored about the middle.
-function outline(peaks) {
+// A bar for each peak, mirrored about the middle.
+function bars(peaks) {
   const middle = HEIGHT / 2;
-  const reach = (peak) => Math.max(0.5, (peak / 100) * (middle - 7));
-  const up = peaks.map((peak, x) => `${x} ${(middle - reach(peak)).toFixed(1)}`);
-  const down = peaks.map((peak, x) => `${x} ${(middle + reach(peak)).toFixed(1)}`).reverse();
-  return `M${up.join("L")}L${peaks.length} ${middle}L${down.join("L")}Z`;
+  return peaks.map((peak, step) => {
+    const reach = Math.max(0.5, (peak / 100) * (middle - 8));
+    return `M${step + 0.5} ${(middle - reach).toFixed(1)}V${(middle + reach).toFixed(1)}`;
+  }).join("");
 }
