@@ -70,6 +70,7 @@ def demo(
     console.print("\nNext:")
     ask = f"avllm serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
     console.print(f'  {ask} --listen "Is the sound low, middle or high?"')
+    console.print(f"  avllm serve api --checkpoint {stages[1]}/checkpoint --store demo={store}  # and open its address")
     console.print(f"  avllm store ls {store}")
     console.print(f"  tensorboard --logdir {folder}")
 

@@ -15,7 +15,7 @@ CLIP = RUN / "corpus" / "clips" / "heldout011.mp4"
 FOLDER = Path("docs/images")
 QUESTIONS = ("What do you see and hear?", "Name the colour and the pitch.")
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-COLOURS = 128  # of a picture
+COLOURS = 256  # of a picture
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
         _take(page, "page-store", "light")
         page.goto(f"/#/stores/demo/clips-{CLIP.stem}-mp4")
         page.locator("#stores .waveform").wait_for()
+        page.wait_for_timeout(2000)  # the player fades its own signs
         _take(page, "page-item", "light")
         browser.close()
 
@@ -80,7 +81,9 @@ def _take(page: Page, name: str, scheme: str) -> None:
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     image = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+    image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+        FOLDER / f"{name}.png", optimize=True
+    )
 
 
 if __name__ == "__main__":
