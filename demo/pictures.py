@@ -81,9 +81,7 @@ def _take(page: Page, name: str, scheme: str) -> None:
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     image = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
-        FOLDER / f"{name}.png", optimize=True
-    )
+    image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def serve(settings: ApiSettings, keys: Sequence[str]) -> None:
     server = make_server(Assistant.load(settings.checkpoint, settings.vllm), settings, keys)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    console.print(f"serving {settings.checkpoint}: a page at {url}/, and {settings.model!r} at {url}/v1; try:", markup=False)
+    console.print(f"serving {settings.checkpoint}: a page at {url}/", markup=False)
+    console.print(f"and {settings.model!r} for programs at {url}/v1; try:", markup=False)
     console.print(_example(url, settings.model, bool(keys)), markup=False)
     server.run(sockets=[listener])
 

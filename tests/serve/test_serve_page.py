@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -243,6 +244,21 @@ def test_what_cannot_be_used_is_said_in_plain_words(page, client, media, bad_med
     page.get_by_text("By sound only").wait_for()
 
 
+def test_a_file_that_the_browser_cannot_play_is_shown_by_its_frames(page, tmp_path):
+    with av.open(str(tmp_path / "old.avi"), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
+        for shade in range(0, 200, 10):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 64, 3), shade, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    upload(page, tmp_path / "old.avi")
+    page.get_by_text("This browser cannot play the file").wait_for()
+    page.locator(".frames button").nth(2).click()
+    assert page.locator(".still img").get_attribute("alt") == "Frame 3"
+    assert page.locator(".frames [aria-current]").count() == 1
+
+
 def test_a_store_is_browsed_searched_and_asked(locked_page, locked, trained):
     """Its texts are shown as texts, and an item's answer is the API's."""
     page = locked_page
@@ -315,6 +331,8 @@ def test_the_page_is_accessible_in_both_schemes_and_on_narrow_screens(locked_pag
     page.check("#compare")
     limit(page, 8)
     ask(page, "What?")
+    page.uncheck("#compare")
+    page.get_by_role("switch", name="Sound").uncheck()
     page.locator(".frames button").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.title") == "Frame at 0.40 s"

@@ -76,7 +76,7 @@ export class Clip {
     this.player = null;
     this.#showStill(0);
     this.still.after(make("p", {
-      className: "note", textContent: "This browser cannot play the file. The server can: these are its frames and its sound.",
+      className: "note", textContent: "This browser cannot play the file; the server decodes it. Its frames are square, as the model gets them.",
     }));
   }
 
