@@ -31,10 +31,17 @@ class ItemMedia(MediaCache):
         item: the media file.
         encoders: every encoder that will read the item; one decode serves their sizes, finest grid and rates.
         call: runs a decoder, in this process or in a child.
+        max_seconds: of sound, where the encoders take more.
     """
 
-    def __init__(self, item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any] = call) -> None:
-        self._item, self._call = item, call
+    def __init__(
+        self,
+        item: MediaItem,
+        encoders: Sequence[Encoder[Any]],
+        call: Callable[..., Any] = call,
+        max_seconds: float = math.inf,
+    ) -> None:
+        self._item, self._call, self._max_seconds = item, call, max_seconds
         self._watching = [encoder for encoder in encoders if encoder.size]
         self._listening = [encoder for encoder in encoders if encoder.rate]
         self._frames: Frames | MediaError | None = None
@@ -78,7 +85,7 @@ class ItemMedia(MediaCache):
         if self._item.kind == "image":
             raise MediaError("absent", "a still has no sound")
         rates = sorted({encoder.rate for encoder in self._listening})
-        longest = max(encoder.settings.max_seconds for encoder in self._listening)
+        longest = min(self._max_seconds, max(encoder.settings.max_seconds for encoder in self._listening))
         part = [self._item.start, self._item.end]
         return self._call(read_audio, self._item.uri, rates, longest, *_given(part))  # type: ignore[no-any-return]
 

@@ -2,27 +2,38 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from featurize.encoders import Encoder, Units
 from featurize.media import MediaError
 from featurize.pending import ShardReport
 from featurize.prepare import decoded
-from store import Column, Failure, MediaItem, ShardWriter
+from store import Arrays, Column, Failure, MediaItem
+
+
+class Results(Protocol):
+    """What takes the items of a `Batcher`, such as a `ShardWriter`."""
+
+    def add(self, key: str, arrays: Arrays, facts: Mapping[str, JsonValue]) -> None:
+        """Take an item's arrays, and its facts."""
+
+    def fail(self, failure: Failure) -> None:
+        """Take the reason for which an item failed."""
 
 
 class Batcher:
     """Cut the rows of consecutive items into batches of equal size, across item boundaries.
 
-    Batches take one shard's items in order, and the last one is padded to full size (`encode_padded`), so a row's
-    result depends on that row alone.
+    Batches take items in order, and the last one is padded to full size (`encode_padded`), so a row's result depends on
+    that row alone.
     """
 
-    def __init__(self, encoder: Encoder[Any], writer: ShardWriter) -> None:
+    def __init__(self, encoder: Encoder[Any], writer: Results) -> None:
         self.failures: list[Failure] = []
         self._encoder, self._writer = encoder, writer
         self._rows: deque[NDArray[Any]] = deque()

@@ -1,6 +1,6 @@
 """The features of the item a question is about: encoded from a raw file, or loaded from a store."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
 from store import Arrays, ColumnReader, ColumnSpec, MediaItem, Modality, Sense, Storage, UserError, open_column
 from trainer.checkpoint.folder import CheckpointInfo
+
+DECODE_SECONDS = 600.0  # of one file's frames, or of its sound
 
 
 def available_modality(arrays: Arrays) -> Modality:
@@ -41,20 +43,33 @@ class FeatureSource:
 
     Args:
         info: the checkpoint's metadata.
-        seconds: longest decoding of one file.
     """
 
-    def __init__(self, info: CheckpointInfo, seconds: float = 600.0) -> None:
+    def __init__(self, info: CheckpointInfo) -> None:
         self._info = info
-        self._encoder = cache(self._build_encoder)
+        self._encoders = cache(self._build_encoder)
         self.open = cache(self._open_column)
-        self._isolated = Isolated(seconds=seconds)
-        self._one_at_a_time = Lock()
+        self._isolated = Isolated(seconds=DECODE_SECONDS)
+        self._decoding, self._building = Lock(), Lock()
 
     @property
     def senses(self) -> list[Sense]:
         """The senses the checkpoint was trained with."""
         return [sense for sense in get_args(Sense) if sense in self._info.columns]
+
+    @property
+    def columns(self) -> dict[Sense, tuple[ColumnSpec, dict[str, object]]]:
+        """The spec of each sense's column, and how its encoder is built."""
+        return {sense: (self._info.columns[sense], self._info.builds[sense]) for sense in self.senses}
+
+    def encoder(self, sense: Sense) -> Encoder[Any]:
+        """The encoder of a sense's column; built by the first call, which takes seconds.
+
+        Raises:
+            UserError: it cannot be built here, or its fingerprint differs from the one in training.
+        """
+        with self._building:
+            return self._encoders(sense)
 
     def encode(self, path: str, senses: Sequence[Sense]) -> Features:
         """Decode a raw file once, in a process of its own, and encode it with the checkpoint's encoders.
@@ -66,10 +81,15 @@ class FeatureSource:
         """
         uri = path if "://" in path else str(Path(path).absolute())
         item = MediaItem(key="question", uri=uri, kind=kind_of(path, path), shard=0, position=0, bytes=None)
-        encoders = {sense: self._encoder(sense) for sense in senses}
-        with self._one_at_a_time:
+        encoders = {sense: self.encoder(sense) for sense in senses}
+        with self._decoding:
             media = ItemMedia(item, list(encoders.values()), self._isolated)
-            return self._each(senses, lambda s: encoders[s].encode_item(encoders[s].prepare(item, media)))
+            return self.select(
+                {
+                    sense: _kept(lambda e=encoder: e.encode_item(e.prepare(item, media)))  # type: ignore[misc]
+                    for sense, encoder in encoders.items()
+                }
+            )
 
     def load(self, store: str, key: str, senses: Sequence[Sense]) -> Features:
         """Load an item's features from a store.
@@ -77,25 +97,22 @@ class FeatureSource:
         Raises:
             UserError: the store lacks the column or the item.
         """
-        return self._each(senses, lambda sense: self._read(self.open(store, sense), key))
+        readers = {sense: self.open(store, sense) for sense in senses}
+        return self.select({sense: _kept(lambda r=reader: _read(r, key)) for sense, reader in readers.items()})  # type: ignore[misc]
+
+    def select(self, found: Mapping[Sense, Arrays | MediaError]) -> Features:
+        """What a checkpoint reads of columns' arrays."""
+        features = Features()
+        for sense, outcome in found.items():
+            if isinstance(outcome, MediaError):
+                features.failures[sense] = outcome
+            else:
+                features.arrays.update(self._info.grid.select(outcome))
+        return features
 
     def close(self) -> None:
         """End the decoding process."""
         self._isolated.close()
-
-    def _each(self, senses: Sequence[Sense], arrays_of: Callable[[Sense], Arrays]) -> Features:
-        features = Features()
-        for sense in senses:
-            try:
-                features.arrays.update(self._info.grid.select(arrays_of(sense)))
-            except MediaError as error:
-                features.failures[sense] = error
-        return features
-
-    def _read(self, reader: ColumnReader, key: str) -> Arrays:
-        if key in reader.failed:
-            raise MediaError(reader.failed[key].code, reader.failed[key].reason)
-        return reader.read(key)
 
     def _trained(self, sense: Sense) -> ColumnSpec:
         if sense not in self._info.columns:
@@ -121,3 +138,16 @@ class FeatureSource:
                 f"but the checkpoint was trained on {trained.folder}; were its weights changed?"
             )
         return encoder
+
+
+def _kept(arrays_of: Callable[[], Arrays]) -> Arrays | MediaError:
+    try:
+        return arrays_of()
+    except MediaError as error:
+        return error
+
+
+def _read(reader: ColumnReader, key: str) -> Arrays:
+    if key in reader.failed:
+        raise MediaError(reader.failed[key].code, reader.failed[key].reason)
+    return reader.read(key)

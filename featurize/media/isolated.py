@@ -17,6 +17,14 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.
 R = TypeVar("R")
 
 
+class LateError(MediaError):
+    """Decoding took too long, which may be no fault of the file but of what else the machine does."""
+
+
+class StoppedError(Exception):
+    """Nobody wants the result of a call any more."""
+
+
 class Isolated:
     """Calls functions in a child process, which is reused until a call kills it; the next call starts a new one.
 
@@ -26,6 +34,7 @@ class Isolated:
     def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
         self._memory, self._seconds = memory, seconds
         self._child: Any = None
+        self._is_stopped = False
         self._pipe: Connection[Any, Any] | None = None
 
     def __enter__(self) -> Self:
@@ -42,20 +51,29 @@ class Isolated:
         Raises:
             MediaError: the child crashed twice or took too long (`unreadable`), or needed too much memory
                 (`too_large`).
+            StoppedError: it was stopped.
             RuntimeError: the child ended for another reason, such as a signal from outside.
         """
         for _ in range(ATTEMPTS):
             if self._child is None:
                 self._start()
             try:
+                self._check_running()
                 result, error = self._ask(function, words)
             except (EOFError, ConnectionError):
+                self._check_running()
                 death = self._death()
                 continue
             if error is not None:
                 raise error
             return result  # type: ignore[no-any-return]
         raise death
+
+    def stop(self) -> None:
+        """End the call under way, from another thread, and refuse later ones."""
+        self._is_stopped = True
+        if child := self._child:
+            child.kill()
 
     def close(self) -> None:
         """Kill the child."""
@@ -65,6 +83,11 @@ class Isolated:
             self._child.join()
             self._pipe.close()
             self._child = None
+
+    def _check_running(self) -> None:
+        if self._is_stopped:
+            self.close()
+            raise StoppedError
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -78,7 +101,7 @@ class Isolated:
         self._pipe.send((function, words))
         if not self._pipe.poll(self._seconds):
             self.close()
-            return None, MediaError("unreadable", f"decoding took more than {self._seconds:.0f} s")
+            return None, LateError("unreadable", f"decoding took more than {self._seconds:g} s")
         answer: tuple[Any, Exception | None] = self._pipe.recv()
         return answer
 

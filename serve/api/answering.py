@@ -7,20 +7,22 @@ from collections.abc import AsyncIterator, Callable
 
 import torch
 
-from serve.api.clips import Clips
-from serve.api.dialogue import find_medium, question_of
+from serve.api.clips.find import Clips
+from serve.api.dialogue import question_of, take_medium
 from serve.api.errors import ApiError
-from serve.api.media import medium_of
+from serve.api.media.files import SentFile
+from serve.api.media.parts import Item, Receiver
 from serve.api.metrics import Metrics
 from serve.api.requests import ChatRequest, most_tokens
 from serve.api.settings import ApiSettings
 from serve.assistant import Assistant
 from serve.engine import Limits, Piece
-from serve.features import Features, FeatureSource
+from serve.features import Features
 from serve.prompts import Question
 from store import UserError
 
 RETRY_SECONDS = 1
+TOO_LATE = ApiError(503, "the answer takes too long", code="timeout")
 
 
 class Answer:
@@ -29,10 +31,17 @@ class Answer:
     Attributes:
         prompt_tokens: positions of its prompt.
         last: its last piece so far.
+        ends: when it must have ended, by the event loop's clock.
+
+    Args:
+        metrics: of all answers.
+        free: frees its place.
+        seconds: that it may take.
     """
 
-    def __init__(self, metrics: Metrics, free: Callable[[], None]) -> None:
+    def __init__(self, metrics: Metrics, free: Callable[[], None], seconds: float) -> None:
         self.prompt_tokens, self.last = 0, Piece("", 0)
+        self.ends = asyncio.get_running_loop().time() + seconds
         self._metrics, self._free = metrics, free
         self._started = time.perf_counter()
         self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
@@ -57,14 +66,17 @@ class Answer:
         """Yield pieces up to the last one, and None after each `silence` in seconds without one.
 
         Raises:
-            ApiError: the server stops.
+            ApiError: the server stops, or the answer takes too long.
             Exception: whatever generation raised.
         """
+        clock = asyncio.get_running_loop().time
         while not self.last.reason:
             try:
-                async with asyncio.timeout(silence):
+                async with asyncio.timeout_at(self.ends if silence is None else min(self.ends, clock() + silence)):
                     piece = await self._pieces.get()
             except TimeoutError:
+                if clock() >= self.ends:
+                    raise TOO_LATE from None
                 yield None
                 continue
             if piece.error:
@@ -107,15 +119,20 @@ class Answering:
         self.running = 0
         self.metrics = Metrics(lambda: self.running)
         self._assistant, self._settings = assistant, settings
-        self._clips = Clips(FeatureSource(assistant.info, settings.decode_seconds), settings, self.metrics)
+        self._clips = Clips(assistant.features, settings, self.metrics)
+        self._receiver = Receiver(settings, self._clips.spool)
 
     @property
     def is_full(self) -> bool:
         """Whether another request would be refused."""
         return self.running >= self._settings.queue
 
-    async def begin(self, chat: ChatRequest) -> Answer:
+    async def begin(self, chat: ChatRequest, received: Callable[[], None]) -> Answer:
         """Take a place, and start answering.
+
+        Args:
+            chat: the request; its medium is taken out of it.
+            received: called when the medium's data is held no longer.
 
         Raises:
             ApiError: no place is free, or the medium cannot be used, or the question does not fit the model.
@@ -123,8 +140,14 @@ class Answering:
         limits = self._limits(chat)
         answer = self._take_place()
         try:
-            question = question_of(chat, await self._features(chat))
-            await self._submit(answer, question, limits)
+            async with asyncio.timeout_at(answer.ends):
+                place, medium = await self._receive(chat)
+                received()
+                features = await self._find(medium) if medium else None
+                await self._submit(answer, question_of(chat, place, features), limits)
+        except TimeoutError:
+            answer.close()
+            raise TOO_LATE from None
         except BaseException:
             answer.close()
             raise
@@ -132,8 +155,9 @@ class Answering:
 
     async def close(self) -> None:
         """End all answers and free what they used."""
-        await asyncio.to_thread(self._assistant.close)
+        await self._receiver.close()
         await self._clips.close()
+        await asyncio.to_thread(self._assistant.close)
 
     def _take_place(self) -> Answer:
         if self.is_full:
@@ -142,16 +166,19 @@ class Answering:
                 429, "all places are taken; try again", code="queue_full", headers={"Retry-After": str(RETRY_SECONDS)}
             )
         self.running += 1
-        return Answer(self.metrics, self._free_place)
+        return Answer(self.metrics, self._free_place, self._settings.answer_seconds)
 
     def _free_place(self) -> None:
         self.running -= 1
 
-    async def _features(self, chat: ChatRequest) -> Features | None:
-        found = find_medium(chat)
+    async def _receive(self, chat: ChatRequest) -> tuple[int, Item | SentFile | None]:
+        found = take_medium(chat)
         if found is None:
-            return None
-        return await self._clips.find(await asyncio.to_thread(medium_of, found.part, found.where, self._settings))
+            return 0, None
+        return found.message, await self._receiver.receive(found.part, found.where)
+
+    async def _find(self, medium: Item | SentFile) -> Features:
+        return await (self._clips.load(medium) if isinstance(medium, Item) else self._clips.find(medium))
 
     async def _submit(self, answer: Answer, question: Question, limits: Limits) -> None:
         try:

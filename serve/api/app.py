@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from serve.api.answering import Answering
 from serve.api.bodies import BodyBudget, read_body
 from serve.api.errors import HANDLERS, ApiError
+from serve.api.headers import HostCheck, SecurityHeaders, known_hosts
 from serve.api.keys import KeyCheck
 from serve.api.page.routes import Page
 from serve.api.replies import EventStream, close_begun, completion
@@ -45,12 +47,26 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
         Route("/ready", api.ready),
         Route("/metrics", api.metrics),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
-        middleware=[Middleware(KeyCheck, keys), Middleware(BodyBudget, settings.held_bytes)],
+        middleware=_middleware(settings, keys),
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would repeat whatever the Host header says
+    return app
+
+
+def _middleware(settings: ApiSettings, keys: Sequence[str]) -> list[Middleware]:
+    """From the outermost to the innermost."""
+    hosts = known_hosts(settings)
+    return [
+        Middleware(SecurityHeaders),
+        *([Middleware(HostCheck, hosts)] if hosts else []),
+        *([Middleware(CORSMiddleware, settings.origins, ["GET", "POST"], ["*"])] if settings.origins else []),
+        Middleware(KeyCheck, keys),
+        Middleware(BodyBudget, settings.held_bytes),
+    ]
 
 
 class Api:
@@ -75,7 +91,7 @@ class Api:
         chat = await asyncio.to_thread(parse_chat, await read_body(request, settings), settings)
         if chat.stream:
             return await self._streamed(request, chat)
-        whole = asyncio.create_task(self._whole(chat))
+        whole = asyncio.create_task(self._whole(chat, request.state.forget_body))
         try:
             await wait_connected(request, whole)
             return JSONResponse(whole.result())
@@ -107,8 +123,8 @@ class Api:
         """Counts and times."""
         return Response(self._answering.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def _whole(self, chat: ChatRequest) -> dict[str, Any]:
-        answer = await self._answering.begin(chat)
+    async def _whole(self, chat: ChatRequest, received: Callable[[], None]) -> dict[str, Any]:
+        answer = await self._answering.begin(chat, received)
         try:
             return await completion(answer, self._settings.model)
         finally:
@@ -116,7 +132,7 @@ class Api:
 
     async def _streamed(self, request: Request, chat: ChatRequest) -> Response:
         """Stream an answer, once it has begun, so that errors have a status, or is slow to, so that proxies wait."""
-        beginning = asyncio.create_task(self._answering.begin(chat))
+        beginning = asyncio.create_task(self._answering.begin(chat, request.state.forget_body))
         try:
             await wait_connected(request, beginning, self._settings.ping_seconds)
         except BaseException:

@@ -12,7 +12,9 @@ RETRY_SECONDS = 5
 
 
 class BodyBudget:
-    """ASGI middleware that bounds the bytes of all bodies together; a body counts until its request has ended.
+    """ASGI middleware that bounds the bytes of all bodies together.
+
+    A body counts until the request calls `request.state.forget_body`, or has ended.
 
     Args:
         app: what reads the bodies.
@@ -39,13 +41,19 @@ class BodyBudget:
                 )
             return message
 
+        def forget() -> None:
+            nonlocal own
+            self._held -= own
+            own = 0
+
+        scope.setdefault("state", {})["forget_body"] = forget
         try:
             await self._app(scope, counted, send)
         finally:
-            self._held -= own
+            forget()
 
 
-async def read_body(request: Request, settings: ApiSettings) -> bytes:
+async def read_body(request: Request, settings: ApiSettings) -> bytearray:
     """A JSON body within the limits of its size and time.
 
     Raises:
@@ -75,4 +83,4 @@ async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
                     raise too_large
     except TimeoutError:
         raise ApiError(408, "the body came too slowly", code="timeout", headers={"Connection": "close"}) from None
-    return bytes(body)
+    return body

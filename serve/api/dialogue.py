@@ -26,23 +26,28 @@ class Found:
 
     Attributes:
         message: number of its message.
-        where: path of its part.
+        place: of its part in the message.
         part: that holds it.
     """
 
     message: int
-    where: str
+    place: int
     part: Medium
 
+    @property
+    def where(self) -> str:
+        """The path of its part in the request."""
+        return f"messages.{self.message}.content.{self.place}"
 
-def find_medium(chat: ChatRequest) -> Found | None:
-    """The one medium of a conversation, or None.
+
+def take_medium(chat: ChatRequest) -> Found | None:
+    """Take the one medium out of a conversation, whose data need not be held longer; None if there is none.
 
     Raises:
         ApiError: there are several, or a field says how to ask about none.
     """
     media = [
-        Found(number, f"messages.{number}.content.{place}", part)
+        Found(number, place, part)
         for number, message in enumerate(chat.messages)
         for place, part in enumerate(message.content)
         if not isinstance(part, Text)
@@ -51,21 +56,27 @@ def find_medium(chat: ChatRequest) -> Found | None:
         raise ApiError(400, f"{media[1].where}: a conversation is about one medium", media[1].where, "several_media")
     if chat.modalities_in and not media:
         raise ApiError(400, "modalities_in: there is no medium to ask about", "modalities_in")
+    for found in media:
+        chat.messages[found.message].content.pop(found.place)
     return media[0] if media else None
 
 
-def question_of(chat: ChatRequest, features: Features | None) -> Question:
+def question_of(chat: ChatRequest, place: int, features: Features | None) -> Question:
     """The question that a request asks about a medium's features.
+
+    Args:
+        chat: the request, without its medium.
+        place: number of the message that the medium came with.
+        features: of the medium; None without one.
 
     Raises:
         ApiError: it asks by a sense that the medium lacks or that failed.
     """
-    found = find_medium(chat)
     first = int(isinstance(chat.messages[0], System))
     turns = []
     for number in range(first, len(chat.messages), 2):
         text, modality = split_tokens(text_of(chat.messages[number]))
-        if features and found and number == found.message:
+        if features and number == place:
             modality = _modality(chat, modality, features)
         if features:
             _check_senses(SENSES_OF[modality], features)

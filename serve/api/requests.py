@@ -173,7 +173,7 @@ class ChatRequest(Body):
         return self
 
 
-def parse_chat(body: bytes, settings: ApiSettings) -> ChatRequest:
+def parse_chat(body: bytes | bytearray, settings: ApiSettings) -> ChatRequest:
     """A body that keeps the limits.
 
     Raises:

@@ -1,16 +1,14 @@
 """Start the server of a checkpoint."""
 
-import json
+import functools
 import logging
 import socket
 from collections.abc import Sequence
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.api.app import make_app
-from serve.api.errors import ApiError
+from serve.api.connections import Connection
 from serve.api.keys import VARIABLE
 from serve.api.settings import ApiSettings
 from serve.assistant import Assistant
@@ -18,22 +16,6 @@ from store import UserError
 from store.console import console
 
 GRACE_SECONDS = 5  # for answers under way when the server is stopped
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 whose own refusals are error objects too."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP request, or whose headers are too long."""
-        headers = [("Content-Type", "application/json"), ("Connection", "close")]
-        events = (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=json.dumps(ApiError(400, msg, code="invalid_http").body).encode()),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
 
 
 def check_exposure(settings: ApiSettings, keys: Sequence[str]) -> None:
@@ -74,7 +56,9 @@ def make_server(assistant: Assistant, settings: ApiSettings, keys: Sequence[str]
     """
     config = uvicorn.Config(
         make_app(assistant, settings, keys),
-        http=Protocol,
+        http=functools.partial(  # type: ignore[arg-type]  # called as a class is
+            Connection, most=settings.connections, head_seconds=settings.head_seconds
+        ),
         ws="none",
         log_level=logging.WARNING,
         access_log=False,

@@ -90,14 +90,15 @@ class ApiClient(httpx.Client):
 
 
 @pytest.fixture(scope="session")
-def serving(trained):
-    """A context manager: a client of a server that listens on a port of its own."""
+def serving(trained, tmp_path_factory):
+    """A context manager: a client of a server that listens on a port of its own, with a cache of its own."""
     from serve.api.server import listen, make_server
     from serve.api.settings import ApiSettings
     from serve.assistant import Assistant
 
     @contextlib.contextmanager
     def running(keys=(), **words):
+        words = {"cache": str(tmp_path_factory.mktemp("cache")), **words}
         settings = ApiSettings(checkpoint=str(trained / "run" / "checkpoint"), port=0, **words)
         listener = listen(settings)
         server = make_server(Assistant.load(settings.checkpoint), settings, keys)

@@ -90,7 +90,7 @@ def send(client, headers, body):
         return client.post("/v1/chat/completions", content=body, headers=headers)
     with socket.create_connection((client.base_url.host, client.base_url.port)) as plain:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        plain.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode() + body)
+        plain.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + body)
         answer = http.client.HTTPResponse(plain)
         answer.begin()
         return httpx.Response(answer.status, content=answer.read())
