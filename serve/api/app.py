@@ -16,7 +16,7 @@ from starlette.routing import Route
 from serve.api.answering import Answering
 from serve.api.bodies import BodyBudget, read_body
 from serve.api.errors import HANDLERS, ApiError
-from serve.api.headers import HostCheck, SecurityHeaders, known_hosts
+from serve.api.headers import HeadCheck, SecurityHeaders, known_hosts
 from serve.api.keys import KeyCheck
 from serve.api.page.routes import Page
 from serve.api.replies import EventStream, close_begun, completion
@@ -59,10 +59,9 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
 
 def _middleware(settings: ApiSettings, keys: Sequence[str]) -> list[Middleware]:
     """From the outermost to the innermost."""
-    hosts = known_hosts(settings)
     return [
         Middleware(SecurityHeaders),
-        *([Middleware(HostCheck, hosts)] if hosts else []),
+        Middleware(HeadCheck, known_hosts(settings)),
         *([Middleware(CORSMiddleware, settings.origins, ["GET", "POST"], ["*"])] if settings.origins else []),
         Middleware(KeyCheck, keys),
         Middleware(BodyBudget, settings.held_bytes),

@@ -25,6 +25,7 @@ class Connection(H11Protocol):
         super().__init__(**words)
         self._most, self._head_seconds = most, head_seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request."""
@@ -40,6 +41,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read, and stop waiting once a request's headers are there."""
+        if self._is_refused:
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is h11.SEND_RESPONSE:
             self._unset_timer()
@@ -50,7 +53,8 @@ class Connection(H11Protocol):
         self._close_after(self._head_seconds if self.conn.their_state is h11.IDLE else LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP request, or whose headers are too long."""
+        """Refuse bytes that are no HTTP request, or whose headers are too long. What else comes is not read."""
+        self._is_refused = True
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [("Content-Type", "application/json"), ("Connection", "close")]
             for event in (
@@ -59,7 +63,8 @@ class Connection(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.transport.write_eof()
+        self._close_after(LINGER_SECONDS)
 
     def _close_after(self, seconds: float) -> None:
         self._unset_timer()

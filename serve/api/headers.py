@@ -1,13 +1,14 @@
 """Headers: whose names the server answers to, and what browsers may do with its answers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.errors import ApiError
 from serve.api.settings import ApiSettings
 
+VERSIONS = ("1.0", "1.1")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -32,32 +33,42 @@ def known_hosts(settings: ApiSettings) -> frozenset[str] | None:
     return LOOPBACK | {own.lower()}
 
 
-class HostCheck:
-    """ASGI middleware that refuses requests to other names.
+class HeadCheck:
+    """ASGI middleware that refuses requests to other names, and those that a proxy may read in another way.
 
     Args:
         app: what is protected.
-        names: without ports.
+        names: of this server, without ports; None takes any.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
         self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and not self._knows(scope):
-            said = "the Host header names another server; the setting hosts lists the names that are accepted"
-            await ApiError(403, said, code="unknown_host").response()(scope, receive, send)
+        if scope["type"] == "http" and (refused := self._refusal(scope)):
+            await refused.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
-        values = [value for name, value in scope["headers"] if name == b"host"]
-        if len(values) != 1:
-            return False
-        name = values[0].decode("latin-1").lower()
-        host, colon, port = name.rpartition(":")
-        return (host if colon and port.isdecimal() else name) in self._names
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        close = {"Connection": "close"}
+        if scope["http_version"] not in VERSIONS:
+            return ApiError(400, f"expected HTTP {' or '.join(VERSIONS)}", code="invalid_http", headers=close)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return ApiError(400, "Content-Length and Transfer-Encoding: give one", code="invalid_http", headers=close)
+        if self._names is not None and _name_of(headers.getlist("host")) not in self._names:
+            said = "the Host header names another server; the setting hosts lists the names that are accepted"
+            return ApiError(403, said, code="unknown_host")
+        return None
+
+
+def _name_of(hosts: Sequence[str]) -> str:
+    """The name in the only Host header, without its port; empty if there are several headers, or none."""
+    name = hosts[0].lower() if len(hosts) == 1 else ""
+    host, colon, port = name.rpartition(":")
+    return host if colon and port.isdecimal() else name
 
 
 class SecurityHeaders:

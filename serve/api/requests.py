@@ -2,7 +2,16 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from serve.api.errors import ApiError, invalid
 from serve.api.settings import ApiSettings
@@ -19,6 +28,12 @@ def _as_parts(content: JsonValue) -> JsonValue:
 
 def _as_list(stop: JsonValue) -> JsonValue:
     return [stop] if isinstance(stop, str) else stop
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("is not supported")
+    return value
 
 
 class Body(BaseModel):
@@ -162,7 +177,7 @@ class ChatRequest(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Annotated[bool, AfterValidator(_no)] | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
 

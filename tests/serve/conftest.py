@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import socket
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -120,3 +121,11 @@ def client(serving, trained):
     """A client of one server with the trained checkpoint's store, for all tests that leave it as it is."""
     with serving(stores={"clips": str(trained / "store")}) as client:
         yield client
+
+
+@pytest.fixture
+def canary():
+    """A listener that nobody may connect to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        yield listener

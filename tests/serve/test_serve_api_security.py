@@ -96,14 +96,6 @@ def send(client, headers, body):
         return httpx.Response(answer.status, content=answer.read())
 
 
-@pytest.fixture
-def canary():
-    """A listener that nobody may connect to."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        yield listener
-
-
 @pytest.mark.parametrize("case", [c for c in CASES if not c["id"].startswith("auth")], ids=lambda case: case["id"])
 def test_a_hostile_request_is_refused_and_the_server_lives(client, case, canary, trained, tmp_path):
     words = {"$MODEL": "avllm", "$CANARY": str(canary.getsockname()[1]), "$ALLOWED_DIR": str(tmp_path)}
