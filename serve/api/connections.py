@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.api.errors import ApiError
+from serve.api.keys import NO_KEY
 
+BLANK_KEY = re.compile(rb"\nauthorization:[^\n]*[ \t]\r?\n", re.IGNORECASE)  # h11 would drop the blank: another key
 LINGER_SECONDS = 5.0  # in which a client may go on sending a body that was refused, so that it reads the refusal
 
 
@@ -43,6 +46,9 @@ class Connection(H11Protocol):
         """Read, and stop waiting once a request's headers are there."""
         if self._is_refused:
             return
+        if self.conn.their_state is h11.IDLE and BLANK_KEY.search(data):
+            self._refuse(NO_KEY)
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE and self.conn.our_state is h11.SEND_RESPONSE:
             self._unset_timer()
@@ -53,13 +59,17 @@ class Connection(H11Protocol):
         self._close_after(self._head_seconds if self.conn.their_state is h11.IDLE else LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse bytes that are no HTTP request, or whose headers are too long. What else comes is not read."""
+        """Refuse bytes that are no HTTP request, or whose headers are too long."""
+        self._refuse(ApiError(400, msg, code="invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Send an error, and read nothing more."""
         self._is_refused = True
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            headers = [("Content-Type", "application/json"), ("Connection", "close")]
+            headers = {"Content-Type": "application/json", "Connection": "close", **(error.headers or {})}
             for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=json.dumps(ApiError(400, msg, code="invalid_http").body).encode()),
+                h11.Response(status_code=error.status, headers=list(headers.items())),
+                h11.Data(data=json.dumps(error.body).encode()),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")

@@ -15,6 +15,7 @@ VARIABLE = "AVLLM_API_KEY"
 OPEN = frozenset({"/", "/health"})
 OPEN_BELOW = ("/static/", "/media/")  # the page's files; media, whose links are signed
 SHORTEST = 8  # characters of a key
+NO_KEY = ApiError(401, "no valid API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def load_keys(path: str | None) -> list[str]:
@@ -53,8 +54,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http" and self._digests and not _is_open(scope["path"]) and not self._knows(scope):
-            refused = ApiError(401, "no valid API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-            await refused.response()(scope, receive, send)
+            await NO_KEY.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
