@@ -24,6 +24,8 @@ from serve.api.requests import ChatRequest, parse_chat
 from serve.api.settings import ApiSettings
 from serve.assistant import Assistant
 
+READ_SECONDS = 30.0  # in which the end of an answer must be read
+
 
 def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = ()) -> Starlette:
     """The application of a checkpoint, which it closes at its end.
@@ -138,7 +140,9 @@ class Api:
             await close_begun(beginning)
             raise
         with_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        return EventStream(beginning, self._settings.model, with_usage, self._settings.ping_seconds)
+        settings = self._settings
+        seconds = settings.answer_seconds + READ_SECONDS
+        return EventStream(beginning, settings.model, with_usage, settings.ping_seconds, seconds)
 
     def _model(self) -> dict[str, Any]:
         return {"id": self._settings.model, "object": "model", "created": self._created, "owned_by": "avllm"}

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve.api.answering import Answer
-from serve.api.errors import as_api_error
+from serve.api.errors import as_api_error, log
 
 PING = ": ping\n\n"
 DONE = "data: [DONE]\n\n"
@@ -59,17 +59,23 @@ class EventStream(StreamingResponse):
         model: its name.
         with_usage: end with a chunk of usage.
         silence: seconds after which a comment keeps proxies from closing the connection.
+        seconds: in which the client must have read it all.
     """
 
-    def __init__(self, beginning: "asyncio.Task[Answer]", model: str, with_usage: bool, silence: float) -> None:
+    def __init__(
+        self, beginning: "asyncio.Task[Answer]", model: str, with_usage: bool, silence: float, seconds: float
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(_events(beginning, model, with_usage, silence), 200, headers, "text/event-stream")
-        self._beginning = beginning
+        self._beginning, self._seconds = beginning, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.error("a client did not read its answer in time")
         finally:
             await close_begun(self._beginning)
 

@@ -254,3 +254,15 @@ def test_a_slow_file_keeps_its_stream_open(serving, media):
         refused = client.chat([video(media / "silent.mp4"), say("What? <AUD>")], stream=True)
         assert refused.status_code == 200
         assert json.loads(refused.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "absent"
+
+
+def test_an_answer_that_takes_too_long_ends(serving):
+    """Whole or streamed; its place is free for others."""
+    with serving(queue=1, max_tokens=2000, answer_seconds=0.3) as client:
+        late = client.post("/v1/chat/completions", json=much())
+        assert (late.status_code, error_of(late)["code"]) == (503, "timeout")
+        streamed = client.post("/v1/chat/completions", json=much(stream=True))
+        assert streamed.status_code == 200
+        assert json.loads(streamed.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+        time.sleep(0.3)
+        assert client.get("/ready").status_code == 200

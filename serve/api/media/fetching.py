@@ -9,7 +9,7 @@ import posixpath
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import httpx
 
@@ -71,12 +71,22 @@ class Fetcher:
     async def _fetch(self, url: str, types: Types, where: str) -> SentFile:
         target = _parsed(url, where)
         for _ in range(1 + REDIRECTS):
-            async with self._asked(target, where) as response:
-                if response.has_redirect_location:
-                    target = _joined(target, response.headers["location"], where)
-                    continue
-                return await self._received(response, target, types, where)
+            found = await self._hop(target, types, where)
+            if isinstance(found, SentFile):
+                return found
+            target = found
         raise ApiError(400, f"{where}: more than {REDIRECTS} redirects", where, "fetch_failed")
+
+    async def _hop(self, url: httpx.URL, types: Types, where: str) -> SentFile | httpx.URL:
+        """The file of a URL, or where it redirects to."""
+        with ExitStack() as on_failure:
+            async with self._asked(url, where) as response:
+                if response.has_redirect_location:
+                    return _joined(url, response.headers["location"], where)
+                sent = await self._received(response, url, types, where)
+                on_failure.callback(sent.remove)  # closing the connection may be cancelled
+            on_failure.pop_all()
+        return sent
 
     @asynccontextmanager
     async def _asked(self, url: httpx.URL, where: str) -> AsyncIterator[httpx.Response]:
