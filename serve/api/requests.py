@@ -7,6 +7,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     ValidationError,
@@ -20,6 +21,7 @@ from store import Sense
 STOP_CHARACTERS = 200  # longest stop text
 StopText = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+MOST_FIELDS = 64  # of one object
 
 
 def _as_parts(content: JsonValue) -> JsonValue:
@@ -36,10 +38,25 @@ def _no(value: bool) -> bool:
     return value
 
 
+Never = Annotated[bool, AfterValidator(_no)]  # a Literal would take 0 for False
+
+
 class Body(BaseModel):
-    """Base of all models: strict types, no unknown fields, finite numbers."""
+    """Base of all models: strict types, no unknown fields, finite numbers. A field that is null counts as not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: JsonValue) -> JsonValue:
+        if not isinstance(data, dict):
+            return data
+        if len(data) > MOST_FIELDS:  # each unknown one would be an error of its own, in memory
+            raise ValueError(f"an object has {len(data)} fields; accepted: at most {MOST_FIELDS}")
+        return {name: value for name, value in data.items() if value is not None}
+
+
+Empty = Annotated[list[JsonValue] | None, Field(max_length=0)]
 
 
 class Text(Body):
@@ -128,8 +145,8 @@ class StoreItem(Body):
 Link = Image | Video | Audio
 Medium = Link | InputAudio | StoreItem
 Part = Annotated[Text | Medium, Field(discriminator="type")]
-Parts = Annotated[list[Part], Field(min_length=1), BeforeValidator(_as_parts)]
-Texts = Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_parts)]
+Parts = Annotated[list[Part], FailFast(), Field(min_length=1), BeforeValidator(_as_parts)]
+Texts = Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_as_parts)]
 
 
 class System(Body):
@@ -147,10 +164,12 @@ class User(Body):
 
 
 class Answered(Body):
-    """An earlier answer."""
+    """An earlier answer. Programs send back the whole message that they got, with lists that are empty."""
 
     role: Literal["assistant"]
     content: Texts
+    annotations: Empty = None
+    tool_calls: Empty = None
 
 
 Message = Annotated[System | User | Answered, Field(discriminator="role")]
@@ -160,13 +179,42 @@ class StreamOptions(Body):
     """Options of a streamed answer."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
-class ChatRequest(Body):
+class ResponseFormat(Body):
+    """The form of an answer: text."""
+
+    type: Literal["text"]
+
+
+class Neutral(Body):
+    """OpenAI's fields that change no answer here: labels, and others at the values that ask for nothing."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: Annotated[dict[str, str] | None, FailFast(), Field(max_length=16)] = None
+    store: Never | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    modalities: Annotated[list[Literal["text"]] | None, Field(min_length=1, max_length=1)] = None
+    logit_bias: Annotated[dict[str, float] | None, FailFast(), Field(max_length=0)] = None
+    logprobs: Never | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+
+
+class ChatRequest(Neutral):
     """A request for an answer."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     modalities_in: list[Sense] | None = Field(None, min_length=1, max_length=2)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -176,10 +224,6 @@ class ChatRequest(Body):
     stop: Annotated[list[StopText] | None, Field(max_length=4), BeforeValidator(_as_list)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    logprobs: Annotated[bool, AfterValidator(_no)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
@@ -194,6 +238,9 @@ def parse_chat(body: bytes | bytearray, settings: ApiSettings) -> ChatRequest:
     Raises:
         ApiError: it is not JSON, or a field is unknown or not accepted; names the field.
     """
+    values = settings.characters + MOST_FIELDS * settings.parts
+    if body.count(b",") > values:  # bounds what parsing takes: a list of numbers takes 40 times its bytes
+        raise ApiError(400, f"the body has more than {values} values", code="too_long")
     try:
         chat = ChatRequest.model_validate_json(body)
     except ValidationError as error:

@@ -3,8 +3,13 @@
 import contextlib
 import importlib.util
 import json
+import os
+import re
+import signal
 import socket
+import tempfile
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -129,3 +134,38 @@ def canary():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         yield listener
+
+
+@pytest.fixture(scope="session")
+def api_process(forks):
+    """A context manager: the URL and the process of a `serve api` on a port of its own."""
+
+    @contextlib.contextmanager
+    def running(checkpoint, *words, env=None):
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            fork = forks.start(
+                "serve", "api", "--checkpoint", checkpoint, "--port", 0, *words, out=out, err=err, env=env
+            )
+            try:
+                yield _url_of(fork, out, err), fork
+            finally:
+                os.kill(fork.pid, signal.SIGTERM)
+                assert fork.wait(30) == -signal.SIGTERM, _read(err)
+
+    return running
+
+
+def _url_of(fork, out, err, seconds=240):
+    """The address that a server prints when it listens."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := re.search(r" at (http://\S+)/v1; try:", _read(out)):
+            return found[1]
+        assert fork.poll() is None, _read(err)
+        time.sleep(0.05)
+    raise TimeoutError(_read(err))
+
+
+def _read(file):
+    """All that was written, without moving the writer's place."""
+    return os.pread(file.fileno(), 1 << 20, 0).decode()
