@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from store import Arrays, Sense, Turn, UserError, parse_settings
+from store import Arrays, Sense, UserError, parse_settings
 from store.console import console, make_app, make_table, run
 from store.settings import override
-from store.tokens import split_tokens
 
 if TYPE_CHECKING:
     from serve.assistant import Assistant
@@ -31,6 +30,11 @@ def chat(
     watch: Annotated[bool, typer.Option("--watch", help="Let it see.")] = False,
     listen: Annotated[bool, typer.Option("--listen", help="Let it hear.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Sample from the likeliest tokens of this sum.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of sampling; else each answer has another.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text; else the checkpoint's.")] = None,
+    vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
 ) -> None:
     """Ask about a raw file, or about cached features. Without --watch and --listen: by all that there is.
 
@@ -39,16 +43,17 @@ def chat(
     if (media is None) == (store is None) or (store is None) != (key is None):
         raise UserError("give either --media FILE, or --store STORE with --key KEY")
     from serve.assistant import Assistant
+    from serve.chat import Chat
+    from serve.engine import Limits
 
-    assistant = Assistant.load(checkpoint)
+    assistant = Assistant.load(checkpoint, vllm)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
     arrays = _features(assistant, media, store, key, chosen)
-    history: list[Turn] = []
+    chat = Chat(assistant, arrays, Limits(max_new_tokens, temperature, top_p), seed, system)
     if question is not None:
-        _say(assistant, arrays, history, question, max_new_tokens)
-        return
-    while line := _ask():
-        _say(assistant, arrays, history, line, max_new_tokens)
+        chat.say(question)
+    else:
+        chat.talk()
 
 
 def _features(
@@ -64,32 +69,6 @@ def _features(
     if any(chosen or error.code != "absent" for error in features.failures.values()):
         raise UserError(f"{media or key}: {'; '.join(reasons)}")
     return features.arrays
-
-
-def _ask() -> str:
-    try:
-        return console.input("you: ").strip()
-    except EOFError:
-        console.print()
-        return ""
-
-
-def _say(assistant: "Assistant", arrays: Arrays, history: list[Turn], question: str, max_new_tokens: int) -> None:
-    from serve.assistant import Question
-    from serve.engine import Limits
-    from serve.features import available_modality
-
-    text, modality = split_tokens(question)
-    if modality == "text" and not history:
-        modality = available_modality(arrays)
-    turns = (*history, Turn(text, modality, ""))
-    answer = ""
-    for piece in assistant.stream(Question(turns, arrays), Limits(max_new_tokens)):
-        fresh = piece.text if answer else piece.text.lstrip()
-        console.out(fresh, end="")
-        answer += fresh
-    console.print()
-    history.append(Turn(text, modality, answer.rstrip()))
 
 
 @app.command()

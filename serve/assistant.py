@@ -1,7 +1,7 @@
 """A trained checkpoint that answers questions about clips, by an engine here or by a vLLM server."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -59,7 +59,7 @@ class Assistant:
         model = model.eval().to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Prompts(model, tokenizer, info), Local(model.llm, tokenizer))
 
-    def stream(self, question: Question, limits: Limits = Limits()) -> Iterator[Piece]:
+    def stream(self, question: Question, limits: Limits = Limits()) -> Generator[Piece]:
         """Yield an answer piece by piece; closing the iterator ends generation at its next step.
 
         Raises:

@@ -1,6 +1,6 @@
 """What an engine is: prompts as embedded rows go in, pieces of text come out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, Protocol
@@ -10,6 +10,18 @@ import torch
 from store import UserError
 
 Reason = Literal["stop", "length", "cancelled"]
+
+
+class EngineError(UserError):
+    """An engine cannot answer, through no fault of the question.
+
+    Attributes:
+        is_away: the server that generates is not reached, or is starting or stopping; it may be back soon.
+    """
+
+    def __init__(self, message: str, is_away: bool = False) -> None:
+        super().__init__(message)
+        self.is_away = is_away
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,13 @@ class Engine(Protocol):
             UserError: the prompt leaves no room for an answer, or is not finite.
         """
 
+    def check(self) -> None:
+        """Return if a question would be answered now; may take seconds.
+
+        Raises:
+            EngineError: it would not.
+        """
+
     def close(self) -> None:
         """Cancel all answers and free what the engine holds."""
 
@@ -100,7 +119,7 @@ def check_rows(rows: torch.Tensor, limits: Limits, context: int) -> int:
     return min(limits.max_tokens, context - len(rows))
 
 
-def stream(engine: Engine, rows: torch.Tensor, limits: Limits) -> Iterator[Piece]:
+def stream(engine: Engine, rows: torch.Tensor, limits: Limits) -> Generator[Piece]:
     """Yield the pieces of an answer; closing the iterator ends generation at its next step.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from serve.engine import Limits, Piece, check_rows
+from serve.engine import EngineError, Limits, Piece, check_rows
 from serve.sampling import Sampler, choose_tokens
 from serve.slots import SlotCache
 from serve.text import TextStream
@@ -84,6 +84,11 @@ class Local:
             self._waiting.append(answer)
             self._changed.notify()
         return answer.is_cancelled.set
+
+    def check(self) -> None:
+        """See `Engine.check`."""
+        if not self._thread.is_alive():
+            raise EngineError("the engine has ended")
 
     def close(self) -> None:
         """Cancel all answers and end the thread."""

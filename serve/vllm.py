@@ -8,6 +8,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import httpx
 import torch
 
-from serve.engine import Limits, Piece, Reason, check_rows
-from store import UserError
+from serve.engine import EngineError, Limits, Piece, Reason, check_rows
 
+VARIABLE = "VLLM_API_KEY"  # of the server's key; vLLM reads the same one
+AWAY = (502, 503, 504)  # said by proxies in front of it, and by itself while it starts or stops
 AT_ONCE = 64
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 600.0  # the longest wait for the next piece
@@ -27,18 +29,20 @@ REASONS: dict[str, Reason] = {"stop": "stop", "length": "length"}
 class VLLM:
     """Generates on a vLLM server.
 
+    Its API key, if it wants one, is in the variable VLLM_API_KEY.
+
     Args:
         url: of the server, without `/v1`.
-        key: its API key, if it wants one.
         at_once: the most requests under way; others wait in turn.
 
     Raises:
-        UserError: there is no vLLM server at the URL, or it does not serve exactly one model.
+        UserError: there is no vLLM server at the URL, or it refuses the key, or it does not serve exactly one model.
     """
 
-    def __init__(self, url: str, key: str | None = None, at_once: int = AT_ONCE) -> None:
+    def __init__(self, url: str, at_once: int = AT_ONCE) -> None:
         self.at_once = at_once
         self._url = url.rstrip("/").removesuffix("/v1")
+        key = os.environ.get(VARIABLE)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._model, self.context = self._served()
         self._loop = asyncio.new_event_loop()
@@ -73,6 +77,13 @@ class VLLM:
 
         return cancel
 
+    def check(self) -> None:
+        """See `Engine.check`."""
+        model, context = self._served()
+        if (model, context) != (self._model, self.context):
+            raise EngineError(f"{self._url}: serves {model} with a context of {context}, no longer {self._model} "
+                              f"with {self.context}")  # fmt: skip
+
     def close(self) -> None:
         """Cancel all answers and end the thread."""
         asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
@@ -104,7 +115,10 @@ class VLLM:
         except asyncio.CancelledError:
             deliver(Piece("", tokens, "cancelled"))
         except httpx.HTTPError as error:
-            deliver(Piece("", tokens, error=UserError(f"{self._url}: {error or type(error).__name__}")))
+            lost = EngineError(f"{self._url}: {str(error) or type(error).__name__}", is_away=True)
+            deliver(Piece("", tokens, error=lost))
+        except (ValueError, KeyError, TypeError) as error:
+            deliver(Piece("", tokens, error=EngineError(f"{self._url}: not an answer of vLLM: {error!r}")))
         except Exception as error:
             deliver(Piece("", tokens, error=error))
 
@@ -113,14 +127,15 @@ class VLLM:
         async with self._client.stream("POST", "/v1/completions", json=request) as response:
             if response.status_code != 200:
                 await response.aread()
-                raise UserError(f"{self._url}: {response.status_code}: {_message(response)}")
+                said = f"{self._url}: {response.status_code}: {_message(response)}"
+                raise EngineError(said, response.status_code in AWAY)
             async for line in response.aiter_lines():
                 data = line.removeprefix("data: ")
                 if data == line or data == "[DONE]":
                     continue
                 event = json.loads(data)
                 if "error" in event:
-                    raise UserError(f"{self._url}: {event['error'].get('message', event['error'])}")
+                    raise EngineError(f"{self._url}: {_said(event)}")
                 if event.get("usage"):
                     tokens = event["usage"]["completion_tokens"]
                 for choice in event["choices"]:
@@ -128,21 +143,23 @@ class VLLM:
                     tokens += not event.get("usage")
                     yield Piece(choice["text"], tokens)
         if reason not in REASONS:
-            raise UserError(f"{self._url}: the answer ended without a reason ({reason})")
+            raise EngineError(f"{self._url}: the answer ended without a reason ({reason})")
         yield Piece("", tokens, REASONS[reason])
 
     def _served(self) -> tuple[str, int]:
         """The name of the one model that the server has, and its context."""
         try:
             response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=CONNECT_SECONDS)
+            if response.status_code == 401:
+                raise EngineError(f"{self._url}: refuses the key; give the server's in the variable {VARIABLE}")
             response.raise_for_status()
             models = response.json()["data"]
             (model,) = models
             return model["id"], model["max_model_len"]
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UserError(f"{self._url}: no vLLM server answers: {error}") from None
+            raise EngineError(f"{self._url}: no vLLM server answers: {error}", is_away=True) from None
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self._url}: not a vLLM server with one model (/v1/models)") from None
+            raise EngineError(f"{self._url}: not a vLLM server with one model (/v1/models)") from None
 
 
 def encoded(rows: torch.Tensor) -> str:
@@ -154,7 +171,12 @@ def encoded(rows: torch.Tensor) -> str:
 
 def _message(response: httpx.Response) -> str:
     try:
-        error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
+        return _said(response.json())
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
+
+
+def _said(reply: Any) -> str:
+    """The message of an error, which vLLM writes as an object or as a text."""
+    error = reply["error"]
+    return str(error["message"] if isinstance(error, dict) else error)

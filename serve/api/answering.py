@@ -127,6 +127,14 @@ class Answering:
         """Whether another request would be refused."""
         return self.running >= self._settings.queue
 
+    def check(self) -> None:
+        """Return if a question would be answered now; may take seconds.
+
+        Raises:
+            EngineError: it would not.
+        """
+        self._assistant.engine.check()
+
     async def begin(self, chat: ChatRequest, received: Callable[[], None]) -> Answer:
         """Take a place, and start answering.
 

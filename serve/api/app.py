@@ -115,9 +115,10 @@ class Api:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether a request would find a place."""
+        """Whether a request would find a place and an engine."""
         if self._answering.is_full:
             raise ApiError(503, "all places are taken", code="queue_full")
+        await asyncio.to_thread(self._answering.check)
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:

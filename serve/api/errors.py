@@ -11,9 +11,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler
 
+from serve.engine import EngineError
+
 log = logging.getLogger("avllm.api")
 GONE = 499  # never sent: nobody is left to read it
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+AWAY_SECONDS = 5  # after which a client may try again
 SHOWN = 300  # characters of a message
 
 
@@ -54,6 +57,9 @@ def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error; of one that is not its own the log has the rest."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineError):
+        log.error("the engine failed: %s", error)
+        return ENGINE_AWAY if error.is_away else ENGINE_FAILED
     log.error("a request failed", exc_info=error)
     return FAILED
 
@@ -68,6 +74,10 @@ def invalid(error: ValidationError) -> ApiError:
     return ApiError(400, f"{path}: {said}"[: 2 * SHOWN] if path else said, path or None, first["type"])
 
 
+ENGINE_AWAY = ApiError(
+    503, "the model's engine cannot be reached; try again", None, "engine_away", {"Retry-After": str(AWAY_SECONDS)}
+)
+ENGINE_FAILED = ApiError(502, "the model's engine failed to answer this request", code="engine_failed")
 FAILED = ApiError(500, "the server failed to answer this request", code="internal_error")
 
 
@@ -77,8 +87,7 @@ def _as_sent(path: tuple[int | str, ...]) -> list[str]:
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
+    return as_api_error(error).response()
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -98,6 +107,7 @@ def _failed(request: Request, error: Exception) -> Response:
 
 HANDLERS: dict[Any, ExceptionHandler] = {
     ApiError: _refused,
+    EngineError: _refused,
     HTTPException: _http,
     ClientDisconnect: _gone,
     Exception: _failed,

@@ -107,7 +107,7 @@ def serving(trained, tmp_path_factory):
         words = {"cache": str(tmp_path_factory.mktemp("cache")), **words}
         settings = ApiSettings(checkpoint=str(trained / "run" / "checkpoint"), port=0, **words)
         listener = listen(settings)
-        server = make_server(Assistant.load(settings.checkpoint), settings, keys)
+        server = make_server(Assistant.load(settings.checkpoint, settings.vllm), settings, keys)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

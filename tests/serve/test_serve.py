@@ -1,9 +1,17 @@
 """A raw file or cached features, one question or a batch: the same answer."""
 
+import io
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from serve.assistant import Assistant, Question
+from serve.chat import Chat
 from serve.engine import Limits
 from serve.features import available_modality
 from store import Turn, UserError
@@ -89,3 +97,50 @@ def test_what_cannot_be_answered_is_one_line(python, trained, media, words, mess
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_dialogue_has_turns_senses_and_sampling(assistant, trained, monkeypatch, capsys):
+    """Each answer is the engine's to the turns before; commands begin anew; what cannot be done ends nothing."""
+    arrays = assistant.features.load(str(trained / "store"), "red-loud-mp4", ["visual", "audio"]).arrays
+    lines = ["What?", "Sure?", "/sound", "What?", "/nothing", "", "/new", "Why? <VIS>", "/quit", "never asked"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    limits = Limits(8, temperature=0.7, top_p=0.9)
+    Chat(assistant, arrays, limits, seed=5, system="Be short.").talk()
+    said = capsys.readouterr().out
+
+    def expected(*turns):
+        question = Question(tuple(Turn(*turn) for turn in turns), arrays, "Be short.")
+        return "".join(piece.text for piece in assistant.stream(question, replace(limits, seed=5))).strip()
+
+    first = expected(("What?", "audio_visual", ""))
+    answers = [
+        first,
+        expected(("What?", "audio_visual", first), ("Sure?", "text", "")),
+        expected(("What?", "audio", "")),
+        expected(("Why?", "visual", "")),
+    ]
+    places = [said.index(f"you: {answer}") for answer in answers]
+    assert places == sorted(places)
+    assert "error: /nothing: no such command" in said
+    assert said.count("you: ") == len(lines) - 1
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_dialogue(assistant, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Say much.\nAnd now?\n/sight\n"))
+
+    def interrupt():
+        while not (running := [*assistant.engine._running]) or running[0].text.tokens < 20:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    chat = Chat(assistant, {}, Limits(1000))
+    chat.talk()
+    thread.join()
+    said = capsys.readouterr().out
+    assert "(stopped)" in said
+    first, second = chat.turns
+    assert 1 < len(first.response) < len(second.response)
+    assert first.response in said
+    assert "error: /sight: the item has no spatial, temporal features" in said

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 from typing import ClassVar
@@ -16,17 +17,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serve.assistant import Assistant, Question
-from serve.engine import Limits, reply, stream
+from serve.assistant import Question
+from serve.engine import EngineError, Limits, reply, stream
+from serve.features import FeatureSource
 from serve.local import Local
 from serve.prompts import load_prompts
 from serve.vllm import VLLM
-from store import Turn, UserError
-from trainer.checkpoint.folder import CheckpointInfo, load_checkpoint, save_checkpoint
-from trainer.checkpoint.weights import gather_weights
-from trainer.llm import generation_of, load_llm
-from trainer.model import AudioVisualLM
-from trainer.prompt import PromptFormat
+from store import Turn
+from trainer.features import rows_of
+from trainer.llm import generation_of
+from trainer.prompt import tokenize
 
 FAULTS: list = []  # what the server does wrong with its next requests
 
@@ -36,16 +36,23 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     engine: Local
+    key = ""
     gone: ClassVar[list] = []
 
     def do_GET(self):
-        self.say(200, {"data": [{"id": "avllm", "max_model_len": self.engine.context}]})
+        if self.key and self.headers["Authorization"] != f"Bearer {self.key}":
+            return self.say(401, {"error": "Unauthorized"})  # as vLLM says it
+        return self.say(200, {"data": [{"id": "avllm", "max_model_len": self.engine.context}]})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = FAULTS.pop(0) if FAULTS else None
         if fault == "refuse":
             return self.say(400, {"error": {"message": "too long", "type": "BadRequestError"}})
+        if fault == "busy":
+            return self.say(503, {"error": "starting"})
+        if fault == "garble":
+            return self.say(200, {"choices": [{}]}, "data: ")
         if fault == "drop":
             self.close_connection = True
             return None
@@ -76,8 +83,8 @@ class Handler(BaseHTTPRequestHandler):
         data = f"data: {json.dumps(value)}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def say(self, status, value):
-        data = json.dumps(value).encode()
+    def say(self, status, value, before=""):
+        data = f"{before}{json.dumps(value)}".encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -136,15 +143,22 @@ def test_answers_are_those_of_the_local_engine(local, remote):
         assert reply(got) == reply(list(stream(local, row, limit)))
 
 
-@pytest.mark.parametrize(
-    ("faults", "message"),
-    [(["refuse"], "400: too long"), (["error"], "out of memory"), (["drop", "drop"], "disconnected")],
-)
-def test_a_failure_is_one_line_and_ends_its_question_alone(local, remote, faults, message):
+FAILURES = [
+    (["refuse"], "400: too long", False),
+    (["error"], "out of memory", False),
+    (["garble"], "not an answer of vLLM", False),
+    (["busy"], "503: starting", True),
+    (["drop", "drop"], "disconnected", True),
+]
+
+
+@pytest.mark.parametrize(("faults", "message", "is_away"), FAILURES)
+def test_a_failure_is_one_line_and_ends_its_question_alone(local, remote, faults, message, is_away):
     (row,) = prompts(local, 1)
     FAULTS.extend(faults)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(EngineError, match=message) as failed:
         list(stream(remote, row, Limits(20)))
+    assert failed.value.is_away == is_away
     assert reply(list(stream(remote, row, Limits(5)))) == reply(list(stream(local, row, Limits(5))))
 
 
@@ -169,23 +183,62 @@ def test_a_reader_that_leaves_ends_generation_on_the_server(local, remote):
 
 
 def test_a_server_that_is_none_is_told_at_once():
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9: no vLLM server answers"):
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9: no vLLM server answers"):
         VLLM("http://127.0.0.1:9")
 
 
-def test_prompts_need_the_word_table_alone(tiny_llm, tmp_path, server, monkeypatch):
-    """Rows are bit for bit those of the whole model; the LLM's layers are never loaded."""
-    llm, tokenizer = load_llm(str(tiny_llm), torch.float32)
-    model = AudioVisualLM(llm, {})
-    info = CheckpointInfo(frames=2, segments=1, columns={}, builds={}, prompt=PromptFormat(), stage=1, steps=0)
-    save_checkpoint(tmp_path / "c", llm, gather_weights(model, torch.float32), tokenizer, info)
-    question = Question((Turn("What colour is it?", "text", ""),), {})
-    whole, tokenizer, info = load_checkpoint(tmp_path / "c", torch.float32, "sdpa")
-    assistant = Assistant.of(whole, tokenizer, info)
-    rows = assistant.prompts.embed(question)
-    assert torch.equal(load_prompts(tmp_path / "c", torch.float32).embed(question), rows)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
-    remote = Assistant.load(str(tmp_path / "c"), vllm=server)
-    assert remote.answer([question], Limits(6)) == assistant.answer([question], Limits(6))
-    for each in (assistant, remote):
-        each.close()
+def test_the_servers_key_is_in_the_variable_that_vllm_reads(server, monkeypatch):
+    monkeypatch.setattr(Handler, "key", "correct-horse")
+    with pytest.raises(EngineError, match="refuses the key; give the server's in the variable VLLM_API_KEY"):
+        VLLM(server)
+    monkeypatch.setenv("VLLM_API_KEY", "correct-horse")
+    engine = VLLM(server)
+    engine.check()
+    monkeypatch.setattr(Handler, "key", "changed")
+    with pytest.raises(EngineError, match="refuses the key"):
+        engine.check()
+    engine.close()
+
+
+def test_a_server_whose_engine_fails_says_502_or_503(serving, server):
+    """Nothing of the engine's address or of its words reaches clients; a whole answer and a stream say the same."""
+    FAULTS.clear()
+    with serving(vllm=server) as client:
+        assert client.chat("Hi").status_code == 200
+        for faults, _, is_away in FAILURES:
+            FAULTS.extend(faults)
+            refused = client.chat("Hi", max_tokens=20)
+            assert (refused.status_code, refused.headers.get("retry-after")) == ((503, "5") if is_away else (502, None))
+            error = refused.json()["error"]
+            assert error["code"] == ("engine_away" if is_away else "engine_failed")
+            FAULTS.extend(faults)
+            *_, last = client.chat("Hi", max_tokens=20, stream=True).text.strip().split("\n\n")
+            assert json.loads(last.removeprefix("data: "))["error"] == error
+        assert client.get("/ready").status_code == 200
+        Handler.key = "changed"
+        assert client.get("/ready").status_code == 502
+        Handler.key = ""
+        assert client.chat("Hi").status_code == 200
+
+
+def test_rows_of_a_clip_are_bit_equal_so_that_prefixes_are_cached(trained):
+    """vLLM knows a prefix by its bytes: a follow-up begins with those of all before, and a clip has the same ones."""
+    prompts = load_prompts(trained / "run" / "checkpoint", torch.float32)
+    source = FeatureSource(prompts.info)
+    arrays = source.load(str(trained / "store"), "red-loud-mp4", source.senses).arrays
+    first = Turn("What?", "audio_visual", "")
+    other = replace(first, instruction="Which of all the colours is it that one sees there?")
+
+    def rows(*turns):
+        embedded = prompts.embed(Question(turns, arrays))
+        assert torch.isfinite(embedded).all()
+        return embedded
+
+    def clip(turn):
+        tokens = tokenize((turn,), rows_of(arrays), prompts.tokenizer, prompts.info.prompt, open_ended=True)
+        ((modality, start),) = tokens.media
+        return rows(turn)[start : start + rows_of(arrays)[modality]]
+
+    follow = rows(replace(first, response="red"), Turn("Why that, and no other?", "text", ""))
+    assert torch.equal(follow[: len(rows(first))], rows(first))
+    assert torch.equal(clip(first), clip(other))
