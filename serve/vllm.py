@@ -117,6 +117,8 @@ class VLLM:
         except httpx.HTTPError as error:
             lost = EngineError(f"{self._url}: {str(error) or type(error).__name__}", is_away=True)
             deliver(Piece("", tokens, error=lost))
+        except EngineError as error:  # before ValueError, which it is too
+            deliver(Piece("", tokens, error=error))
         except (ValueError, KeyError, TypeError) as error:
             deliver(Piece("", tokens, error=EngineError(f"{self._url}: not an answer of vLLM: {error!r}")))
         except Exception as error:
@@ -150,14 +152,15 @@ class VLLM:
         """The name of the one model that the server has, and its context."""
         try:
             response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=CONNECT_SECONDS)
-            if response.status_code == 401:
-                raise EngineError(f"{self._url}: refuses the key; give the server's in the variable {VARIABLE}")
-            response.raise_for_status()
-            models = response.json()["data"]
-            (model,) = models
-            return model["id"], model["max_model_len"]
+            if response.status_code != 401:
+                response.raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineError(f"{self._url}: no vLLM server answers: {error}", is_away=True) from None
+        if response.status_code == 401:
+            raise EngineError(f"{self._url}: refuses the key; give the server's in the variable {VARIABLE}")
+        try:
+            (model,) = response.json()["data"]
+            return model["id"], model["max_model_len"]
         except (ValueError, KeyError, TypeError):
             raise EngineError(f"{self._url}: not a vLLM server with one model (/v1/models)") from None
 

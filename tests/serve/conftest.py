@@ -137,15 +137,15 @@ def canary():
 
 
 @pytest.fixture(scope="session")
-def api_process(forks):
+def api_process(forks, tmp_path_factory):
     """A context manager: the URL and the process of a `serve api` on a port of its own."""
 
     @contextlib.contextmanager
     def running(checkpoint, *words, env=None):
+        cache = tmp_path_factory.mktemp("cache")
+        words = ["--checkpoint", checkpoint, "--port", 0, *words, f"cache={cache}"]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            fork = forks.start(
-                "serve", "api", "--checkpoint", checkpoint, "--port", 0, *words, out=out, err=err, env=env
-            )
+            fork = forks.start("serve", "api", *words, out=out, err=err, env=env)
             try:
                 yield _url_of(fork, out, err), fork
             finally:

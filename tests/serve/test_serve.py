@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.control import strip_control_codes
 
 from serve.assistant import Assistant, Question
 from serve.chat import Chat
@@ -119,7 +120,7 @@ def test_a_dialogue_has_turns_senses_and_sampling(assistant, trained, monkeypatc
         expected(("What?", "audio", "")),
         expected(("Why?", "visual", "")),
     ]
-    places = [said.index(f"you: {answer}") for answer in answers]
+    places = [said.index(f"you: {strip_control_codes(answer)}") for answer in answers]  # as a terminal shows them
     assert places == sorted(places)
     assert "error: /nothing: no such command" in said
     assert said.count("you: ") == len(lines) - 1

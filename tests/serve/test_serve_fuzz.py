@@ -23,7 +23,7 @@ from serve.api.requests import ChatRequest
 IS_LONG = "AVLLM_LONG" in os.environ
 COUNT = 20_000 if IS_LONG else 150
 GROWTH = 100 << 20  # bytes of memory, for what allocators keep
-STATED = {"queue_full", "stopping", "engine_away"}  # codes of 503
+STATED = {"queue_full", "stopping", "engine_away", "timeout", "disk_full"}  # codes of 503
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -124,7 +124,7 @@ def edited(draw, whole):
 
 def message(method, path, more, body):
     """The bytes of a request; the length is stated unless headers state another."""
-    said = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body))} | dict(more)
+    said = {"Host": "127.0.0.1", "Content-Type": "application/json", "Content-Length": str(len(body))} | dict(more)
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in said.items())]
     return "\r\n".join(lines).encode("utf-8", "surrogatepass") + b"\r\n\r\n" + body
 
