@@ -67,6 +67,9 @@ bench: $(BENCH)/.done $(PEERS)/.done
 	$(PY) -m benchmarks.asking ledger
 	$(PY) -m benchmarks.serving engines runs/demo/stage2/checkpoint runs/demo/store heldout  # after make demo
 	$(PY) -m benchmarks.serving outside runs/demo/stage2/checkpoint
+	$(PY) -m benchmarks.api load runs/demo/stage2/checkpoint runs/demo/store heldout
+	$(PY) -m benchmarks.api uploads runs/demo/stage2/checkpoint runs/demo/corpus/clips/heldout000.mp4
+	$(PY) -m benchmarks.api leave runs/demo/stage2/checkpoint
 	$(PY) -m benchmarks.training packed
 	$(PY) -m benchmarks.training trainer
 	$(BUSY) -m benchmarks.online --only clips --only stills --steps 4

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,17 +77,18 @@ class Tally:
 
 
 @contextlib.contextmanager
-def serving(checkpoint: str, *words: str, folder: str | None = None) -> Iterator[tuple[str, psutil.Process]]:
-    """A server process; its URL. Its temporary files go to `folder`."""
-    command = [sys.executable, "-m", "serve", "api", "--checkpoint", checkpoint, "--port", "0", *words]
-    env = {**psutil.Process().environ(), **({"TMPDIR": folder} if folder else {})}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
-        try:
-            assert process.stdout
-            url = next(found[1] for line in process.stdout if (found := re.search(r" at (http://\S+)/v1; try:", line)))
-            yield url, psutil.Process(process.pid)
-        finally:
-            process.terminate()
+def serving(checkpoint: str, *words: str) -> Iterator[tuple[str, psutil.Process, Path]]:
+    """A server process: its URL, and the folder of its cache and temporary files."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ["--checkpoint", checkpoint, "--port", "0", f"cache={folder}/cache", *words]
+        command, env = [sys.executable, "-m", "serve", "api", *settings], {**os.environ, "TMPDIR": folder}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+            try:
+                lines = process.stdout or ()
+                url = next(found[1] for line in lines if (found := re.search(r" at (http://\S+)/v1; try:", line)))
+                yield url, psutil.Process(process.pid), Path(folder)
+            finally:
+                process.terminate()
 
 
 async def pieces(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncGenerator[str]:
@@ -200,7 +202,7 @@ def load(
     with contextlib.ExitStack() as stack:
         contenders = {"engine, no HTTP": without_http(assistant, store)}
         for name, words in {"API": [], **({"API on vLLM": ["--vllm", vllm]} if vllm else {})}.items():
-            url, _ = stack.enter_context(serving(checkpoint, "--store", f"clips={store}", *words))
+            url, *_ = stack.enter_context(serving(checkpoint, "--store", f"clips={store}", *words))
             contenders[name] = over_http(url)
         for count in clients or [1, 8, 32]:
             ceiling = 0.0
@@ -253,12 +255,12 @@ def uploads(
                 await asyncio.gather(*map(in_turn, range(start, min(count, start + count // 5))))
         tell(count)
 
-    with tempfile.TemporaryDirectory() as folder, serving(checkpoint, *(words or []), folder=folder) as (url, process):
+    with serving(checkpoint, *(words or [])) as (url, process, folder):
 
         def tell(sent: int) -> None:
             family = [process, *process.children(recursive=True)]
             memory = [one.memory_info().rss >> 20 for one in family]
-            disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) >> 10
+            disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 10
             console.print(f"{sent} clips: server {memory[0]} MiB, children {sum(memory[1:])} MiB, disk {disk} KiB")
 
         asyncio.run(send_all(url, tell))
@@ -297,7 +299,7 @@ def leave(
             watching.cancel()
         return steps
 
-    with serving(checkpoint) as (url, _):
+    with serving(checkpoint) as (url, *_):
         steps = asyncio.run(measure(url))
     console.print(f"{count} clients left: their places were free after {np.median(steps):.0f} steps (median), "
                   f"{max(steps)} at most")  # fmt: skip

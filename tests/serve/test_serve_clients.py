@@ -22,6 +22,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI
 
+from serve.api.settings import ApiSettings
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
 from serve.features import Features, available_modality
@@ -344,3 +345,8 @@ def test_the_pages_examples_run_as_they_stand(server, media, tmp_path, monkeypat
     assert (
         json.loads(printed)["choices"][0]["message"]["content"] if language == "bash" else printed.strip()
     ) == expected
+
+
+def test_the_page_names_every_setting():
+    page = PAGE.read_text()
+    assert not [name for name in ApiSettings.model_fields if not re.search(rf"(`|--){name.removesuffix('s')}s?\b", page)]
