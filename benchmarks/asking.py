@@ -1,4 +1,4 @@
-"""Overhead of the client and the ledger: judgements against a server that takes 20 ms, beside a bare loop of httpx.
+"""Overhead of the client and the ledger: judgements against a server that takes 20 ms, beside a bare loop of aiohttp.
 
 python -m benchmarks.asking client
 python -m benchmarks.asking ledger
@@ -9,13 +9,14 @@ import json
 import multiprocessing
 import resource
 import socket
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import httpx
+import aiohttp
 import typer
 
 from curate.client import Client
@@ -60,12 +61,14 @@ def _requests(count: int) -> list[Request]:
 
 async def _bare(url: str, requests: Sequence[Request], concurrency: int) -> None:
     left = iter(requests)
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=concurrency)) as client:
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as client:
 
         async def work() -> None:
             for request in left:
-                response = await client.post(f"{url}/v1/chat/completions", content=json.dumps(request.body))
-                response.json()
+                body = json.dumps(request.body).encode()
+                async with client.post(f"{url}/v1/chat/completions", data=body) as response:
+                    json.loads(await response.read())
 
         await asyncio.gather(*(work() for _ in range(concurrency)))
 
@@ -79,7 +82,7 @@ def _cpu() -> float:
 def client(
     count: Annotated[int, typer.Option(help="Requests of each round.")] = 10_000,
     concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds, the bare loop and the client in turn.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds, the bare loop and the client in turn.")] = 5,
 ) -> None:
     """Requests a second and CPU a request, of a bare loop and of the client with its ledger."""
     with socket.socket() as free:
@@ -90,22 +93,28 @@ def client(
     url, requests = f"http://127.0.0.1:{port}", _requests(count)
     time.sleep(2)
     settings = ClientSettings(urls=(url,), model="m", concurrency=concurrency)
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
 
-            def ask(path: Path = Path(folder, "ledger.jsonl")) -> None:
-                with Ledger(path) as ledger:
-                    Client(settings).ask_all(requests, ledger, lambda request, reply: None)
+    def bare() -> None:
+        asyncio.run(_bare(url, requests, concurrency))
 
-            def bare() -> None:
-                asyncio.run(_bare(url, requests, concurrency))
+    def ask() -> None:
+        with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder, "ledger.jsonl")) as ledger:
+            Client(settings).ask_all(requests, ledger, lambda request, reply: None)
 
-            for name, work in (("bare httpx", bare), ("client", ask)):
-                started, cpu = time.perf_counter(), _cpu()
-                work()
-                seconds, cpu = time.perf_counter() - started, _cpu() - cpu
-                console.print(f"{name}: {count / seconds:.0f} requests/s, {1000 * cpu / count:.2f} ms CPU a request")
+    pairs = [(_measured(bare, count), _measured(ask, count)) for _ in range(rounds)]
     server.terminate()
+    for name, found in zip(("bare aiohttp", "client"), zip(*pairs, strict=True), strict=True):
+        rate, cpu = (statistics.median(values) for values in zip(*found, strict=True))
+        console.print(f"{name}: {rate:.0f} requests/s, {1000 * cpu:.2f} ms CPU a request")
+    ratio = statistics.median(client_rate / rate for (rate, _), (client_rate, _) in pairs)
+    console.print(f"client to bare loop: {ratio:.2f} of its requests/s, the median of {rounds} rounds")
+
+
+def _measured(work: Callable[[], None], count: int) -> tuple[float, float]:
+    """Requests a second, and seconds of CPU a request."""
+    started, cpu = time.perf_counter(), _cpu()
+    work()
+    return count / (time.perf_counter() - started), (_cpu() - cpu) / count
 
 
 @app.command()
@@ -120,6 +129,7 @@ def ledger(count: Annotated[int, typer.Option(help="Replies in it; two lines eac
             for request in requests:
                 ledger.reserve(request, Amount(100, 100))
                 ledger.keep(request, reply, Amount(50, 50))
+                ledger.commit()
         console.print(f"write: {time.perf_counter() - started:.1f} s, {path.stat().st_size / 1e6:.0f} MB")
         started = time.perf_counter()
         with Ledger(path) as ledger:

@@ -81,6 +81,7 @@ class _Asking:
         self._failed_in_a_row = 0
         self._stop: UserError | None = None
         self._outcome = Outcome()
+        self._committing: asyncio.Task[None] | None = None
 
     async def run(self) -> Outcome:
         """Ask."""
@@ -149,8 +150,9 @@ class _Asking:
             await self._put_off(job)
             return
         job.tries += 1
-        self._outcome.sent += 1
         try:
+            await self._commit()
+            self._outcome.sent += 1
             reply, spent = await server.ask(job.request, most)
         except PassingError as error:
             self._ledger.lose(job.request, error.spent)
@@ -166,10 +168,21 @@ class _Asking:
         else:
             server.pace.answered()
             self._ledger.keep(job.request, reply, spent)
+            await self._commit()
             self._outcome.kept += 1
             self._failed_in_a_row = 0
             self._on_reply(job.request, reply)
             self._done()
+
+    async def _commit(self) -> None:
+        """Wait until the ledger has written what was noted; all that wait at the same time share a write."""
+        if not self._committing:
+            self._committing = asyncio.create_task(self._write())
+        await self._committing
+
+    async def _write(self) -> None:
+        self._committing = None  # what is noted from now on waits for another write
+        self._ledger.commit()
 
     async def _put_off(self, job: _Job) -> None:
         """Wait for requests in flight, which may leave something of what was set aside for them."""

@@ -2,7 +2,8 @@
 
 A ledger is a file of JSON lines that only grows. `sent` reserves the most that a request can cost, before it is sent;
 `kept` is its reply with what it cost; `lost` says that there was none. Each begins with digest, cost and tokens at
-fixed places, so that opening a ledger of a million lines parses no JSON. Errors are never kept as replies.
+fixed places, so that opening a ledger of a million lines parses no JSON. Errors are never kept as replies. Lines are
+noted, and written by the next `commit`, so that requests and replies of the same moment share a write.
 """
 
 import errno
@@ -14,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -124,8 +125,9 @@ class Ledger:
         self._file = _open(path)
         self._reader = open(path, "rb")  # noqa: SIM115 closed in __exit__
         self._synced = time.monotonic()
+        self._noted: list[bytes] = []
         try:
-            self._size = self._read()
+            self._size = self._noted_size = self._read()  # bytes of the file; with the lines that are noted
         except UserError:
             self._close()
             raise
@@ -135,8 +137,11 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._file.fileno())
-        self._close()
+        try:
+            self.commit()
+            os.fsync(self._file.fileno())
+        finally:
+            self._close()
 
     def __len__(self) -> int:
         """How many replies there are."""
@@ -155,48 +160,61 @@ class Ledger:
         place = self._places.get(bytes.fromhex(request.digest))
         if place is None:
             return None
+        if place >= self._size:
+            self.commit()
         self._reader.seek(place)
         entry = json.loads(self._reader.readline())
         return Reply(**{each.name: entry[each.name] for each in fields(Reply)})
 
     def reserve(self, request: Request, most: Amount) -> bool:
-        """Set aside the most that a request can cost, before it is sent; False if that is above the limit."""
+        """Set aside the most that a request can cost; False if that is above the limit. Commit before it is sent."""
         if not self.limit.allows(self.committed.plus(most)):
             return False
-        self._write("sent", request, most)
+        self._note("sent", request, most)
         self._reserved[request.digest] = most
         self.committed = self.committed.plus(most)
         return True
 
     def keep(self, request: Request, reply: Reply, spent: Amount) -> None:
         """Keep the reply to a request that was reserved, and what it cost."""
-        receipt = {"ask": request.ask, "request": request.body, **asdict(reply)}
-        self._places[bytes.fromhex(request.digest)] = self._write("kept", request, spent, receipt)
+        receipt = {"ask": request.ask, "request": request.body, **vars(reply)}
+        self._places[bytes.fromhex(request.digest)] = self._note("kept", request, spent, receipt)
         self._settle(request, spent)
 
     def lose(self, request: Request, spent: Amount) -> None:
         """Settle a request that was reserved and got no reply, at what it may have cost."""
-        self._write("lost", request, spent)
+        self._note("lost", request, spent)
         self._settle(request, spent)
 
     def _settle(self, request: Request, spent: Amount) -> None:
         self.committed = self.committed.minus(self._reserved.pop(request.digest)).plus(spent)
 
-    def _write(self, kind: str, request: Request, amount: Amount, more: Mapping[str, Any] | None = None) -> int:
-        """Append a line, and return where it begins. A line that does not fit on the disk leaves nothing behind."""
-        line = json.dumps({kind: request.digest, **amount._asdict(), **(more or {})}, separators=(",", ":")).encode()
-        begins = self._size
+    def commit(self) -> None:
+        """Write what was noted, in one go. What does not fit on the disk leaves nothing behind, and stays noted.
+
+        Raises:
+            UserError: the disk is full, or cannot be written.
+        """
+        lines = b"".join(self._noted)
         try:
-            written = self._file.write(line + b"\n")
-            if written != len(line) + 1:
+            if self._file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._file.truncate(begins)
+            self._file.truncate(self._size)
             raise UserError(f"{self.path}: {error.strerror}") from None
-        self._size += written
+        self._size += len(lines)
+        self._noted.clear()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fdatasync(self._file.fileno())
             self._synced = time.monotonic()
+
+    def _note(self, kind: str, request: Request, amount: Amount, more: Mapping[str, Any] | None = None) -> int:
+        """Note a line for the next commit, and return where it will begin."""
+        begins = self._noted_size
+        line = f'{{"{kind}":"{request.digest}","cost":{amount.cost},"tokens":{amount.tokens}'  # as LINE expects it
+        line += f",{json.dumps(more, separators=(',', ':'))[1:]}\n" if more else "}\n"
+        self._noted.append(line.encode())
+        self._noted_size += len(self._noted[-1])
         return begins
 
     def _read(self) -> int:

@@ -1,11 +1,16 @@
 """One request to one OpenAI-style server: a reply, or why there is none."""
 
-import asyncio
 import json
+import os
+import ssl
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+import certifi
 
 from curate.ledger import Amount, Reply, Request
 from curate.pace import Pace, retry_after
@@ -15,6 +20,7 @@ from store import UserError
 BUSY = {408, 425, 429, 503, 529}  # the server cannot keep up
 QUOTA = "insufficient_quota"
 SHOWN = 300  # characters of a server's message
+FREE = Price(prompt=0, completion=0)
 TEMPLATE_TOKENS = 64  # that a chat template may add to a message
 
 
@@ -40,7 +46,17 @@ def most_of(request: Request, price: Price | None) -> Amount:
     """The most that a request can cost: a token is at least a byte, and a reply ends at `max_tokens`."""
     text = json.dumps([request.body["messages"], request.body.get("response_format")], ensure_ascii=False)
     prompt = len(text.encode("utf-8", "surrogatepass")) + TEMPLATE_TOKENS * (1 + len(request.body["messages"]))
-    return (price or Price(prompt=0, completion=0)).of(prompt, request.body["max_tokens"])
+    return (price or FREE).of(prompt, request.body["max_tokens"])
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
 
 
 class Server:
@@ -55,19 +71,23 @@ class Server:
     def __init__(self, url: str, settings: ClientSettings, key: str | None) -> None:
         self.url, self._settings, self._key = url, settings, key
         self.pace = Pace(settings.concurrency, settings.longest_pause)
-        self._reached = False
+        self._reached, self._endpoint = False, endpoint(url)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._timeout = httpx.Timeout(settings.silent_seconds, connect=settings.connect_seconds)
-        self._tls = httpx.create_ssl_context()
-        self._clients: list[httpx.AsyncClient] = []
-        self._idle: list[httpx.AsyncClient] = []  # one connection each: httpx searches all of a client's
 
     async def __aenter__(self) -> "Server":
+        settings = self._settings
+        timeout = aiohttp.ClientTimeout(
+            total=settings.whole_seconds, sock_connect=settings.connect_seconds, sock_read=settings.silent_seconds
+        )
+        connector = aiohttp.TCPConnector(limit=settings.concurrency, ssl=_trusted())
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=self._headers, cookie_jar=aiohttp.DummyCookieJar(),
+            proxy=_proxy(self._endpoint),
+        )  # fmt: skip
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for client in self._clients:
-            await client.aclose()
+        await self._session.close()
 
     async def ask(self, request: Request, most: Amount) -> tuple[Reply, Amount]:
         """The reply to a request, and what it cost.
@@ -83,43 +103,32 @@ class Server:
         """
         began = time.monotonic()
         response = await self._post(json.dumps(request.body).encode(), most)
-        if response.status_code != 200:
+        if response.status != 200:
             raise self._error(response, request)
         return self._read(response.content, most, time.monotonic() - began)
 
-    async def _post(self, body: bytes, most: Amount) -> httpx.Response:
+    async def _post(self, body: bytes, most: Amount) -> _Response:
         try:
-            async with asyncio.timeout(self._settings.whole_seconds):
-                response = await self._send(body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            async with self._session.post(self._endpoint, data=body, allow_redirects=False) as response:
+                read = _Response(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             if not self._reached:
                 raise UserError(f"{self.url}: no server answers: {error or type(error).__name__}") from None
             raise PassingError(f"{self.url}: no connection", Amount(), busy=True) from None
+        except aiohttp.SocketTimeoutError:
+            seconds = self._settings.silent_seconds
+            raise PassingError(f"{self.url}: silent for {seconds:g} s", most, busy=True) from None
         except TimeoutError:
             seconds = self._settings.whole_seconds
             raise PassingError(f"{self.url}: no whole reply in {seconds:g} s", most, busy=True) from None
-        except httpx.TimeoutException:
-            seconds = self._settings.silent_seconds
-            raise PassingError(f"{self.url}: silent for {seconds:g} s", most, busy=True) from None
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise PassingError(f"{self.url}: {error or type(error).__name__}", most, busy=True) from None
         self._reached = True
-        return response
+        return read
 
-    async def _send(self, body: bytes) -> httpx.Response:
-        if not self._idle:
-            client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, verify=self._tls)
-            self._clients.append(client)
-            self._idle.append(client)
-        client = self._idle.pop()
-        try:
-            return await client.post(endpoint(self.url), content=body)
-        finally:
-            self._idle.append(client)
-
-    def _error(self, response: httpx.Response, request: Request) -> Exception:
+    def _error(self, response: _Response, request: Request) -> Exception:
         """What a status other than 200 means."""
-        status, message = response.status_code, self._message(response)
+        status, message = response.status, self._message(response)
         where = f"{self.url}: {status}"
         if status in (401, 403):  # without the server's words, which may repeat a part of the key
             sent = "the key is refused" if self._key else "no key was sent"
@@ -134,9 +143,9 @@ class Server:
             return UserError(f"{where}: no model {request.body['model']!r} or no chat completions there: {message}")
         return RejectedError(f"{where}: {message}")
 
-    def _message(self, response: httpx.Response) -> str:
+    def _message(self, response: _Response) -> str:
         try:
-            error = response.json()["error"]
+            error = json.loads(response.content)["error"]
             text = str(error["message"] if isinstance(error, dict) else error)
         except (ValueError, KeyError, TypeError):
             text = response.text
@@ -156,11 +165,23 @@ class Server:
             raise PassingError(f"{self.url}: a reply that is cut, or of another form", most) from None
         spent = most
         if prompt is not None and completion is not None:
-            spent = (self._settings.price or Price(prompt=0, completion=0)).of(prompt, completion)
+            spent = (self._settings.price or FREE).of(prompt, completion)
         if not text.strip() and not refusal:
             raise PassingError(f"{self.url}: an empty reply (finish reason {finish or 'not given'})", spent)
         refused = bool(refusal) or finish == "content_filter"
         return Reply(text or refusal, served, finish, refused, prompt, completion, self.url, round(seconds, 3)), spent
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL; aiohttp would look for it at every request."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(str(parts.hostname)) else getproxies().get(parts.scheme)
+
+
+def _trusted() -> ssl.SSLContext:
+    """Whose certificates are believed: certifi's, unless SSL_CERT_FILE names others."""
+    file = os.environ.get("SSL_CERT_FILE") or certifi.where()
+    return ssl.create_default_context(cafile=file, capath=os.environ.get("SSL_CERT_DIR"))
 
 
 def _text(value: Any) -> str:

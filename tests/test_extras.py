@@ -28,7 +28,7 @@ OPTIONAL = (
     *("av", "PIL", "laion_clap", "open_clip", "ray", "huggingface_hub", "safetensors", "torch", "torchvision"),
     *("transformers", "tokenizers", "deepspeed", "matplotlib", "peft", "google", "psutil", "sentencepiece"),
     *("tensorboard", "trackio", "wandb", "flash_attn", "h5py", "zarr", "s3fs"),
-    *("starlette", "uvicorn", "prometheus_client"),
+    *("starlette", "uvicorn", "prometheus_client", "aiohttp", "certifi"),
 )
 
 

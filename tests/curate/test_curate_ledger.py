@@ -1,5 +1,6 @@
 """The ledger keeps every reply that it has acknowledged, tells no cost too low, and has one writer."""
 
+import contextlib
 import json
 import os
 import resource
@@ -82,6 +83,7 @@ def test_nothing_is_set_aside_beyond_the_limit(path, request_of):
         with Ledger(path, limit) as ledger:
             assert sum(ledger.reserve(request_of(text), Amount(10, 5)) for text in "abc") == allowed
             assert limit.allows(ledger.committed)
+            ledger.commit()
             assert path.read_bytes().count(b"\n") == allowed
 
 
@@ -105,23 +107,41 @@ def test_what_is_no_ledger_is_one_line(path, tmp_path):
         Ledger(tmp_path)
 
 
-def test_a_full_disk_leaves_whole_lines(path, request_of):
-    """A line that was written in part is taken back, so that the next one does not follow its rest."""
+@contextlib.contextmanager
+def full_disk(size):
+    """No file grows beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_whole_lines_and_loses_no_reply(path, request_of):
+    """What was written in part is taken back, and is written whole once there is room."""
     with Ledger(path) as ledger:
         ledger.reserve(request_of("a"), Amount(10, 5))
+        ledger.commit()
         size = path.stat().st_size
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, before[1]))
-        try:
+        with full_disk(size + 30):
+            ledger.keep(request_of("a"), REPLY, Amount(4, 2))
             with pytest.raises(UserError, match=r"ledger\.jsonl: "):
-                ledger.keep(request_of("a"), REPLY, Amount(4, 2))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert path.stat().st_size == size
-        assert request_of("a") not in ledger
-        ledger.keep(request_of("a"), REPLY, Amount(4, 2))
+                ledger.commit()
+            assert path.stat().st_size == size
+        assert ledger.get(request_of("a")) == REPLY
     with Ledger(path) as ledger:
         assert ledger.get(request_of("a")) == REPLY
+
+
+def test_a_full_disk_ends_a_run_in_one_line(path, request_of, ask, llm_server):
+    """Nothing is sent that the ledger cannot tell of, and nothing waits for ever."""
+    with llm_server() as server:
+        with full_disk(0), pytest.raises(UserError, match=r"ledger\.jsonl: "):
+            ask(server, [request_of("a"), request_of("b")], path)
+        assert not server.came
+        outcome, _ = ask(server, [request_of("a"), request_of("b")], path)
+    assert outcome.kept == 2
 
 
 def test_a_receipt_holds_what_was_sent_and_what_came(path, request_of):
