@@ -57,7 +57,7 @@ class Reply:
         refused: whether the server marked it as a refusal.
         prompt_tokens: as the server counts; None if it does not.
         completion_tokens: the same.
-        server: the URL that was asked.
+        server: the URL that was asked, or the line of a batch file.
         seconds: from sending to the last byte.
         time: of the last byte, Unix time in seconds.
     """
@@ -176,7 +176,7 @@ class Ledger:
         return True
 
     def keep(self, request: Request, reply: Reply, spent: Amount) -> None:
-        """Keep the reply to a request that was reserved, and what it cost."""
+        """Keep the reply to a request, and what it cost; what was set aside for it is free again."""
         receipt = {"ask": request.ask, "request": request.body, **vars(reply)}
         self._places[bytes.fromhex(request.digest)] = self._note("kept", request, spent, receipt)
         self._settle(request, spent)
@@ -187,7 +187,7 @@ class Ledger:
         self._settle(request, spent)
 
     def _settle(self, request: Request, spent: Amount) -> None:
-        self.committed = self.committed.minus(self._reserved.pop(request.digest)).plus(spent)
+        self.committed = self.committed.minus(self._reserved.pop(request.digest, Amount())).plus(spent)
 
     def commit(self) -> None:
         """Write what was noted, in one go. What does not fit on the disk leaves nothing behind, and stays noted.

@@ -153,23 +153,44 @@ class Server:
         return (text.replace(self._key, "***") if self._key else text)[:SHOWN]
 
     def _read(self, content: bytes, most: Amount, seconds: float) -> tuple[Reply, Amount]:
-        """Read a body with status 200. One that is cut or empty is no reply, but may have been billed."""
+        """Read a body with status 200. One that is cut is no reply, but may have been billed."""
         try:
             data = json.loads(content)
-            choice = data["choices"][0]
-            message, usage = choice["message"], data.get("usage") or {}
-            prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-            text, refusal = (_text(message.get(name)) for name in ("content", "refusal"))
-            served, finish = _text(data.get("model")), _text(choice.get("finish_reason"))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise PassingError(f"{self.url}: a reply that is cut, or of another form", most) from None
-        spent = most
-        if prompt is not None and completion is not None:
-            spent = (self._settings.price or FREE).of(prompt, completion)
-        if not text.strip() and not refusal:
-            raise PassingError(f"{self.url}: an empty reply (finish reason {finish or 'not given'})", spent)
-        refused = bool(refusal) or finish == "content_filter"
-        return Reply(text or refusal, served, finish, refused, prompt, completion, self.url, round(seconds, 3)), spent
+        except ValueError:
+            data = None
+        return read_reply(data, self.url, most, self._settings, round(seconds, 3))
+
+
+def read_reply(
+    data: Any, where: str, most: Amount, settings: ClientSettings, seconds: float = 0.0
+) -> tuple[Reply, Amount]:
+    """The reply in a chat completion, and what it cost.
+
+    Args:
+        data: the completion, from JSON.
+        where: it came from: the server's URL, or a line of a file.
+        most: the most that it can have cost, which counts if its usage is not told.
+        settings: price of tokens.
+        seconds: it took.
+
+    Raises:
+        PassingError: it is of another form, or empty.
+    """
+    try:
+        choice = data["choices"][0]
+        message, usage = choice["message"], data.get("usage") or {}
+        prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+        text, refusal = (_text(message.get(name)) for name in ("content", "refusal"))
+        served, finish = _text(data.get("model")), _text(choice.get("finish_reason"))
+    except (LookupError, TypeError, AttributeError):
+        raise PassingError(f"{where}: a reply that is cut, or of another form", most) from None
+    spent = most
+    if prompt is not None and completion is not None:
+        spent = (settings.price or FREE).of(prompt, completion)
+    if not text.strip() and not refusal:
+        raise PassingError(f"{where}: an empty reply (finish reason {finish or 'not given'})", spent)
+    refused = bool(refusal) or finish == "content_filter"
+    return Reply(text or refusal, served, finish, refused, prompt, completion, where, seconds), spent
 
 
 def _proxy(url: str) -> str | None:
