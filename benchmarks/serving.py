@@ -28,7 +28,7 @@ from serve.evals.tasks import Query, Task
 from serve.vllm import VLLM
 from store import Candidate, Corpus, Modality, Storage, Turn, create_column, load_conversations
 from store.console import Meter, console, make_app, run
-from trainer.checkpoint.folder import read_info
+from trainer.checkpoint.info import read_info
 
 LENGTHS = (2, 4, 8, 16, 32, 64)  # of answers of mixed length
 BATCH = 16

@@ -16,8 +16,7 @@ from serve.assistant import Assistant
 from serve.evals.answers import Answer, AnswerFile, Key, key_of, read_answers
 from serve.evals.ask import Asked, ask
 from serve.evals.matching import matches
-from serve.evals.report import shown
-from serve.evals.statistics import Estimate, percentage
+from serve.evals.statistics import Estimate, percentage, shown
 from serve.evals.tasks import Query, Task
 from store import Conversation, Modality, Storage, Turn, load_conversations
 from store.console import Meter, console

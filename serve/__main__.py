@@ -100,11 +100,13 @@ def evaluate(
     protocol: Annotated[
         Literal["avllm", "video-chatgpt"], typer.Option(help="What the judge is asked, and how it is read.")
     ] = "avllm",
-    judge_schema: Annotated[
-        bool, typer.Option("--judge-schema/--no-judge-schema", help="Tell the judge's server the form of a reply.")
-    ] = True,
+    judges: Annotated[Path | None, typer.Option(help="YAML of several judges, in place of --judge.")] = None,
+    anchors: Annotated[Path | None, typer.Option(help="YAML of answers with known verdicts, in place of ours.")] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="File of the judge's replies, which evaluations may share.")
+        Path | None, typer.Option(help="File of the judges' replies, which evaluations may share.")
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help="Write what judges are to be asked into a folder, and read replies there.")
     ] = None,
     dry: Annotated[
         bool,
@@ -116,13 +118,30 @@ def evaluate(
     Processes that torchrun starts share the questions. docs/evaluation.md lists the tasks.
     """
     from serve.evals import run
-    from serve.evals.judge import make_judge
+    from serve.evals.judge import make_judging
 
-    if not judge and (judge_model or judge_set or ledger):
-        raise UserError("--judge-model, --judge-set and --ledger are for --judge URL")
-    judging = make_judge(judge, judge_model, judge_set or [], protocol, judge_schema, ledger) if judge else None
+    if not judge and (judge_model or judge_set):
+        raise UserError("--judge-model and --judge-set are for --judge URL")
+    if not judge and not judges and (ledger or batch or anchors):
+        raise UserError("--ledger, --batch and --anchors are for --judge URL or --judges FILE")
+    if judge and judges:
+        raise UserError("give either --judge URL, or --judges FILE")
+    judging = None
+    if judge or judges:
+        judging = make_judging(
+            judge or [],
+            judge_model,
+            judge_set or [],
+            protocol,
+            file=judges,
+            ledger=ledger,
+            batch=batch,
+            anchors=anchors,
+        )
     if dry:
-        run.dry_run(
+        from serve.evals.dry_run import dry_run
+
+        dry_run(
             str(checkpoint),
             store,
             tasks,
@@ -131,7 +150,7 @@ def evaluate(
             limit=limit,
             tasks_file=tasks_file,
             vllm=vllm,
-            judge=judging,
+            judging=judging,
         )
         return
     run.evaluate(
@@ -144,8 +163,26 @@ def evaluate(
         failed=failed,
         tasks_file=tasks_file,
         vllm=vllm,
-        judge=judging,
+        judging=judging,
     )
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A: folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(help="B: another of the same questions.")],
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; all that there are without any.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of a report with samples of what changed.")] = None,
+) -> None:
+    """Compare two evaluations question by question: differences with intervals, and what became right or wrong."""
+    from serve.evals.compare import compare as compare_folders
+    from serve.evals.comparison_report import say_comparison, write_comparison
+    from serve.evals.folder import read_run
+
+    comparisons = compare_folders(first, second, tasks or [])
+    say_comparison(comparisons)
+    if out:
+        write_comparison(out, comparisons, {"A": read_run(first), "B": read_run(second)})
 
 
 @app.command()

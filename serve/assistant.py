@@ -11,7 +11,8 @@ from serve.features import FeatureSource
 from serve.local import Local
 from serve.prompts import Prompts, Question, load_prompts
 from serve.vllm import VLLM
-from trainer.checkpoint.folder import CheckpointInfo, load_checkpoint
+from trainer.checkpoint.folder import load_checkpoint
+from trainer.checkpoint.info import CheckpointInfo
 from trainer.model import AudioVisualLM
 
 __all__ = ["Assistant", "Question"]

@@ -15,7 +15,7 @@ from featurize.prepare import ItemMedia
 from featurize.settings import AnyEncoder
 from featurize.sources.kinds import kind_of
 from store import Arrays, ColumnReader, ColumnSpec, MediaItem, Modality, Sense, Storage, UserError, open_column
-from trainer.checkpoint.folder import CheckpointInfo
+from trainer.checkpoint.info import CheckpointInfo
 
 DECODE_SECONDS = 600.0  # of one file's frames, or of its sound
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from store import Arrays, Turn, UserError
 from trainer.batch import Sample, pack
-from trainer.checkpoint.folder import CheckpointInfo, load_projectors, read_info
+from trainer.checkpoint.folder import load_projectors
+from trainer.checkpoint.info import CheckpointInfo, read_info
 from trainer.features import FEATURES_OF, rows_of
 from trainer.llm import load_shape
 from trainer.model import AudioVisualLM

@@ -14,12 +14,8 @@ import torch
 from store import UserError, canonical_json
 from store.console import Meter, console
 from store.publish import TEMPORARY
-from trainer.checkpoint.folder import (
-    CheckpointInfo,
-    is_checkpoint,
-    read_info,
-    save_checkpoint,
-)
+from trainer.checkpoint.folder import save_checkpoint
+from trainer.checkpoint.info import CheckpointInfo, is_checkpoint, read_info
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
 from trainer.checkpoint.weights import gather_weights

@@ -6,7 +6,8 @@ import torch
 
 from store import UserError
 from store.console import console
-from trainer.checkpoint.folder import check_llm, is_checkpoint, load_projectors, read_info
+from trainer.checkpoint.folder import check_llm, load_projectors
+from trainer.checkpoint.info import is_checkpoint, read_info
 from trainer.data import TrainingData
 from trainer.launch import is_first
 from trainer.model import AudioVisualLM, ColumnStatistics, initialize_projectors

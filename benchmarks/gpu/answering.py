@@ -9,7 +9,7 @@ from benchmarks.gpu.report import Report, wait_for
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
 from store import Turn
-from trainer.checkpoint.folder import CheckpointInfo
+from trainer.checkpoint.info import CheckpointInfo
 from trainer.model import AudioVisualLM
 from trainer.prompt import PromptFormat
 

@@ -1,12 +1,14 @@
 """What judging would cost: calls, tokens and dollars, by the requests that would be sent."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from curate.ledger import Ledger, Request
-from serve.evals.judge import LEDGER, Given, Judge, items_of
+from serve.evals.judge import JudgeSettings, Judging
+from serve.evals.judgements import Given, Item, items_of, kind_of
 from serve.evals.tasks import Task
 from store.console import console, make_table
 
@@ -32,34 +34,35 @@ class Cost:
     completion_tokens: int
 
 
-def cost_of(judge: Judge, task: Task, given: Sequence[Given], ledger: Ledger | None) -> Cost:
-    """What judging the answers to a task would take, if every reply can be read."""
-    protocol, model = judge.protocol, judge.settings.model
-    made = [protocol.request(item.kind, item.texts, model, judge.schema) for item in items_of(0, task, given)]
-    requests = {request.digest: request for request in made}
+def cost_of(judge: JudgeSettings, items: Sequence[Item], ledger: Ledger | None) -> Cost:
+    """What judging some answers would take, if every reply can be read."""
+    requests = {request.digest: request for request in map(judge.request, items)}
     left = [request for request in requests.values() if ledger is None or request not in ledger]
     tokens = sum(map(_tokens, left))
     return Cost(len(requests), len(requests) - len(left), tokens, REPLY_TOKENS * len(left))
 
 
-def say_cost(judge: Judge, tasks: Sequence[tuple[Task, Sequence[Given]]], folder: Path) -> None:
-    """Print what judging the answers to tasks would take.
+def say_cost(judging: Judging, tasks: Sequence[tuple[Task, Sequence[Given]]], folder: Path) -> None:
+    """Print what judging the answers to tasks, and the anchors, would take.
 
     Args:
-        judge: who would judge.
+        judging: who would judge.
         tasks: those that need a judge, each with its answers.
         folder: of the answers, for a ledger that has no place of its own.
     """
-    path = judge.ledger or folder / LEDGER
-    if path.exists():
-        with Ledger(path) as ledger:
-            costs = [cost_of(judge, task, given, ledger) for task, given in tasks]
-    else:
-        costs = [cost_of(judge, task, given, None) for task, given in tasks]
-    table = make_table("task", "calls", "known", "prompt tokens, about", "reply tokens, about", "dollars, about")
-    whole = Cost(*(sum(column) for column in zip(*(_row(cost) for cost in costs), strict=True)))
-    for name, cost in [*((task.name, cost) for (task, _), cost in zip(tasks, costs, strict=True)), ("all", whole)]:
-        table.add_row(name, *(f"{number:,}" for number in _row(cost)), _dollars(judge, cost))
+    kinds = {kind_of(task) for task, _ in tasks}
+    anchors = [anchor.item(0, number) for number, anchor in enumerate(judging.anchors) if anchor.kind in kinds]
+    items = {task.name: items_of(0, task, given) for task, given in tasks} | {"anchors": anchors}
+    table = make_table(
+        "judge", "task", "calls", "known", "prompt tokens, about", "reply tokens, about", "dollars, about"
+    )
+    path = judging.path(folder)
+    for judge in judging.judges:
+        with Ledger(path) if path.exists() else contextlib.nullcontext() as ledger:
+            costs = {name: cost_of(judge, own, ledger) for name, own in items.items() if own}
+        costs["all"] = Cost(*(sum(column) for column in zip(*map(_row, costs.values()), strict=True)))
+        for name, cost in costs.items():
+            table.add_row(judge.model, name, *(f"{number:,}" for number in _row(cost)), _dollars(judge, cost))
     console.print(table)
 
 
@@ -67,8 +70,8 @@ def _row(cost: Cost) -> tuple[int, int, int, int]:
     return cost.calls, cost.known, cost.prompt_tokens, cost.completion_tokens
 
 
-def _dollars(judge: Judge, cost: Cost) -> str:
-    price = judge.settings.price
+def _dollars(judge: JudgeSettings, cost: Cost) -> str:
+    price = judge.price
     return f"{price.of(cost.prompt_tokens, cost.completion_tokens).cost / BILLION:.2f}" if price else "no price given"
 
 

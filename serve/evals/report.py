@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serve.evals.judge import Judgements
+from serve.evals.judgements import Judgements
+from serve.evals.plots import plot_scores
 from serve.evals.scores import TaskScores
-from serve.evals.statistics import Estimate
+from serve.evals.statistics import Estimate, shown
 from store.console import console, make_table
 from store.publish import publishing
 
@@ -36,7 +37,7 @@ def write_report(folder: Path, run: Mapping[str, Any], scores: Sequence[TaskScor
     scored = [each for each in scores if each.metrics]
     if scored:
         with publishing(folder / "report.png") as temporary:
-            _plot(temporary, scored)
+            plot_scores(temporary, scored)
     _print(scores, leaks)
     console.print(f"report: {folder}/report.md, {folder}/report.json{', plot beside them' if scored else ''}")
 
@@ -70,7 +71,7 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
         "cut": scores.cut,
         "length_ratio": scores.length_ratio,
         "judge": _judge(scores),
-        "metrics": {name: asdict(value) for name, value in scores.metrics.items()},
+        "metrics": _metrics(scores),
         "groups": {name: {"count": group.count, **asdict(group.value)} for name, group in scores.groups.items()},
         "paper": task.paper.model_dump() if task.paper else None,
         "leaks": leak,
@@ -79,7 +80,7 @@ def _entry(scores: TaskScores, leak: str | None) -> dict[str, Any]:
 
 
 def _judge(scores: TaskScores) -> dict[str, Any] | None:
-    """Who judged, and how."""
+    """Who judged, how, and how far judges can be trusted."""
     if not (judge := scores.judge):
         return None
     return {
@@ -89,13 +90,14 @@ def _judge(scores: TaskScores) -> dict[str, Any] | None:
         "served": judge.served,
         "refused": judge.refused,
         "undecided": scores.undecided,
+        "anchors": judge.anchors and {"judged": judge.anchors_judged, **asdict(judge.anchors)},
+        "others": [_judge(o) | {"metrics": _metrics(o), "invalid": o.invalid} for o in scores.others],  # type: ignore[operator]
+        "agreement": scores.agreement and asdict(scores.agreement),
     }
 
 
-def shown(value: Estimate, metric: str = "") -> str:
-    """A value with its interval; a judge's score, which ends at 5, has two decimals."""
-    digits = 2 if metric == "score" else 1
-    return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+def _metrics(scores: TaskScores) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in scores.metrics.items()}
 
 
 def _counts(scores: TaskScores) -> str:
@@ -117,15 +119,45 @@ def _remarks(scores: TaskScores, leak: str | None) -> list[str]:
         said.append(f"{scores.cut} were ended at {scores.task.max_new_tokens} tokens")
     if scores.length_ratio is not None:
         said.append(f"words to words of references: {scores.length_ratio:.2f}")
-    if judge := scores.judge:
-        served = ", ".join(f"{name} ({count:,})" for name, count in judge.served.items())
-        said.append(
-            f"judged by {judge.model}, served as {served or 'nothing'}; protocol {judge.protocol}, {judge.prompts}"
-        )
-        said += _warnings(judge, scores.undecided)
-    elif scores.task.judged and scores.scored:
+    for each in (scores, *scores.others) if scores.judge else ():
+        said += _judge_remarks(each, is_first=each is scores)
+    if scores.agreement:
+        said.append(_agreement(scores))
+    if scores.task.judged and scores.scored and not scores.judge:
         said.append("needs a judge: answered, not scored")
     return said
+
+
+def _judge_remarks(scores: TaskScores, is_first: bool) -> list[str]:
+    """Who judged, what another judge than the first would give, and what casts doubt on it."""
+    judge = scores.judge
+    assert judge
+    served = ", ".join(f"{name} ({count:,})" for name, count in judge.served.items())
+    metrics = "; ".join(f"{name} {shown(value, name)}" for name, value in scores.metrics.items())
+    own = "" if is_first else f": {metrics or 'no scores'}; {scores.invalid or 0} invalid"
+    anchors = f"; {_anchors(judge)} of the anchors as known" if judge.anchors else ""
+    said = f"judged by {judge.model}, served as {served or 'nothing'}; protocol {judge.protocol}, {judge.prompts}"
+    return [f"{said}{own}{anchors}", *_warnings(judge, scores.undecided)]
+
+
+def _anchors(judge: Judgements) -> str:
+    """On how many of the anchors a judge is right."""
+    return f"{_percent(judge.anchors)} of {judge.anchors_judged}" if judge.anchors else ""
+
+
+def _percent(value: Estimate) -> str:
+    return f"{value.value:.1f}% ({value.low:.1f} to {value.high:.1f})"
+
+
+def _agreement(scores: TaskScores) -> str:
+    agreement = scores.agreement
+    assert agreement
+    alpha = agreement.alpha
+    known = f"{alpha.value:.2f} ({alpha.low:.2f} to {alpha.high:.2f})" if alpha else "undefined: all said one thing"
+    return (
+        f"{1 + len(scores.others)} judges say the same of {_percent(agreement.exact)} of {agreement.count:,} answers; "
+        f"Krippendorff's alpha {known}"
+    )
 
 
 def _warnings(judge: Judgements, undecided: int) -> list[str]:
@@ -141,8 +173,9 @@ def _warnings(judge: Judgements, undecided: int) -> list[str]:
 
 
 def _print(scores: Sequence[TaskScores], leaks: Mapping[str, str]) -> None:
-    table = make_table("task", "metric", "score", "of", "paper")
-    for row in _rows(scores):
+    heads, rows = _table(scores)
+    table = make_table(*heads)
+    for row in rows:
         table.add_row(*row)
     console.print(table)
     if "" in leaks:
@@ -152,26 +185,27 @@ def _print(scores: Sequence[TaskScores], leaks: Mapping[str, str]) -> None:
             console.print(f"{each.task.name}: {remark}", markup=False)
 
 
-def _rows(scores: Sequence[TaskScores]) -> list[list[str]]:
-    """A row for each task's main metrics: task, metric, score, number of answers, the paper's figure."""
-    rows = []
-    for each in scores:
-        paper = each.task.paper.figures if each.task.paper else {}
-        for name, value in list(each.metrics.items())[:2]:
-            rows.append([each.task.name, name, shown(value, name), _counts(each), str(paper.get(name, ""))])
-        if not each.metrics:
-            rows.append([each.task.name, "needs a judge", "", _counts(each), ""])
-    return rows
+def _table(scores: Sequence[TaskScores]) -> tuple[list[str], list[list[str]]]:
+    """Heads, and a row for each task's main metrics; the judge's anchors where one judged."""
+    heads = ["task", "metric", "score (95% interval)", "questions", "judge's anchors", "the paper"]
+    rows = [row for each in scores for row in _rows(each)]
+    if not any(each.judge for each in scores):
+        return [*heads[:4], *heads[5:]], [[*row[:4], *row[5:]] for row in rows]
+    return heads, rows
+
+
+def _rows(scores: TaskScores) -> list[list[str]]:
+    name, judge = scores.task.name, scores.judge
+    if not scores.metrics:
+        return [[name, "no score" if judge else "needs a judge", "", _counts(scores), "", ""]]
+    paper, anchors = scores.task.paper.figures if scores.task.paper else {}, _anchors(judge) if judge else ""
+    main = list(scores.metrics.items())[:2]
+    return [[name, n, shown(value, n), _counts(scores), anchors, str(paper.get(n, ""))] for n, value in main]
 
 
 def _markdown(run: Mapping[str, Any], scores: Sequence[TaskScores], leaks: Mapping[str, str]) -> str:
-    lines = [
-        "# Evaluation",
-        "",
-        "| task | metric | score (95% interval) | questions | the paper |",
-        "| - | - | - | - | - |",
-    ]
-    lines += [f"| {' | '.join(row)} |" for row in _rows(scores)]
+    heads, rows = _table(scores)
+    lines = ["# Evaluation", "", *(f"| {' | '.join(row)} |" for row in (heads, ["-"] * len(heads), *rows))]
     lines += ["", NOTE, "", *(f"- {name}: `{json.dumps(value)}`" for name, value in run.items())]
     lines += [*([f"- {leaks['']}"] if "" in leaks else []), ""]
     if any(each.metrics for each in scores):
@@ -198,29 +232,3 @@ def _markdown(run: Mapping[str, Any], scores: Sequence[TaskScores], leaks: Mappi
 
 def _figures(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in figures.items())
-
-
-def _plot(path: Path, scores: Sequence[TaskScores]) -> None:
-    """Each task's main metric with its interval, and the paper's figure as a mark."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.5 * len(scores)))
-    for place, each in enumerate(scores):
-        name, value = next(iter(each.metrics.items()))
-        axes.barh(place, value.value, color="tab:blue")
-        axes.plot([value.low, value.high], [place, place], color="black")
-        of = f"{each.scored:,} of {each.questions:,}{', partial' if each.is_partial else ''}"
-        axes.text(value.high, place, f"  {value.value:.1f} ({of})", va="center", fontsize=7)
-        paper = each.task.paper.figures.get(name) if each.task.paper else None
-        if paper is not None:
-            axes.scatter([paper], [place], marker="|", s=250, color="tab:red", zorder=3)
-    axes.set_yticks(range(len(scores)), [f"{e.task.title}\n{next(iter(e.metrics))}" for e in scores], fontsize=8)
-    axes.invert_yaxis()
-    note = "; red: the paper's figure, of another protocol" if any(e.task.paper for e in scores) else ""
-    axes.set(xlabel=f"score and 95% interval{note}", xlim=(0, 1.25 * max(1, axes.get_xlim()[1])))
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)

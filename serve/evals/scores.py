@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.evals.agreement import Agreement
 from serve.evals.bleu import BleuCounts, count_bleu
 from serve.evals.choices import choose
 from serve.evals.cider import DocumentFrequencies, cider
-from serve.evals.judge import Given, Judgements, name_of
+from serve.evals.judgements import Given, Judgements, name_of
 from serve.evals.matching import matches, matches_leniently
 from serve.evals.rouge import rouge
 from serve.evals.statistics import Estimate, bootstrap, estimate, percentage
@@ -25,6 +26,8 @@ MAIN = {
     "exact": "accuracy", "choice": "accuracy", "cider": "CIDEr", "bleu": "BLEU-1", "judged": "accuracy",
     "dimension": "score",
 }  # by scorer  # fmt: skip
+
+COUNTS = "counts of BLEU"  # among the numbers of an item: matches and guesses by order, length, reference's length
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ class TaskScores:
         groups: by name.
         judge: the judgements that the scores are made of; None if there are none.
         undecided: answers that the judge could not be asked about, which are not scored.
+        others: the scores by other judges.
+        agreement: of all judges; None if there is one alone.
         length_ratio: words of the answers to words of the references closest in length; None for other scorers.
-        items: for each answer its id, occurrence, media item, cluster, groups, reply and scores.
+        items: for each answer its id, occurrence, media item, cluster, groups, question, references, reply and scores.
     """
 
     task: Task
@@ -78,6 +83,8 @@ class TaskScores:
     items: list[dict[str, Any]]
     judge: Judgements | None = None
     undecided: int = 0
+    others: Sequence["TaskScores"] = ()
+    agreement: Agreement | None = None
 
     @property
     def is_partial(self) -> bool:
@@ -164,7 +171,8 @@ def _items(counted: Sequence[Given], scored: _Scored) -> list[dict[str, Any]]:
     items = []
     for number, (query, answer) in enumerate(counted):
         entry: dict[str, Any] = {"id": query.id, "occurrence": query.occurrence, "key": query.key}
-        entry |= {"cluster": query.cluster, "groups": list(query.groups), "reply": answer.reply}
+        entry |= {"cluster": query.cluster, "groups": list(query.groups)}
+        entry |= {"question": query.question, "references": list(query.references), "reply": answer.reply}
         entry |= {"failures": dict(answer.failures)} if answer.failures else {}
         items.append(entry | {name: values[number] for name, values in scored.items.items()})
     return items
@@ -178,6 +186,8 @@ def _groups(task: Task, counted: Sequence[Given], clusters: Sequence[str], score
     values, groups = np.array(scored.items[main], float), dict[str, Group]()
     for name in sorted({group for query, _ in counted for group in query.groups}):
         chosen = [number for number, (query, _) in enumerate(counted) if name in query.groups]
+        if np.isnan(values[chosen]).all():
+            continue
         groups[name] = Group(len(chosen), _mean(values[chosen], [clusters[number] for number in chosen], main))
     return groups
 
@@ -216,7 +226,8 @@ def _judged(task: Task, counted: Sequence[Given], clusters: Sequence[str], judge
     scores = [judged.judgement.score if judged else 0.0 for judged in replies]
     texts = [judged.reply.text if judged else "" for judged in replies]
     items: dict[str, Sequence[Any]] = {"score": scores, "judged": texts}
-    metrics = {"score": _mean(np.array(scores, float), clusters, "score")}
+    values = np.array(scores, float)
+    metrics = {} if np.isnan(values).all() else {"score": _mean(values, clusters, "score")}
     if task.scorer == "dimension":
         return _Scored(metrics, items, sum(score is None for score in scores))
     items = {"accuracy": [100 * (verdict == "yes") for verdict in verdicts], "verdict": verdicts, **items}
@@ -242,16 +253,19 @@ def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequenc
         [counts.matches, counts.guesses, counts.lengths[:, None], counts.reference_lengths[:, None]], 1
     )
     for order in range(4):
-        metrics[f"BLEU-{order + 1}"] = estimate(parts.astype(float), _bleu(order), clusters)
+        metrics[f"BLEU-{order + 1}"] = estimate(parts.astype(float), bleu_of(order), clusters)
     ratio = float(counts.lengths.sum() / max(1, counts.reference_lengths.sum()))
-    return _Scored(metrics, {name: values.tolist() for name, values in items.items()}, length_ratio=ratio)
+    lists = {name: values.tolist() for name, values in items.items()} | {COUNTS: parts.tolist()}
+    return _Scored(metrics, lists, length_ratio=ratio)
 
 
 def _name(query: Query) -> tuple[str, int]:
     return query.id, query.occurrence
 
 
-def _bleu(order: int) -> Callable[[Floats], Floats]:
+def bleu_of(order: int) -> Callable[[Floats], Floats]:
+    """BLEU times 100 up to words in a row of some length, as a function of sums of an item's counts."""
+
     def value(sums: Floats) -> Floats:
         counts = BleuCounts(sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9])
         bleu: Floats = 100 * counts.scores()[..., order]

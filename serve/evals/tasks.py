@@ -253,6 +253,14 @@ class _TaskConversation:
             f"plan the data set again, or name other conversations ({self.task.name}=NAME)"
         )
 
+    def error_of(self, setting: str, name: str, expected: str) -> UserError:
+        """The error for a field of `meta` that a setting of the task names."""
+        there = ", ".join(sorted(self.meta)) or "nothing"
+        return UserError(
+            f"task {self.task.name}, field {setting!r}: conversation {self.conversation.id!r} has no {expected} in "
+            f"meta.{name}; its meta has: {there}"
+        )
+
     def text(self, field: str) -> str:
         """A text of `meta`."""
         value = self.meta.get(field)
@@ -283,11 +291,19 @@ class _TaskConversation:
             turns=turns,
             question=question,
             references=tuple(references),
-            cluster=self.text(self.task.cluster_by) if self.task.cluster_by else conversation.key,
+            cluster=self._cluster() or conversation.key,
             groups=self._groups(),
             options=tuple(options),
             split=split if isinstance(split, str) else "",
         )
+
+    def _cluster(self) -> str | None:
+        if self.task.cluster_by is None:
+            return None
+        value = self.meta.get(self.task.cluster_by)
+        if not isinstance(value, str):
+            raise self.error_of("cluster_by", self.task.cluster_by, "text")
+        return value
 
     def _groups(self) -> tuple[str, ...]:
         if self.task.group_by is None:
@@ -295,7 +311,7 @@ class _TaskConversation:
         value = self.meta.get(self.task.group_by)
         words = value if isinstance(value, list) else [value]
         if not words or not all(isinstance(word, str | int) for word in words):
-            raise self.error(f"meta.{self.task.group_by}", "a text or number, or a list of these")
+            raise self.error_of("group_by", self.task.group_by, "text or number, or list of these,")
         own = "/".join(map(str, words))
         parts = self.task.group_names.get(own, own.lower()).split("/")
         return tuple("/".join(parts[: end + 1]) for end in range(len(parts)))

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from serve.evals.answers import Answer, AnswerFile, Key, limited, read_answers, share
-from serve.evals.run import RunInfo, claim, evaluate, plan_tasks, ranks_of
+from serve.evals.folder import RunInfo, claim
+from serve.evals.plan import plan_tasks
+from serve.evals.run import evaluate, ranks_of
 from serve.evals.scores import score
 from serve.evals.statistics import bootstrap, percentage
 from serve.evals.tasks import TASKS, queries
@@ -305,7 +307,7 @@ def test_a_dry_run_tells_questions_hours_and_leaks_and_writes_nothing(featurized
     assert done.returncode == 0, done.stderr
     assert "7 questions to ask" in done.stdout
     assert "dollars" in done.stdout
-    assert [cell.strip() for cell in done.stdout.split("│ all")[1].split("│")[1:5:3]] == ["2", "40"]
+    assert [cell.strip() for cell in done.stdout.split("│ all")[1].split("│")[1:5:3]] == ["22", "440"]
     assert "hours" in done.stdout
     assert "leaks were not checked: talk, of training, are not in this store" in " ".join(done.stdout.split())
     assert not out.exists()

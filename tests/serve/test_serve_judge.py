@@ -1,15 +1,18 @@
 """Judged scores: both protocols, each judgement asked once, and every score as computed by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.evals.answers import Answer, AnswerFile
-from serve.evals.judge import items_of, judge_all, make_judge
+from serve.evals.judge import judge_all, make_judging
+from serve.evals.judgements import items_of
+from serve.evals.plan import plan_tasks
 from serve.evals.protocols import PLACE, PROTOCOLS
-from serve.evals.run import evaluate, plan_tasks
+from serve.evals.run import evaluate
 from serve.evals.scores import score
 from serve.evals.tasks import TASKS
 from store import UserError
@@ -17,7 +20,8 @@ from store import UserError
 
 def judge_of(server, protocol, tmp_path, **more):
     words = [f"{name}={value}" for name, value in {"longest_pause": 0.01, **more}.items()]
-    return make_judge([server.url], "judge-1", words, protocol, True, tmp_path / "judgements.jsonl")
+    judging = make_judging([server.url], "judge-1", words, protocol, ledger=tmp_path / "judgements.jsonl")
+    return replace(judging, anchors=())
 
 
 def given(planned, task, replies, published):
@@ -35,7 +39,7 @@ def judged(planned, published, llm_server, tmp_path):
         plan, pairs = given(planned, task, replies, published)
         with llm_server(answer=answer) as server:
             judge = judge_of(server, protocol, tmp_path, **more)
-            (found,) = judge_all(judge, [(plan.task, pairs)], tmp_path)
+            ((found,),) = judge_all(judge, [(plan.task, pairs)], tmp_path)
         return score(plan.task, plan.conversations, plan.queries, pairs, failed, found), server
 
     return run
@@ -140,7 +144,7 @@ def test_what_the_judge_could_not_be_asked_is_undecided(planned, published, llm_
     ) as server:
         judge = judge_of(server, "avllm", tmp_path, tries=2)
         for undecided in (1, 0):
-            (found,) = judge_all(judge, [(plan.task, pairs)], tmp_path)
+            ((found,),) = judge_all(judge, [(plan.task, pairs)], tmp_path)
             scores = score(plan.task, plan.conversations, plan.queries, pairs, "wrong", found)
             assert (scores.undecided, scores.scored, scores.is_partial) == (undecided, 3 - undecided, bool(undecided))
             assert scores.metrics["accuracy"].value == 100
@@ -165,8 +169,8 @@ def test_a_command_judges_answers_on_disk_and_reports_who_judged(planned, traine
         done = CliRunner().invoke(app, [*words, *judge, "first", *priced])
         assert done.exit_code == 0, done.output
         row = next(line for line in done.output.splitlines() if "all" in line and "│" in line)
-        calls, known, prompt, completion, dollars = (float(c.replace(",", "")) for c in row.split("│")[2:-1])
-        assert (calls, known, completion, server.bodies) == (3, 0, 60, [])
+        calls, known, prompt, completion, dollars = (float(c.replace(",", "")) for c in row.split("│")[3:-1])
+        assert (calls, known, completion, server.bodies) == (27, 0, 540, [])
         assert dollars == pytest.approx((prompt + completion) / 1000, abs=0.01)
         assert not (out / "judgements.jsonl").exists()
         done = CliRunner().invoke(app, [*words, *judge, "first"])
@@ -175,10 +179,10 @@ def test_a_command_judges_answers_on_disk_and_reports_who_judged(planned, traine
         done = CliRunner().invoke(app, [*words, *judge, "second", "--protocol", "video-chatgpt"])
         assert done.exit_code == 0, done.output
         assert {body["model"] for body in server.bodies} == {"first", "second"}
-        assert len(server.bodies) == 6
+        assert len(server.bodies) == 54
         done = CliRunner().invoke(app, [*words, *judge, "first", *priced])
         row = next(line for line in done.output.splitlines() if "all" in line and "│" in line)
-        assert [float(cell) for cell in row.split("│")[2:-1]] == [3, 3, 0, 0, 0]
+        assert [float(cell) for cell in row.split("│")[3:-1]] == [27, 27, 0, 0, 0]
         wrong = CliRunner().invoke(app, [*words, "--judge", server.url])
         assert isinstance(wrong.exception, UserError)
         assert "--judge needs --judge-model" in str(wrong.exception)
@@ -186,21 +190,22 @@ def test_a_command_judges_answers_on_disk_and_reports_who_judged(planned, traine
     assert first["videochatgpt-temporal"]["metrics"]["score"]["value"] == 4
     assert first["music-avqa"]["judge"] is None
     facts = first["msvd-qa"]["judge"]
+    anchors = facts.pop("anchors")
+    assert (anchors["judged"], anchors["value"]) == (20, 50)  # it says yes to all
     assert facts == {
         "protocol": "avllm", "prompts": PROTOCOLS["avllm"].digest, "model": "first", "served": {"first": 2},
-        "refused": 0, "undecided": 0,
+        "refused": 0, "undecided": 0, "others": [], "agreement": None,
     }  # fmt: skip
     text = (out / "report.md").read_text()
-    assert (
-        f"judged by second, served as second (2); protocol video-chatgpt, {PROTOCOLS['video-chatgpt'].digest}" in text
-    )
-    assert "| videochatgpt-temporal | score | 4.00 (4.00 to 4.00) |" in text
-    assert (out / "judgements.jsonl").read_text().count('{"kept"') == 6
+    digest = PROTOCOLS["video-chatgpt"].digest
+    assert f"judged by second, served as second (2); protocol video-chatgpt, {digest}; 50.0% (" in text
+    assert "| videochatgpt-temporal | score | 4.00 (4.00 to 4.00) | 1 of 1, the set has 499 (recalled)" in text
+    assert (out / "judgements.jsonl").read_text().count('{"kept"') == 54
 
 
 def test_one_process_asks_a_judge(planned, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    judge = make_judge(["http://127.0.0.1:9"], "m", [], "avllm", True, None)
+    judge = make_judging(["http://127.0.0.1:9"], "m")
     with pytest.raises(UserError, match="one process asks a judge"):
-        evaluate(str(trained / "run" / "checkpoint"), planned.url, ["msvd-qa"], out=tmp_path / "x", judge=judge)
+        evaluate(str(trained / "run" / "checkpoint"), planned.url, ["msvd-qa"], out=tmp_path / "x", judging=judge)

@@ -21,7 +21,8 @@ from serve.engine import Limits
 from store import Storage, UserError, load_conversations, parse_settings, save_conversations
 from trainer.batch import pack
 from trainer.checkpoint.export import export
-from trainer.checkpoint.folder import load_checkpoint, load_projectors, model_card, read_info
+from trainer.checkpoint.folder import load_checkpoint, load_projectors, model_card
+from trainer.checkpoint.info import read_info
 from trainer.checkpoint.states import States
 from trainer.data import TrainingData
 from trainer.engine import PlainEngine

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from store import parse_settings
 from trainer import attention
 from trainer.attention import KERNELS, Packing, kernel_of, planned_attention, torch_attention
-from trainer.checkpoint.folder import model_card, read_info
+from trainer.checkpoint.folder import model_card
+from trainer.checkpoint.info import read_info
 from trainer.data import TrainingData
 from trainer.engine import PlainEngine
 from trainer.llm import load_llm

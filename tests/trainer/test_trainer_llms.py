@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from store import Turn, UserError
 from trainer.batch import Sample, pack
-from trainer.checkpoint.folder import CheckpointInfo, save_checkpoint
+from trainer.checkpoint.folder import save_checkpoint
+from trainer.checkpoint.info import CheckpointInfo
 from trainer.checkpoint.weights import gather_weights
 from trainer.features import rows_of
 from trainer.llm import check_packing, load_llm

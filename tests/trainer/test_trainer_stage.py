@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import ColumnReader, Storage, UserError, load_settings, open_column, parse_settings
-from trainer.checkpoint.folder import load_checkpoint, load_projectors, read_info
+from trainer.checkpoint.folder import load_checkpoint, load_projectors
+from trainer.checkpoint.info import read_info
 from trainer.data import TrainingData
 from trainer.llm import load_llm
 from trainer.optim import lr_factor

@@ -6,59 +6,20 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from store import ColumnSpec, Settings, UserError, parse_settings
+from store import UserError
 from store.publish import publishing
 from trainer.attention import NAME as PACKED
+from trainer.checkpoint.info import FOLDER, CheckpointInfo, read_info
 from trainer.checkpoint.weights import Weights
-from trainer.features import Grid
 from trainer.llm import are_weights, digest_of, load_llm
 from trainer.model import AudioVisualLM
-from trainer.prompt import PromptFormat
 from trainer.trainable import ADAPTER
-
-FOLDER = "avllm"
-
-
-class CheckpointInfo(Settings):
-    """The metadata of a checkpoint.
-
-    Attributes:
-        frames: T.
-        segments: K.
-        columns: the spec of each column that it was trained on, by modality.
-        builds: how to rebuild the encoder of each column.
-        prompt: the texts around turns.
-        stage: the stage that trained it last.
-        steps: optimizer steps of that stage.
-        base: hub name of the LLM that training began with; None if it was a folder.
-        attention: the attention kernel, torch's version and the device of that stage's last run.
-        llm: digest of the LLM's weights (`digest_of`); None in checkpoints of earlier versions.
-        trained_on: names of the conversations of all stages, for the leakage check of evaluations.
-    """
-
-    format: Literal[1] = 1
-    frames: int
-    segments: int
-    columns: dict[str, ColumnSpec]
-    builds: dict[str, dict[str, object]]
-    prompt: PromptFormat
-    stage: int
-    steps: int
-    base: str | None = None
-    attention: str | None = None
-    llm: str | None = None
-    trained_on: tuple[str, ...] = ()
-
-    @property
-    def grid(self) -> Grid:
-        """The time grid that the model reads."""
-        return Grid(self.frames, self.segments)
 
 
 def save_checkpoint(folder: str | Path, llm: Any, weights: Weights, tokenizer: Any, info: CheckpointInfo) -> None:
@@ -117,25 +78,6 @@ def model_card(info: CheckpointInfo) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def read_info(folder: str | Path) -> CheckpointInfo:
-    """The metadata of a checkpoint.
-
-    Raises:
-        UserError: the folder is not a checkpoint of this trainer.
-    """
-    path = Path(folder) / FOLDER / "config.json"
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder")
-    if not path.is_file():
-        raise UserError(f"{folder}: not a checkpoint of avllm: there is no {FOLDER}/config.json in it")
-    return parse_settings(CheckpointInfo, json.loads(path.read_text()), str(path))
-
-
-def is_checkpoint(model: str) -> bool:
-    """Whether a model's name is the folder of one of our checkpoints."""
-    return (Path(model) / FOLDER / "config.json").is_file()
 
 
 def check_llm(folder: str | Path, info: CheckpointInfo, llm: Any) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from store import Settings, UserError, parse_settings
 from store.console import console
 from store.publish import TEMPORARY, remove
-from trainer.checkpoint.folder import CheckpointInfo
+from trainer.checkpoint.info import CheckpointInfo
 from trainer.engine import Engine
 from trainer.launch import is_first
 from trainer.llm import are_weights

@@ -12,7 +12,7 @@ from rich.table import Table
 from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
-from trainer.checkpoint.folder import is_checkpoint
+from trainer.checkpoint.info import is_checkpoint
 from trainer.data import TrainingData, check_sources
 from trainer.evaluation import held_out_of
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
