@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.settings import AXES, AblateConfig, Value, base_stages
+from serve.evals.tasks import Task
 from store import (
     Column,
     Corpus,
@@ -80,8 +81,9 @@ class Evaluation:
 
     Attributes:
         run: the point's last run.
-        sense: if set, only audio-visual conversations are asked, and get this modality only; None asks all as they are.
-        file: the report that `serve heldout --out` writes.
+        sense: if set, only audio-visual questions are asked, and get this modality only; None asks all as they are.
+        task: the task that is asked; None for held-out conversations.
+        file: the report that `serve heldout` or `serve evaluate` writes.
     """
 
     point: Point
@@ -89,7 +91,13 @@ class Evaluation:
     benchmark: str
     run: Run
     sense: Sense | None
+    task: Task | None
     file: Path
+
+    @property
+    def log(self) -> Path:
+        """What the command that writes the report says."""
+        return self.file.with_suffix(".log")
 
 
 class Ablation:
@@ -108,7 +116,8 @@ class Ablation:
         self._senses: dict[str, list[Sense]] = {}
         self._stages = base_stages(config)
         for benchmark in config.benchmarks.values():
-            self._conversations_digest(benchmark.conversations)
+            self._conversations_digest(benchmark.stored)
+            config.task_of(benchmark)
 
     def base_value(self, axis: str) -> Value:
         """The base point's value on a trained axis."""
@@ -197,26 +206,31 @@ class Ablation:
         """The evaluations of a point's model."""
         run = self.runs(point, seed)[-1]
         return [
-            Evaluation(point, seed, name, run, sense, self._answers(run, name, sense))
+            self._evaluation(point, seed, name, run, sense)
             for name in self.config.benchmarks
             for sense in (None, *(() if point.axis else self.senses(name)))
         ]
 
     def senses(self, benchmark: str) -> list[Sense]:
-        """The senses of the `ask` axis by which some conversation of a benchmark can be asked."""
-        senses = list(dict.fromkeys(self.config.axes.ask))
+        """The senses of the `ask` axis by which some question of a benchmark can be asked."""
+        senses, asked = list(dict.fromkeys(self.config.axes.ask)), self.config.benchmarks[benchmark]
+        if task := self.config.task_of(asked):
+            return senses if task.modality == "audio_visual" else []
         if benchmark not in self._senses:
             from trainer.data import asked_by  # imports torch, which planning needs for nothing else
 
-            name = self.config.benchmarks[benchmark].conversations
-            conversations = load_conversations(self._storage, name) if senses else []
+            conversations = load_conversations(self._storage, asked.stored) if senses else []
             self._senses[benchmark] = [sense for sense in senses if any(asked_by(sense, c) for c in conversations)]
         return self._senses[benchmark]
 
-    def _answers(self, run: Run, name: str, sense: Sense | None) -> Path:
+    def _evaluation(self, point: Point, seed: int, name: str, run: Run, sense: Sense | None) -> Evaluation:
+        """An evaluation, in a folder of its own if a task is asked; a judge may change there."""
         benchmark = self.config.benchmarks[name]
-        digest = _digest(self._conversations_digest(benchmark.conversations), benchmark.limit)
-        return run.folder / "answers" / f"{name}.{sense or 'as-asked'}.{digest}.json"
+        task, asked = self.config.task_of(benchmark, sense), [self._conversations_digest(benchmark.stored)]
+        digest = _digest(*asked, benchmark.limit, *([task.model_dump(mode="json"), benchmark.failed] if task else []))
+        place = f"{name}.{sense or 'as-asked'}.{digest}"
+        file = run.folder / "answers" / (f"{place}/report.json" if task else f"{place}.json")
+        return Evaluation(point, seed, name, run, sense, task, file)
 
     def _at(self, point: Point) -> Iterator[TrainConfig]:
         """The stages' settings at a point, on the ablation's store."""

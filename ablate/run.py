@@ -1,28 +1,23 @@
 """`python -m ablate`: show what an ablation takes, do the missing work, write the results.
 
-All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve heldout`.
+All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve heldout`,
+`serve evaluate`.
 The only state is on disk, so the same command resumes after any stop.
 """
 
 import contextlib
 import fcntl
-import shlex
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from rich.table import Table
 
-from ablate.plan import Ablation, Evaluation, Point, Run
+from ablate.plan import Ablation, Run
 from ablate.settings import AXES, AblateConfig
+from ablate.work import PYTHON, Work, shown
 from store import UserError
 from store.console import console
-
-PYTHON = (sys.executable, "-m")
-SECONDS_BETWEEN_LINES = 30.0  # how often a command's last line is repeated
 
 
 def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None = None) -> None:
@@ -82,12 +77,12 @@ def ablate(config: AblateConfig) -> None:
     with _alone(output) as lock:
         for file in files:
             if subprocess.run(_featurize(config, file), check=False).returncode:
-                raise UserError(f"field 'featurize': {_shown(_featurize(config, file))} failed")
+                raise UserError(f"field 'featurize': {shown(_featurize(config, file))} failed")
         if files:
             ablation = Ablation(config)
             for need in ablation.missing():
                 raise UserError(f"field 'featurize': {', '.join(files)} did not make all of {need}")
-        work = _Work(ablation, lock)
+        work = Work(ablation, lock)
         work.all_points()
     console.print(f"results: {output}/results.md, {output}/results.json, plots beside them")
     if work.failed:
@@ -106,7 +101,7 @@ def _show_plan(ablation: Ablation) -> list[str]:
 
     files = configurations(ablation)
     for file in files:
-        console.print(f"to be featurized: {_shown(_featurize(ablation.config, file))}")
+        console.print(f"to be featurized: {shown(_featurize(ablation.config, file))}")
     return files
 
 
@@ -115,7 +110,7 @@ def _show_costs(config: AblateConfig, files: Sequence[str]) -> bool:
     status = 0
     for file in files:
         estimate = [*PYTHON, "featurize", "estimate", "--store", config.store, "--config", file]
-        console.print(f"what that costs: {_shown(estimate)}")
+        console.print(f"what that costs: {shown(estimate)}")
         status |= subprocess.run(estimate, check=False).returncode
     return not status
 
@@ -132,10 +127,6 @@ def _to_train(ablation: Ablation) -> list[tuple[str, Run]]:
 
 def _featurize(config: AblateConfig, file: str) -> list[str]:
     return [*PYTHON, "featurize", "run", "--store", config.store, "--config", file]
-
-
-def _shown(words: Sequence[str]) -> str:
-    return shlex.join("python" if word == sys.executable else word for word in words)
 
 
 def _show_columns(ablation: Ablation) -> None:
@@ -172,91 +163,6 @@ def _state(run: Run) -> str:
     if run.checkpoint.is_dir():
         return "finished"
     return "stopped" if (run.folder / "steps").is_dir() else "to run"
-
-
-class _Work:
-    """The runs and evaluations of an ablation, done one after the other.
-
-    Attributes:
-        failed: a record of each command that failed.
-    """
-
-    def __init__(self, ablation: Ablation, lock: int) -> None:
-        self.failed: list[dict[str, object]] = []
-        self._ablation, self._lock = ablation, lock
-        self._tried: set[str] = set()
-
-    def all_points(self) -> None:
-        """Do every point with every seed; write the results after each."""
-        for seed in self._ablation.config.seeds:
-            for point in self._ablation.points():
-                self._point(point, seed)
-                self._write()
-
-    def _point(self, point: Point, seed: int) -> None:
-        for run in self._ablation.runs(point, seed):
-            if not self._train(run, f"{point}, seed {seed}"):
-                return
-        for evaluation in self._ablation.evaluations(point, seed):
-            self._ask(evaluation)
-
-    def _train(self, run: Run, what: str) -> bool:
-        """Start a run unless it is finished or was tried; the trainer resumes it. Returns whether it is finished."""
-        if not run.checkpoint.is_dir() and run.digest not in self._tried:
-            self._tried.add(run.digest)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            settings = run.folder / "train.yaml"
-            settings.write_text(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
-            words = [*(self._ablation.config.launcher or PYTHON), "trainer", "train", str(settings)]
-            self._start(words, run.folder / "train.log", f"{what}: {run.folder.name}")
-        finished = run.checkpoint.is_dir()
-        if finished:
-            shutil.rmtree(run.folder / "steps", ignore_errors=True)  # each is as large as three checkpoints
-        return finished
-
-    def _ask(self, evaluation: Evaluation) -> None:
-        if evaluation.file.exists():  # reports appear whole, so it is finished
-            return
-        evaluation.file.parent.mkdir(exist_ok=True)
-        benchmark = self._ablation.config.benchmarks[evaluation.benchmark]
-        words = [*PYTHON, "serve", "heldout", str(evaluation.run.checkpoint), self._ablation.config.store]
-        words += [benchmark.conversations, "--out", str(evaluation.file)]
-        words += ["--ask", evaluation.sense] if evaluation.sense else []
-        words += ["--limit", str(benchmark.limit)] if benchmark.limit else []
-        self._start(words, evaluation.file.with_suffix(".log"), f"{evaluation.run.folder.name}, {evaluation.file.stem}")
-
-    def _start(self, words: Sequence[str], log: Path, what: str) -> None:
-        """Run a command with its output in a log, print its last line now and then, and record a failure."""
-        console.print(f"{what}, log: {log}", markup=False)
-        with open(log, "ab") as output:
-            output.write(f"$ {_shown(words)}\n".encode())
-            output.flush()
-            process = subprocess.Popen(words, stdout=output, stderr=output, pass_fds=[self._lock])
-            status, last = None, _last_line(log)
-            try:
-                while status is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        status = process.wait(SECONDS_BETWEEN_LINES)
-                    line = _last_line(log)
-                    if line != last:
-                        console.print(f"  {line}", markup=False)
-                    last = line
-            finally:
-                if status is None:
-                    process.kill()
-                    process.wait()
-        if status:
-            failure = {"what": what, "said": last, "status": status, "log": str(log), "command": _shown(words)}
-            self.failed.append(failure)
-
-    def _write(self) -> None:
-        from ablate.tables import Results
-
-        Results(self._ablation, self.failed).write(Path(self._ablation.config.output))
-
-
-def _last_line(log: Path) -> str:
-    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
 
 
 @contextlib.contextmanager

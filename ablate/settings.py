@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
-from store import (
-    Sense,
-    Settings,
-    load_settings,
-    parse_settings,
-)
+from serve.evals.judge_settings import JudgeSettings
+from serve.evals.tasks import TASKS, Task, load_tasks
+from store import Modality, Sense, Settings, UserError, load_settings, parse_settings
 from trainer.settings import Positive, TrainConfig
 
 Value = str | int
@@ -45,6 +42,8 @@ AXES = {
     "ask": Axis("Modalities at inference", None),
 }
 
+ASKED: dict[Sense | None, str] = {None: "as asked", "visual": "sight only", "audio": "sound only"}
+
 
 class Axes(Settings):
     """The values to try, one axis at a time; everything else stays at the base point, as the stages set it.
@@ -74,15 +73,35 @@ class Axes(Settings):
 
 
 class Benchmark(Settings):
-    """Held-out conversations.
+    """What every point's model is asked.
 
     Attributes:
-        conversations: their name in the store.
-        limit: how many conversations to ask, from the start of a fixed shuffled order; None asks all.
+        task: a task of `serve evaluate`, whose answers are generated and scored; None measures the loss on
+            conversations, and how many answers would be given word for word.
+        conversations: their name in the store; None takes the task's.
+        modality: what the task's questions refer to; None leaves it to the task.
+        failed: how a task's questions count whose features cannot be used.
+        limit: how many are asked: of conversations from the start of a fixed shuffled order, of a task's questions
+            spread evenly. None asks all.
     """
 
-    conversations: str
+    task: str | None = None
+    conversations: str | None = Field(default=None, validate_default=True)
+    modality: Modality | None = None
+    failed: Literal["wrong", "left-out"] = "wrong"
     limit: Positive | None = None
+
+    @field_validator("conversations")
+    @classmethod
+    def _check(cls, conversations: str | None, info: ValidationInfo) -> str | None:
+        if conversations is None and info.data.get("task") is None:
+            raise ValueError("give conversations, or a task")
+        return conversations
+
+    @property
+    def stored(self) -> str:
+        """The name of its conversations in the store."""
+        return self.conversations or str(self.task)
 
 
 class AblateConfig(Settings):
@@ -93,6 +112,8 @@ class AblateConfig(Settings):
         stages: the training stages in order, as fields of TrainConfig; `base` may name a YAML file with the others.
             Each stage starts from the checkpoint of the one before it.
         benchmarks: what every point's model is asked, by name; the paper's numbers are shown for the paper's names.
+        tasks: YAML of tasks of your own; None knows the built-in ones.
+        judge: scores the tasks that need one; None leaves these out of the results.
         axes: what is varied.
         seeds: each point is trained once per seed.
         output: folder of runs and results.
@@ -105,11 +126,33 @@ class AblateConfig(Settings):
     benchmarks: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Benchmark], Field(min_length=1)
     ]
+    tasks: str | None = None
+    judge: JudgeSettings | None = None
     axes: Axes = Axes()
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     output: str
     featurize: dict[str, str] = Field(default_factory=dict)
     launcher: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...] = ()
+
+    def task_of(self, benchmark: Benchmark, sense: Sense | None = None) -> Task | None:
+        """The task of a benchmark, as it is asked; None for conversations.
+
+        Args:
+            benchmark: one of the benchmarks.
+            sense: asks an audio-visual task by this sense alone; None asks it as the benchmark says.
+
+        Raises:
+            UserError: there is no such task.
+        """
+        if benchmark.task is None:
+            return None
+        known = load_tasks(self.tasks) if self.tasks else TASKS
+        if benchmark.task not in known:
+            raise UserError(f"field 'benchmarks': no task {benchmark.task!r}; there are: {', '.join(known)}")
+        task, modality = known[benchmark.task], sense or benchmark.modality
+        if modality in (None, task.modality):
+            return task
+        return task.model_copy(update={"name": f"{task.name}.{modality}", "modality": modality})
 
 
 def base_stages(config: AblateConfig) -> list[TrainConfig]:

@@ -37,11 +37,11 @@ def _answers(draw: np.random.Generator, videos: int, questions: int, mean: float
 
 
 @app.command()
-def coverage(rounds: Annotated[int, typer.Option(help="Samples of each setting.")] = 2000) -> None:
+def coverage(rounds: Annotated[int, typer.Option(help="Samples of each setting.")] = 1000) -> None:
     """How often a 95% interval holds the truth: over videos, as in reports, and as if questions were independent."""
     table = make_table("videos", "questions each", "right", "correlation", "over videos", "over questions", "score 0-5")
     draw = np.random.default_rng(0)
-    settings = [(v, q, m, c) for v, q in ((50, 4), (200, 4), (500, 10)) for m in (0.5, 0.8) for c in (0.0, 0.3)]
+    settings = [(v, q, m, c) for v, q in ((50, 4), (100, 10), (300, 2)) for m in (0.5, 0.8) for c in (0.0, 0.3)]
     for videos, questions, mean, spread in track(settings, console=console, transient=True):
         held = np.zeros(3)
         clusters, ones = np.repeat(np.arange(videos), questions).astype(str), np.ones(videos * questions)
@@ -64,7 +64,7 @@ def power(rounds: Annotated[int, typer.Option(help="Pairs of evaluations of each
         "videos", "questions each", "difference", "found, paired", "interval without 0", "found, not paired"
     )
     draw = np.random.default_rng(0)
-    settings = [(videos, gain) for videos in (100, 500) for gain in (0.0, 0.02, 0.05)]
+    settings = [(videos, gain) for videos in (100, 300) for gain in (0.0, 0.02, 0.05)]
     for videos, gain in track(settings, console=console, transient=True):
         found = np.zeros(3)
         clusters = np.repeat(np.arange(videos), 4).astype(str)

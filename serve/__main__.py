@@ -186,6 +186,17 @@ def compare(
 
 
 @app.command()
+def table(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of evaluations, a row each.")],
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the same.")] = None,
+) -> None:
+    """Show evaluations as rows of the paper's tables, with the paper's own row."""
+    from serve.evals.paper_tables import show_tables
+
+    show_tables(folders, out)
+
+
+@app.command()
 def tasks(
     tasks_file: Annotated[Path | None, typer.Option("--tasks", help="YAML with tasks of your own.")] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from store import UserError
 
 Floats = NDArray[np.float64]
 Item = Mapping[str, Any]
+Entry = Mapping[str, Any]  # of a task in a report
 SAME = {  # what has to be equal, and what it is called
     "digest": "questions, prompts or references",
     "conversations": "conversations",
@@ -121,7 +122,7 @@ def compare(first: Path, second: Path, tasks: Sequence[str]) -> list[Comparison]
     Raises:
         UserError: a folder is no scored evaluation, or tasks, questions, protocols or judges are not the same.
     """
-    ours, theirs = _tasks(first), _tasks(second)
+    ours, theirs = read_report(first), read_report(second)
     for name in tasks or {**ours, **theirs}:
         for folder, known in ((first, ours), (second, theirs)):
             if name not in known:
@@ -135,8 +136,12 @@ def compare(first: Path, second: Path, tasks: Sequence[str]) -> list[Comparison]
     return [_compared(name, (first, ours[name]), (second, theirs[name])) for name in names]
 
 
-def _tasks(folder: Path) -> dict[str, dict[str, Any]]:
-    """The tasks of an evaluation's report, by name."""
+def read_report(folder: Path) -> dict[str, Entry]:
+    """The tasks in the report of an evaluation, by name.
+
+    Raises:
+        UserError: it is no scored evaluation.
+    """
     read_run(folder)
     path = folder / "report.json"
     if not path.is_file():
@@ -144,31 +149,36 @@ def _tasks(folder: Path) -> dict[str, dict[str, Any]]:
     return {task["task"]: task for task in json.loads(path.read_text())["tasks"]}
 
 
-def _compared(name: str, first: tuple[Path, Mapping[str, Any]], second: tuple[Path, Mapping[str, Any]]) -> Comparison:
-    (folder, ours), (other, theirs) = first, second
-    for field, said in SAME.items():
-        _check_same(name, said, (folder, ours[field]), (other, theirs[field]))
-    judges = [task["judge"] or {} for task in (ours, theirs)]
-    for field, said in SAME_JUDGE.items():
-        values = [_models(judge) if field == "served" else judge.get(field) for judge in judges]
-        _check_same(name, said, (folder, values[0]), (other, values[1]))
-    items = [_items(each / task["items"]) for each, task in (first, second)]
+def _compared(name: str, first: tuple[Path, Entry], second: tuple[Path, Entry]) -> Comparison:
+    check_comparable(first, second)
+    items = [_items(folder / entry["items"]) for folder, entry in (first, second)]
     if lacking := [key for key in {**items[0], **items[1]} if not (key in items[0] and key in items[1])]:
         raise UserError(
-            f"task {name}: {len(lacking):,} of its questions are scored in one of {folder} and {other} only, for "
+            f"task {name}: {len(lacking):,} of its questions are scored in one of {first[0]} and {second[0]} only, for "
             f"example {lacking[0][0]!r}; evaluate both with the same --limit, and judge what is undecided"
         )
-    names = list(ours["metrics"] or theirs["metrics"])
-    return Comparison(name, ours["title"], names, list(items[0].values()), [items[1][key] for key in items[0]])
+    names = list(first[1]["metrics"] or second[1]["metrics"])
+    return Comparison(name, first[1]["title"], names, list(items[0].values()), [items[1][key] for key in items[0]])
 
 
-def _models(judge: Mapping[str, Any]) -> list[str]:
-    return sorted(judge.get("served", {}))
+def check_comparable(first: tuple[Path, Entry], second: tuple[Path, Entry]) -> None:
+    """Refuse two scores of a task, each with its folder, that were not made in the same way.
+
+    Raises:
+        UserError: questions, prompts, protocols or judges are not the same.
+    """
+    (folder, ours), (other, theirs) = first, second
+    compared = [(said, ours[field], theirs[field]) for field, said in SAME.items()]
+    compared += [(said, *(_told(entry, field) for entry in (ours, theirs))) for field, said in SAME_JUDGE.items()]
+    for said, one, two in compared:
+        if one != two:
+            raise UserError(f"task {ours['task']}: another {said}: {one} in {folder}, {two} in {other}")
 
 
-def _check_same(task: str, said: str, ours: tuple[Path, Any], theirs: tuple[Path, Any]) -> None:
-    if ours[1] != theirs[1]:
-        raise UserError(f"task {task}: another {said}: {ours[1]} in {ours[0]}, {theirs[1]} in {theirs[0]}")
+def _told(entry: Entry, field: str) -> Any:
+    """What a report tells of the judge."""
+    value = (entry["judge"] or {}).get(field)
+    return sorted(value) if isinstance(value, dict) else value  # the models, not how many replies came from each
 
 
 def _items(path: Path) -> dict[tuple[str, int], Item]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curate.ledger import Ledger, Request
-from serve.evals.judge import JudgeSettings, Judging
+from serve.evals.judge import Judging
+from serve.evals.judge_settings import JudgeSettings
 from serve.evals.judgements import Given, Item, items_of, kind_of
 from serve.evals.tasks import Task
 from store.console import console, make_table

@@ -93,7 +93,7 @@ def _task_scores(planned: Planned, given: Sequence[Given], failed: Failed, judge
     def by(judge: Judgements | None) -> TaskScores:
         return score(planned.task, planned.conversations, planned.queries, given, failed, judge)
 
-    first, *others = map(by, judges or [None])
+    first, *others = map(by, judges or (None,))
     if not others:
         return first
     agreement = agreement_of(given, judges, verdicts=planned.task.scorer == "judged")

@@ -1,17 +1,13 @@
-"""Statistics of judged answers: accuracies, losses and paired differences, with confidence intervals.
+"""Statistics of answers: means, other functions of sums, and paired differences, with confidence intervals.
 
-Intervals are 95%, by bootstrap over media items (all conversations about an item are drawn together), with a fixed
-seed. Answers of several training seeds are first averaged for each conversation.
+Intervals are 95%, by bootstrap over videos (all questions about one are drawn together), with a fixed seed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from trainer.features import FEATURES_OF
+from numpy.typing import ArrayLike, NDArray
 
 DRAWS = 2000
 SWAPS = 10_000
@@ -28,7 +24,7 @@ class Estimate:
     high: float
 
 
-def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
+def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: ArrayLike) -> Estimate:
     """The ratio of two sums over conversations, with its bootstrap interval.
 
     Args:
@@ -40,7 +36,7 @@ def bootstrap(above: NDArray[np.float64], below: NDArray[np.float64], groups: Se
 
 
 def estimate(
-    parts: NDArray[np.float64], value: Callable[[NDArray[np.float64]], NDArray[np.float64]], groups: Sequence[str]
+    parts: NDArray[np.float64], value: Callable[[NDArray[np.float64]], NDArray[np.float64]], groups: ArrayLike
 ) -> Estimate:
     """A function of sums over items, with its bootstrap interval.
 
@@ -62,7 +58,7 @@ def p_value(
     ours: NDArray[np.float64],
     theirs: NDArray[np.float64],
     value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    groups: Sequence[str],
+    groups: ArrayLike,
 ) -> float:
     """How likely a difference of this size is if both were the same, by a paired permutation test, two-sided.
 
@@ -91,7 +87,7 @@ def p_value(
     return (1 + extreme) / (1 + SWAPS)
 
 
-def _sums(parts: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
+def _sums(parts: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:
     """What is summed, by group: [groups, k]."""
     names, owner = np.unique(groups, return_inverse=True)
     return np.stack([np.bincount(owner, column, len(names)) for column in parts.T], 1)
@@ -103,7 +99,7 @@ def _sizes(draws: int, groups: int) -> list[int]:
     return [min(draws - done, step) for done in range(0, draws, step)]
 
 
-def percentage(values: NDArray[np.float64], groups: Sequence[str]) -> Estimate:
+def percentage(values: NDArray[np.float64], groups: ArrayLike) -> Estimate:
     """The mean of values that are 0 or 100, NaN where there is none.
 
     Where all are equal, a bootstrap would say that nothing else is possible, so the interval is Wilson's over groups.
@@ -120,60 +116,3 @@ def shown(value: Estimate, metric: str = "") -> str:
     """A value with its interval; a judge's score, which ends at 5, has two decimals."""
     digits = 2 if metric == "score" else 1
     return f"{value.value:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The judged answers of one evaluation; each array is [n], in the order of `ids`."""
-
-    ids: list[str]
-    items: list[str]
-    modalities: list[str]
-    exact: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    tokens: NDArray[np.float64]
-
-    @property
-    def accuracy(self) -> Estimate:
-        """Share of conversations whose answers would all be given word for word."""
-        return bootstrap(self.exact, np.ones_like(self.exact), self.items)
-
-    @property
-    def mean_loss(self) -> Estimate:
-        """Mean loss of a response token."""
-        return bootstrap(self.loss, self.tokens, self.items)
-
-    def minus(self, other: "Answers") -> Estimate:
-        """The paired difference in accuracy, over the conversations in both."""
-        mine, theirs = (answers.only(set(self.ids) & set(other.ids)) for answers in (self, other))
-        return bootstrap(mine.exact - theirs.exact, np.ones_like(mine.exact), mine.items)
-
-    def only(self, chosen: set[str]) -> "Answers":
-        """The answers to the chosen conversations, sorted by id."""
-        kept = sorted((i for i, id_ in enumerate(self.ids) if id_ in chosen), key=lambda i: self.ids[i])
-        ids, items, modalities = ([values[i] for i in kept] for values in (self.ids, self.items, self.modalities))
-        return Answers(ids, items, modalities, self.exact[kept], self.loss[kept], self.tokens[kept])
-
-    def parts(self) -> dict[str, "Answers"]:
-        """The answers by modality, for each modality present."""
-        by_id = dict(zip(self.ids, self.modalities, strict=True))
-        return {m: self.only({i for i in self.ids if by_id[i] == m}) for m in FEATURES_OF if m in self.modalities}
-
-
-def read_answers(report: Mapping[str, Any]) -> Answers:
-    """The answers in a report of `serve heldout --out`."""
-    judged = report["judged"]
-    return Answers(
-        [j["id"] for j in judged],
-        [j["id"] if j["key"] is None else j["key"] for j in judged],
-        [j["modality"] for j in judged],
-        *(np.array([j[name] for j in judged], np.float64) for name in ("exact", "loss", "tokens")),
-    )
-
-
-def averaged(seeds: Sequence[Answers]) -> Answers:
-    """Answers averaged over seeds, for the conversations that all seeds have."""
-    common = set.intersection(*(set(answers.ids) for answers in seeds))
-    kept = [answers.only(common) for answers in seeds]
-    means = (np.mean([getattr(a, name) for a in kept], axis=0) for name in ("exact", "loss", "tokens"))
-    return Answers(kept[0].ids, kept[0].items, kept[0].modalities, *means)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from ablate.outcomes import averaged, of_held_out
+from ablate.paper import paper_accuracy
 from ablate.plan import Ablation, Point
 from ablate.run import ablate, dry_run
 from ablate.settings import AblateConfig, base_stages
-from ablate.tables import paper_accuracy
-from serve.evals.statistics import Answers, averaged, bootstrap
+from serve.evals.statistics import bootstrap
 from store import Storage, UserError, load_conversations, load_settings, parse_settings, save_conversations
 from trainer.settings import TrainConfig
 from trainer.stage import train
@@ -210,16 +212,14 @@ def test_tables_and_plots_say_what_was_answered(killed):
     for (axis, value, asked), number in numbers.items():
         run = ablation.runs(Point() if axis == "base" else Point(axis, value), 0)[-1]
         assert (number["config_digest"], number["checkpoint"]) == (run.digest, str(run.checkpoint))
-        judged[axis, value, asked] = answers = json.loads(Path(number["answers"]).read_text())["judged"]
+        judged[axis, value, asked] = answers = json.loads(Path(number["report"]).read_text())["judged"]
         assert number["n"] == len(answers)
-        assert number["accuracy"]["value"] == np.mean([a["exact"] for a in answers])
+        assert number["score"]["value"] == pytest.approx(100 * np.mean([a["exact"] for a in answers]))
         assert number["loss"]["value"] == pytest.approx(
             sum(a["loss"] for a in answers) / sum(a["tokens"] for a in answers)
         )
-        assert number["accuracy"]["low"] <= number["accuracy"]["value"] <= number["accuracy"]["high"]
-        assert number["checkpoint_step"] == STEPS
+        assert number["score"]["low"] <= number["score"]["value"] <= number["score"]["high"]
         assert number["columns"]["visual"].startswith("clip-tiny.")
-        assert number["column_digests"]["visual"].startswith(number["columns"]["visual"].removeprefix("clip-tiny."))
     tables = {table["axis"]: table["rows"] for table in results["tables"]}
     assert {axis: [row["value"] for row in rows] for axis, rows in tables.items()} == {
         "frames": [2, 4], "llm": [str(ablation.base_value("llm"))], "strategy": ["mat", "pt1"],
@@ -230,22 +230,23 @@ def test_tables_and_plots_say_what_was_answered(killed):
         here = {a["id"]: a["exact"] for a in judged[axis, value, "as asked"]}
         own, other = tables[axis]
         assert own["difference"] is None
-        assert own["accuracy"] == numbers["base", None, "as asked"]["accuracy"]
-        assert other["accuracy"] == numbers[axis, value, "as asked"]["accuracy"]
-        assert other["difference"]["value"] == pytest.approx(np.mean([here[a["id"]] - a["exact"] for a in base]))
+        assert own["score"] == numbers["base", None, "as asked"]["score"]
+        assert other["score"] == numbers[axis, value, "as asked"]["score"]
+        assert other["difference"]["value"] == pytest.approx(100 * np.mean([here[a["id"]] - a["exact"] for a in base]))
     by_sight = {a["id"]: a["exact"] for a in judged["base", None, "sight only"]}
     by_both = {a["id"]: a["exact"] for a in base if a["id"] in by_sight}
     whole, sight = tables["ask"]
     assert whole["n"] == sight["n"] == len(by_both) > 10
-    assert whole["accuracy"]["value"] == np.mean(list(by_both.values()))
-    assert sight["accuracy"]["value"] == np.mean([by_sight[id_] for id_ in by_both])
+    assert whole["score"]["value"] == pytest.approx(100 * np.mean(list(by_both.values())))
+    assert sight["score"]["value"] == pytest.approx(100 * np.mean([by_sight[id_] for id_ in by_both]))
 
     page = (command.output / "results.md").read_text()
     assert "Base point: frames 2, segments 2, visual clip-tiny, audio clap-tiny, llm " in page
     for axis, rows in tables.items():
         for row in rows:
-            line = f"| {row['value']} | mixed | {row['n']} | 1 | {100 * row['accuracy']['value']:.1f} ("
-            assert line in page
+            score = f"{row['score']['value']:.1f}"
+            assert f"| {row['value']} | mixed | exact answers | {row['n']} | 1 | {score} (" in page
+            assert f"| {row['value']} | {score} |" in page
         with Image.open(command.output / f"{axis}.png") as plot:
             assert len(plot.convert("L").getcolors()) > 8  # something is drawn
 
@@ -259,9 +260,70 @@ def test_the_same_command_starts_nothing_that_is_done(killed):
     assert json.loads((command.output / "results.json").read_text())["failed"] == []
 
 
+KINDS = ("judged", "exact", "choice", "cider") if os.environ.get("AVLLM_LONG") else ("judged",)
+
+
+def test_tasks_are_asked_and_judged_through_a_kill(killed, settings, feature_store, llm_server, tmp_path):
+    """A task for each kind of scorer, at the base point and by sight alone; scores are those of the answers on disk.
+
+    Killed while it asks, it goes on: no question and no judgement is asked twice. Another judge asks the model nothing.
+    """
+    store = Storage(shutil.copytree(feature_store, tmp_path / "store"))
+    meta = {"question": "What?", "answer": "red", "options": ["red", "green"], "answer_index": 0, "captions": ["red"]}
+    needed = {"judged": ("question", "answer"), "exact": ("question", "answer"), "cider": ("captions",)}
+    benchmarks, tasks = {}, []
+    for kind in KINDS:
+        own = {name: meta[name] for name in needed.get(kind, ("question", "options", "answer_index"))}
+        both = [c for c in load_conversations(store, "mixed") if c.modality == "audio_visual"]
+        save_conversations(store, kind, [replace(c, turns=c.turns[:1], meta=own) for c in both])
+        form = {"choice": "choice", "cider": "caption"}.get(kind, "question")
+        prompt = {"choice": "{question} {options}", "caption": "Describe."}.get(form, "{question}")
+        tasks.append({"name": f"my-{kind}", "title": kind, "form": form, "prompt": prompt, "scorer": kind})
+        tasks[-1] |= {"modality": "audio_visual", "max_new_tokens": 4}
+        benchmarks[kind] = {"task": f"my-{kind}", "conversations": kind, "failed": "left-out"}
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    command, *_ = killed
+    mine = Command(tmp_path, {})
+    mine.output = shutil.copytree(command.output, tmp_path / "out")
+    changes = {"store": str(store.root), "benchmarks": benchmarks, "tasks": str(tmp_path / "tasks.yaml")}
+    with llm_server(answer=lambda body: json.dumps({"pred": "yes", "score": 4})) as server:
+
+        def configure(judge):
+            axes = {"axes": {"ask": ["visual"]}, "judge": {"urls": [server.url], "model": judge}}
+            mine.config.write_text(yaml.safe_dump({**settings, **changes, **axes, "output": str(mine.output)}))
+            return Ablation(load_settings(AblateConfig, mine.config)).evaluations(Point(), 0)
+
+        evaluations = configure("first")
+        assert [(e.benchmark, e.sense) for e in evaluations] == [(k, s) for k in KINDS for s in (None, "visual")]
+        first = mine.start()
+        answers = evaluations[0].file.parent / "answers.jsonl"
+        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 3)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        assert mine.finish() == 0, mine.log.read_text()
+        assert max(server.billed.values()) == 1
+        results = json.loads((mine.output / "results.json").read_text())
+        asked = [line for e in evaluations for line in (e.file.parent / "answers.jsonl").read_text().splitlines()]
+        came = sum(server.came.values())
+        assert configure("second")[0].file == evaluations[0].file
+        assert "not whole" not in (mine.output / "results.md").read_text().lower()
+        assert mine.finish() == 0, mine.log.read_text()
+        assert sum(server.came.values()) > came
+    again = [line for e in evaluations for line in (e.file.parent / "answers.jsonl").read_text().splitlines()]
+    assert again == asked
+    for number, evaluation in zip(results["numbers"], evaluations, strict=True):
+        (entry,) = json.loads(evaluation.file.read_text())["tasks"]
+        assert (number["n"], number["metric"]) == (entry["scored"], next(iter(entry["metrics"])))
+        assert number["score"]["value"] == pytest.approx(entry["metrics"][number["metric"]]["value"])
+        assert number["judge"] == ("first, protocol avllm" if number["benchmark"] == "judged" else None)
+    assert "judged by second" in (evaluations[0].file.parent / "report.md").read_text()
+    with Image.open(mine.output / "ask.png") as plot:
+        assert len(plot.convert("L").getcolors()) > 8
+
+
 def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsys, monkeypatch):
     """A launcher that says one thing, works on, says another and fails: both are shown, with where its log is."""
-    monkeypatch.setattr("ablate.run.SECONDS_BETWEEN_LINES", 0.05)
+    monkeypatch.setattr("ablate.work.SECONDS_BETWEEN_LINES", 0.05)
     work = "import sys, time; print('half way', flush=True); time.sleep(1); sys.exit('out of memory')"
     only = {"axes": {"frames": [2]}, "launcher": [sys.executable, "-c", work]}
     with pytest.raises(SystemExit):
@@ -453,14 +515,15 @@ def test_intervals_are_those_of_the_mean_and_draw_what_belongs_together():
 
 
 def test_seeds_are_averaged_and_differences_are_paired():
-    def answers(exact):
-        ids = [f"c{i}" for i in range(len(exact))]
-        return Answers(ids, ids, ["visual"] * len(ids), np.array(exact, float), np.ones(len(ids)), np.ones(len(ids)))
+    def outcome(exact):
+        judged = [{"id": f"c{i}", "key": None, "exact": value, "loss": 2, "tokens": 4} for i, value in enumerate(exact)]
+        return of_held_out({"judged": judged})
 
-    one, two = answers([1, 0, 1, 0]), answers([1, 1, 1, 0])
-    assert list(averaged([one, two]).exact) == [1, 0.5, 1, 0]
-    assert two.minus(one).value == 0.25
-    assert two.minus(answers([1, 1])).value == 0  # only what both were asked
+    one, two = outcome([1, 0, 1, 0]), outcome([1, 1, 1, 0])
+    assert averaged([one, two]).parts[:, 0].tolist() == [100, 50, 100, 0]
+    assert two.minus(one).value == 25
+    assert two.minus(outcome([1, 1])).value == 0  # only what both were asked
+    assert averaged([one, two]).mean_loss.value == 0.5
 
 
 def test_the_papers_numbers_stand_beside_its_own_benchmarks_only():
@@ -470,6 +533,17 @@ def test_the_papers_numbers_stand_beside_its_own_benchmarks_only():
     assert paper_accuracy("llm", "lmsys/vicuna-13b-v1.5", "ActivityNet-QA") == 51.9
     assert paper_accuracy("strategy", "pt1", "heldout") is None
     assert paper_accuracy("frames", 8, "MSRVTT-QA") is None
+    assert paper_accuracy("ask", "sight only", "AVSSD") == 36.2
+
+
+def test_a_task_that_is_not_there_is_refused_before_anything_starts(settings, tmp_path):
+    for benchmark, message in (
+        ({"task": "msrvtt", "conversations": "mixed"}, "no task 'msrvtt'; there are: msrvtt-qa"),
+        ({"task": "msrvtt-qa"}, "there are no conversations 'msrvtt-qa'"),
+        ({"limit": 3}, "give conversations, or a task"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Ablation(of(settings, tmp_path / "out", benchmarks={"x": benchmark}))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from serve.__main__ import app
 from serve.evals.answers import Answer
 from serve.evals.compare import compare
 from serve.evals.folder import RunInfo, claim
+from serve.evals.paper_tables import show_tables
 from serve.evals.report import write_report
 from serve.evals.scores import score
 from serve.evals.statistics import bootstrap, p_value
@@ -113,6 +114,37 @@ def test_what_cannot_be_compared_is_refused_and_said(folder_of, tmp_path):
             path.write_text(json.dumps(report))
         with pytest.raises(UserError, match=message):
             compare(a, tmp_path / "fewer", ["music-avqa"])
+
+
+def test_evaluations_are_rows_of_the_papers_tables(folder_of, tmp_path):
+    """Scores that were not made in the same way stand in no table together."""
+    a, b = (folder_of(name, {task: said[side] for task, said in ANSWERS.items()}) for side, name in enumerate("AB"))
+    done = CliRunner().invoke(app, ["table", str(a), str(b), "--out", str(tmp_path / "table.md")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "table.md").read_text()
+    for title, task, metric, figure in (
+        ("Questions", "music-avqa", "accuracy", 47.9),
+        ("Captions", "vatex", "CIDEr", 51.4),
+    ):
+        heads, _, *rows = page.partition(f"## {title}\n\n")[2].partition("\n\n")[0].splitlines()
+        assert heads == f"| evaluation | {task} {metric} |"
+        for folder, row in zip((a, b), rows, strict=False):
+            value = json.loads((folder / "report.json").read_text())["tasks"][task == "vatex"]["metrics"][metric][
+                "value"
+            ]
+            assert row.startswith(f"| {folder} | {value:.1f} (")
+        assert rows[2:] == [f"| the paper | {figure} |"]
+    assert "its row is no measure of ours" in page
+    with pytest.raises(UserError, match="another questions, prompts or references"):
+        show_tables([a, folder_of("more", {"music-avqa": ["yes"] * 8})], None)
+    for name, protocol in (("A", "avllm"), ("B", "video-chatgpt")):
+        path = tmp_path / name / "report.json"
+        report = json.loads(path.read_text())
+        report["tasks"] = [report["tasks"][name == "B"]]
+        report["tasks"][0]["judge"] = {"protocol": protocol}
+        path.write_text(json.dumps(report))
+    with pytest.raises(UserError, match=r"two judging protocols .*avllm \(music-avqa in .*A\), video-chatgpt \(vatex"):
+        show_tables([a, b], None)
 
 
 def ratio(sums):

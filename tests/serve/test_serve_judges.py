@@ -16,7 +16,8 @@ from serve.__main__ import app
 from serve.evals.agreement import alpha
 from serve.evals.anchors import AnchorFile, load_anchors
 from serve.evals.answers import Answer, AnswerFile
-from serve.evals.judge import JudgeFile, JudgeSettings, Judging, judge_all
+from serve.evals.judge import Judging, judge_all
+from serve.evals.judge_settings import JudgeFile, JudgeSettings
 from serve.evals.plan import plan_tasks
 from store import UserError, parse_settings
 

@@ -1,0 +1,66 @@
+"""The plot of a table: scores with their intervals over the values of an axis."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from ablate.rows import Row
+from store.publish import publishing
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SCALES = {"score": "judge's score, 0 to 5", "CIDEr": "CIDEr x 100", "BLEU-1": "BLEU-1 x 100"}  # all else is in percent
+
+
+def plot(title: str, rows: Sequence[Row], path: Path) -> None:
+    """Plot scores with their intervals, a panel for each scale: a line over numbers, points over names.
+
+    Args:
+        title: of the table.
+        rows: its rows.
+        path: PNG file; appears whole.
+    """
+    scales = list(dict.fromkeys(_scale(row) for row in rows))
+    figure, panels = plt.subplots(1, len(scales), figsize=(1 + 5 * len(scales), 4), squeeze=False)
+    values = list(dict.fromkeys(row.value for row in rows))
+    for axes, scale in zip(panels[0], scales, strict=True):
+        _draw(axes, [row for row in rows if _scale(row) == scale], values)
+        axes.set(ylabel=scale)
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.tight_layout()
+    with publishing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def _scale(row: Row) -> str:
+    return SCALES.get(row.metric, f"{row.metric.partition(',')[0]}, %")
+
+
+def _draw(axes: Any, rows: Sequence[Row], values: Sequence[str | int]) -> None:
+    """A line or points for each benchmark, and the paper's figures as crosses."""
+    numeric = all(isinstance(value, int) for value in values)
+    for number, benchmark in enumerate(dict.fromkeys(row.benchmark for row in rows)):
+        own = [row for row in rows if row.benchmark == benchmark]
+        if numeric:
+            own.sort(key=lambda row: row.value)
+        places = [row.value if numeric else values.index(row.value) + 0.08 * number for row in own]
+        middle, low, high = (np.array([getattr(row.score, name) for row in own]) for name in ("value", "low", "high"))
+        spread = np.maximum(0, [middle - low, high - middle])
+        line = axes.errorbar(places, middle, spread, fmt="o-" if numeric else "o", capsize=4, label=benchmark)
+        papers = [(place, row.paper) for place, row in zip(places, own, strict=True) if row.paper is not None]
+        if papers:
+            colour, label = line.lines[0].get_color(), f"{benchmark}, the paper"
+            axes.scatter(*zip(*papers, strict=True), marker="x", color=colour, label=label, zorder=3)
+    if numeric:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(values), [str(value) for value in sorted(values)])
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set_xlim(-0.5, len(values) - 0.5)
