@@ -217,10 +217,8 @@ class Ablation:
         if task := self.config.task_of(asked):
             return senses if task.modality == "audio_visual" else []
         if benchmark not in self._senses:
-            from trainer.data import asked_by  # imports torch, which planning needs for nothing else
-
             conversations = load_conversations(self._storage, asked.stored) if senses else []
-            self._senses[benchmark] = [sense for sense in senses if any(asked_by(sense, c) for c in conversations)]
+            self._senses[benchmark] = [sense for sense in senses if any(c.asked_by(sense) for c in conversations)]
         return self._senses[benchmark]
 
     def _evaluation(self, point: Point, seed: int, name: str, run: Run, sense: Sense | None) -> Evaluation:

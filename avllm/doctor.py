@@ -133,7 +133,7 @@ def _memory() -> Finding:
 
 def _disks(store: str | None) -> Iterator[Finding]:
     """Free space here, of the cache, and of a store's disk."""
-    places = {"this folder": ".", "cache of remote shards": str(cache_folder())}
+    places = {"this folder": ".", "cache": str(cache_folder())}
     if store and Storage(store).local:
         places["store"] = store
     for what, path in places.items():

@@ -16,17 +16,20 @@ from store.conversation import (
 )
 from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
 from store.errors import DamagedError, UserError
+from store.facts import longest_text
+from store.mapped import MappedConversations
 from store.names import is_missing_folder, means_folder
 from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
-from store.shard import Failure, FailureCode, ShardWriter, Sidecar
+from store.shard import FAILURE_CODES, Failure, FailureCode, ShardWriter, Sidecar
 from store.spec import ColumnSpec, Feature, canonical_json
 from store.storage import Storage
-from store.stream import Replacement, Stream, StreamBatch
+from store.stream import ItemRows, Replacement, Stream, StreamBatch
 from store.verify import Checked, ColumnStats, column_stats, verify_column
 
 __all__ = [
+    "FAILURE_CODES",
     "MODALITIES",
     "ORDER_VERSION",
     "Arrays",
@@ -42,7 +45,9 @@ __all__ = [
     "Failure",
     "FailureCode",
     "Feature",
+    "ItemRows",
     "Kind",
+    "MappedConversations",
     "MediaItem",
     "Mixture",
     "Modality",
@@ -71,6 +76,7 @@ __all__ = [
     "load_conversations",
     "load_outline",
     "load_settings",
+    "longest_text",
     "make_key",
     "means_folder",
     "open_column",

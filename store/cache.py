@@ -1,16 +1,18 @@
-"""LRU cache of a remote store's shards on the local disk: each tar is fetched once, whole.
+"""LRU cache on the local disk: tars of remote stores (`shards/`), and maps of tables and indices (`maps/`).
 
-A copy is named by the checksum of its bytes, so all stores and runs can share one folder, and a rewritten shard is
-never confused with its old version. `AVLLM_CACHE` sets the folder (default ~/.cache/avllm), `AVLLM_CACHE_GB` the
-maximum size in GB (default 50).
+Each tar is fetched once, whole; each map is made once (`store.maps`). Their names follow from checksums of their
+content or of all that they are made from, so all stores and runs can share one folder, and a rewritten shard is never
+confused with its old version. `AVLLM_CACHE` sets the folder (default ~/.cache/avllm), `AVLLM_CACHE_GB` the maximum size
+of each of the two in GB (default 50).
 """
 
 import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from store.column import Column
 from store.errors import DamagedError, UserError
@@ -18,6 +20,7 @@ from store.publish import publish
 from store.shard import shard_name, tar_checksum
 
 DEFAULT_GB = 50.0
+Opened = TypeVar("Opened")
 HANDED_OUT = 5.0  # seconds a returned path is safe from eviction; an open or mapped file survives its removal
 
 
@@ -31,22 +34,59 @@ def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3:
         UserError: the folder cannot be written, or the cache's maximum size is smaller than this tar.
         DamagedError: the tar is missing, or differs from its sidecar.
     """
-    folder = cache_folder()
-    path = folder / f"{sidecar_tar_xxh3}.tar"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            if not _is_there(path, sidecar_tar_bytes):
-                _make_room(folder, sidecar_tar_bytes)
-                _fetch(column, shard, path, sidecar_tar_bytes, sidecar_tar_xxh3)
-    except OSError as error:
-        raise UserError(f"{folder}: the cache cannot be written: {error.strerror}; set AVLLM_CACHE") from None
+    path = cache_folder() / "shards" / f"{sidecar_tar_xxh3}.tar"
+    with _written(path.parent), _locked(path):
+        if not _is_there(path, sidecar_tar_bytes):
+            _make_room(path.parent, sidecar_tar_bytes)
+            _fetch(column, shard, path, sidecar_tar_bytes, sidecar_tar_xxh3)
     return str(path)
 
 
+def made_once(name: str, make: Callable[[Path], None], load: Callable[[Path], Opened]) -> Opened:
+    """Open a file of `maps/`; one process of the machine makes it first, if it does not exist or cannot be opened.
+
+    Args:
+        name: the file's name, which begins with two digits of a digest.
+        make: writes the file to a path.
+        load: opens the file at a path; raises `DamagedError` if it is not what `make` writes.
+
+    Raises:
+        UserError: the folder cannot be written, or the cache's maximum size is smaller than this file.
+    """
+    path = cache_folder() / "maps" / name
+    with contextlib.suppress(OSError, DamagedError):
+        opened = load(path)
+        with contextlib.suppress(OSError):  # the cache may be read-only
+            os.utime(path)
+        return opened
+    with _written(path.parent), _locked(path):
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            return load(path)  # another process made it in the meantime
+        part = path.with_suffix(".part")
+        try:
+            make(part)
+            _check_bound(part.stat().st_size, "this map")
+            _make_room(path.parent, 0)
+            publish(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return load(path)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Make a folder of the cache; turn what cannot be written there into a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"{folder}: the cache cannot be written: {reason}; make room, or set AVLLM_CACHE") from None
+
+
 def cache_folder() -> Path:
-    """Where copies of shards are kept."""
-    return Path(os.environ.get("AVLLM_CACHE") or "~/.cache/avllm").expanduser() / "shards"
+    """Where copies of shards and maps are kept."""
+    return Path(os.environ.get("AVLLM_CACHE") or "~/.cache/avllm").expanduser()
 
 
 def _bound() -> int:
@@ -56,6 +96,14 @@ def _bound() -> int:
         return int(float(limit) * 1e9)
     except (ValueError, OverflowError):
         raise UserError(f"AVLLM_CACHE_GB={limit}: expected a number of gigabytes, such as 50") from None
+
+
+def _check_bound(size: int, what: str) -> int:
+    """The maximum size of the cache; refuse what is larger."""
+    bound = _bound()
+    if size > bound:
+        raise UserError(f"AVLLM_CACHE_GB={bound / 1e9:g}: less than {what} of {size / 1e9:.3f} GB")
+    return bound
 
 
 @contextlib.contextmanager
@@ -96,9 +144,7 @@ def _digest(path: Path) -> str:
 
 def _make_room(folder: Path, size: int) -> None:
     """Evict the least recently used files, including what killed processes left, until `size` more bytes fit."""
-    bound = _bound()
-    if size > bound:
-        raise UserError(f"AVLLM_CACHE_GB={bound / 1e9:g}: less than one shard of {size / 1e9:.3f} GB")
+    bound = _check_bound(size, "one shard")
     files = [(Path(entry), stat) for entry in os.scandir(folder) if (stat := _stat(entry)) and stat.st_size]
     excess = sum(stat.st_size for _, stat in files) + size - bound
     for path, stat in sorted(files, key=lambda file: file[1].st_mtime):

@@ -59,6 +59,10 @@ class Column:
         """The path of one of the column's files, relative to the store's root."""
         return f"{FOLDER}/{self.name}/{name}"
 
+    def files(self) -> dict[str, str]:
+        """The names in the column's folder; to each, a mark that changes when the file is written again."""
+        return self.storage.marks(f"{FOLDER}/{self.name}")
+
     def shards(self) -> list[int]:
         """The sorted numbers of the published shards: those that have a sidecar."""
         stems = (n.removesuffix(".json") for n in self.storage.names(f"{FOLDER}/{self.name}") if n.endswith(".json"))

@@ -1,20 +1,22 @@
 """Conversations: questions and answers about media items. Many data sets can share the same columns."""
 
+import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from store.errors import UserError
 from store.storage import Storage
-from store.table import collector_paused, load_table, save_table
+from store.table import collector_paused, load_table, save_batches
 
 Modality = Literal["text", "visual", "audio", "audio_visual"]
 Sense = Literal["visual", "audio"]
 MODALITIES: tuple[Modality, ...] = ("text", "visual", "audio", "audio_visual")
 FOLDER = "conversations"
+WRITTEN_AT_ONCE = 1 << 16
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -61,17 +63,35 @@ class Conversation:
             return "text"
         return "audio_visual" if len(seen) > 1 else seen.pop()
 
+    def asked_by(self, sense: Sense) -> "Conversation | None":
+        """An audio-visual conversation as asked by one sense alone; None if a turn needs the other sense.
+
+        A turn that perceives by both can be asked by either (paper, Table 5: the same model with sight only); a turn
+        that asks by sound cannot be asked by sight.
+        """
+        seen = {turn.modality for turn in self.turns}
+        if "audio_visual" not in seen or not seen <= {"text", "audio_visual", sense}:
+            return None
+        turns = tuple(replace(t, modality=sense) if t.modality == "audio_visual" else t for t in self.turns)
+        return replace(self, turns=turns)
+
 
 def save_conversations(storage: Storage, name: str, conversations: Iterable[Conversation]) -> None:
-    """Write `conversations/<name>.parquet`."""
-    listed = list(conversations)
+    """Write `conversations/<name>.parquet`; only as many conversations as are written at once are in memory."""
+    coming = iter(conversations)
+    batches = iter(lambda: list(itertools.islice(coming, WRITTEN_AT_ONCE)), [])
+    save_batches(storage, f"{FOLDER}/{name}.parquet", map(rows_of, batches), SCHEMA)
+
+
+def rows_of(conversations: Sequence[Conversation]) -> pa.RecordBatch:
+    """Rows of `SCHEMA`."""
     columns: dict[str, list[Any]] = {
-        "id": [c.id for c in listed],
-        "key": [c.key for c in listed],
-        "turns": [[vars(turn) for turn in c.turns] for c in listed],
-        "meta": [json.dumps(c.meta, sort_keys=True) for c in listed],
+        "id": [c.id for c in conversations],
+        "key": [c.key for c in conversations],
+        "turns": [[vars(turn) for turn in c.turns] for c in conversations],
+        "meta": [json.dumps(c.meta, sort_keys=True) for c in conversations],
     }
-    save_table(storage, f"{FOLDER}/{name}.parquet", columns, SCHEMA)
+    return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def load_conversations(storage: Storage, name: str) -> list[Conversation]:
@@ -82,11 +102,16 @@ def load_conversations(storage: Storage, name: str) -> list[Conversation]:
     """
     table = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
     with collector_paused():
-        ids, keys, turns, meta = (table[name].to_pylist() for name in SCHEMA.names)
-        return [
-            Conversation(id_, key, tuple(Turn(**turn) for turn in exchanges), json.loads(details))
-            for id_, key, exchanges, details in zip(ids, keys, turns, meta, strict=True)
-        ]
+        return conversations_in(table)
+
+
+def conversations_in(rows: pa.Table | pa.RecordBatch) -> list[Conversation]:
+    """The conversations in rows of `SCHEMA`."""
+    ids, keys, turns, meta = (rows[name].to_pylist() for name in SCHEMA.names)
+    return [
+        Conversation(id_, key, tuple(Turn(**turn) for turn in exchanges), json.loads(details))
+        for id_, key, exchanges, details in zip(ids, keys, turns, meta, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

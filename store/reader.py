@@ -5,18 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
 from store.cache import cached
 from store.column import Column
 from store.errors import DamagedError, UserError
-from store.index import build_index
+from store.hashes import hash_keys
+from store.index import open_index
 from store.shard import decode_array, shard_name
 from store.tars import Tar
 
 Arrays = dict[str, NDArray[Any]]
 OPEN_FILES = 256  # tars kept open
+COMPARED = 20_000  # keys among which an unknown one's nearest are looked for, which takes a second
 GAP = 16 << 10  # bytes: a smaller gap between two arrays is read and discarded, which beats a second call
 
 
@@ -35,7 +38,7 @@ class ColumnReader:
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.index = build_index(column)
+        self.index = open_index(column)
         self.failed = self.index.failed
         self.checked = np.zeros(self.index.xxh3.shape, bool)
         self._scratch = np.empty(GAP, np.uint8)  # receives the discarded gaps
@@ -45,14 +48,14 @@ class ColumnReader:
         return self.__dict__ | {"_tars": {}}
 
     def __len__(self) -> int:
-        return len(self.index.row)
+        return len(self.index)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.index.row
+        return 0 <= self.index.row(str(key)) < len(self)
 
     def keys(self) -> list[str]:
         """The keys of the usable items, in corpus order."""
-        return list(self.index.row)
+        return self.index.keys()
 
     def shape(self, key: str, name: str) -> tuple[int, ...]:
         """The shape of one array, without reading it."""
@@ -64,15 +67,22 @@ class ColumnReader:
         Raises:
             UserError: the column has no such item; the message gives the reason if it failed.
         """
-        if key not in self.index.row:
-            failure = self.failed.get(key)
-            near = ", ".join(difflib.get_close_matches(key, self.index.row, cutoff=0.5))
-            why = f": {failure.reason}" if failure else f"; near it: {near}" if near else ""
-            raise UserError(f"{self.column.name}: no item {key!r}{why}")
-        return self.index.row[key]
+        row = self.index.row(key)
+        if 0 <= row < len(self):
+            return row
+        if row >= 0:
+            raise UserError(f"{self.column.name}: no item {key!r}: {self.index.failure(row).reason}")
+        near = difflib.get_close_matches(key, self.keys(), cutoff=0.5) if len(self) <= COMPARED else []
+        raise UserError(f"{self.column.name}: no item {key!r}{'; near it: ' if near else ''}{', '.join(near)}")
+
+    def rows(self, keys: Sequence[str | None]) -> NDArray[np.int32]:
+        """The row of each key, int32; -1 of None, and of keys that the column lacks."""
+        rows = self.index.find(hash_keys(pa.array(keys, pa.string())))
+        return np.where(rows < len(self), rows, np.int32(-1))
 
     def shape_at(self, row: int, feature: int) -> tuple[int, ...]:
         """The shape of one array, by row and feature number."""
+        self.index.check(row)
         rank = len(self.column.spec.features[self.index.features[feature]].shape)
         return tuple(self.index.shape[row, feature, :rank].tolist())
 
@@ -104,6 +114,7 @@ class ColumnReader:
         Raises:
             DamagedError: an array does not match its checksum, or the tar cannot be read.
         """
+        self.index.check(row)
         shard = self.index.shard.item(row)
         tar = self.open(shard)
         try:
@@ -143,7 +154,7 @@ class ColumnReader:
         tar = self._tars.get(shard)
         if tar is None:
             with self.column.blamed(shard):
-                tar = self._tars[shard] = Tar(self.path(shard), self.index.tars[shard][0])
+                tar = self._tars[shard] = Tar(self.path(shard), self.index.tar(shard)[0])
             for oldest in list(self._tars)[:-OPEN_FILES]:
                 self._tars.pop(oldest, None)
         return tar
@@ -159,7 +170,7 @@ class ColumnReader:
         storage = self.column.storage
         if storage.local:
             return storage.path(self.column.path(shard_name(shard, "tar")))
-        return cached(self.column, shard, *self.index.tars[shard])
+        return cached(self.column, shard, *self.index.tar(shard))
 
     def _check(self, row: int, feature: int, array: NDArray[Any]) -> None:
         if xxhash.xxh3_64_intdigest(array.data) != self.index.xxh3.item(row, feature):

@@ -8,7 +8,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import xxhash
@@ -23,6 +23,7 @@ from store.storage import Storage
 TEXT = "text"
 BLOCK_BYTES = 4 << 20
 FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
+FAILURE_CODES: tuple[FailureCode, ...] = get_args(FailureCode)
 
 
 class ArrayEntry(Settings):

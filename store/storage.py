@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from store.lease import Holder, hold_lease
 from store.publish import TEMPORARY, publish, temporary_beside
 
 LOCK = ".lock"
+TAGS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "created")  # in listings
 
 
 class Storage:
@@ -72,6 +74,23 @@ class Storage:
         inside = (path.rpartition("/")[2] for path in paths if not path.endswith(self.path(folder)))
         return sorted(name for name in inside if TEMPORARY not in name)
 
+    def marks(self, folder: str) -> dict[str, str]:
+        """The names in `folder`, as `names`; to each, a mark that changes when the file is written again."""
+        if self.local:
+            try:
+                with self._reached(folder), os.scandir(self.path(folder)) as entries:
+                    marks = {entry.name: _mark(entry.stat()) for entry in entries}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        else:
+            try:
+                with self._reached(folder):
+                    listing = self.fs.ls(self.path(folder), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            marks = {info["name"].rstrip("/").rpartition("/")[2]: _tag(info) for info in listing}
+        return {name: marks[name] for name in sorted(marks) if TEMPORARY not in name}
+
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `name`, or the range from `start` to `end`.
 
@@ -108,6 +127,31 @@ class Storage:
         """
         with self._reached(name):
             self.fs.get_file(self.path(name), str(path))
+
+    @contextlib.contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """Yield a local path that holds the file `name`: the file itself, or a temporary copy of a remote one.
+
+        Raises:
+            UserError: the file does not exist or cannot be read, or the disk is full.
+        """
+        try:
+            if self.local:
+                path = Path(self.path(name))
+                with self._reached(name), open(path, "rb"):
+                    pass
+            else:
+                folder = _temporary_folder()
+                path = temporary_beside(folder / name.rpartition("/")[2])
+                with _written(path, f"{folder} (TMPDIR)"):
+                    self.fetch(name, path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.where(name)}: no such file") from None
+        try:
+            yield path
+        finally:
+            if not self.local:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _reached(self, name: str, *, is_read: bool = True) -> Iterator[None]:
@@ -246,7 +290,9 @@ def _written(path: Path, where: str) -> Iterator[None]:
         if not _is_full(error) and not path.is_relative_to(str(error.filename)):
             raise
         advice = "make room" if _is_full(error) else "make it writable or name another place"
-        line = f"{where}: cannot be written: {error.strerror}; {advice}, then give the same command again"
+        line = (
+            f"{where}: cannot be written: {os.strerror(error.errno or 0)}; {advice}, then give the same command again"
+        )
         raise UserError(line) from None
 
 
@@ -255,6 +301,16 @@ def _temporary_folder() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise UserError(f"{error.strerror}; make room there, or set TMPDIR to a folder that has room") from None
+
+
+def _mark(stat: os.stat_result) -> str:
+    return f"{stat.st_size}.{stat.st_mtime_ns}.{stat.st_ino}"
+
+
+def _tag(info: dict[str, Any]) -> str:
+    """The mark of an object in a listing; one that says nothing about when it was written gets a new one each time."""
+    said = next((info[field] for field in TAGS if info.get(field)), uuid.uuid4())
+    return f"{info.get('size')}.{said}"
 
 
 def _is_full(error: Exception) -> bool:

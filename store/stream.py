@@ -69,12 +69,61 @@ class _Feature(NamedTuple):
     shape: tuple[int | None, ...]
 
 
-class Stream:
+class ItemRows:
+    """N places, each an item's row in each of several columns: what training reads into memory that it lays out.
+
+    Args:
+        readers: readers of the columns; feature names must be unique across them.
+        rows: for each reader, its row at each place; -1 where the column lacks the item.
+        features: names of the numeric features to read; None reads all.
+
+    Raises:
+        UserError: two columns have a feature of one name, or a feature does not exist or varies in more than its first
+            length.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[ColumnReader],
+        rows: Sequence[NDArray[np.int32]],
+        features: Sequence[str] | None = None,
+    ) -> None:
+        self._readers, self._rows = readers, rows
+        self._features = _choose(readers, features)
+        self._names = [[n for n, f in self._features.items() if f.column == c] for c in range(len(readers))]
+
+    def shapes(self, place: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each array of the item at `place`; reads no arrays."""
+        rows = [rows.item(place) for rows in self._rows]
+        return {
+            name: self._readers[f.column].shape_at(rows[f.column], f.number)
+            for name, f in self._features.items()
+            if rows[f.column] >= 0
+        }
+
+    def read_item_into(self, place: int, into: Mapping[str, NDArray[Any]]) -> None:
+        """Read the item at `place` into contiguous arrays, given by feature name. Thread-safe.
+
+        Raises:
+            DamagedError: an array does not match its checksum, or a tar cannot be read.
+        """
+        for reader, rows, names in zip(self._readers, self._rows, self._names, strict=True):
+            row = rows.item(place)
+            targets = [(self._features[name].number, into[name]) for name in names if name in into]
+            if row >= 0 and targets:
+                reader.read_row_into(row, targets)
+
+    def remote_shards(self, place: int) -> list[tuple[ColumnReader, int]]:
+        """The shards of remote columns that hold the item at `place`; reading first copies them to the cache."""
+        rows = [(reader, rows.item(place)) for reader, rows in zip(self._readers, self._rows, strict=True)]
+        return [(r, r.index.shard.item(row)) for r, row in rows if row >= 0 and not r.column.storage.local]
+
+
+class Stream(ItemRows):
     """A data set of N places; each place is one item, with its features from one or more columns.
 
-    Training uses `shapes` and `read_item_into`, which read into memory that the caller lays out. A torch `DataLoader`
-    uses indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker processes may be forked
-    or spawned.
+    A torch `DataLoader` uses indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker
+    processes may be forked or spawned.
 
     Each array's checksum is verified on first read in a process.
 
@@ -88,8 +137,7 @@ class Stream:
         replaced: the damaged items that batches have replaced so far, by place.
 
     Raises:
-        UserError: no column holds a key, two columns have a feature of one name, or a feature does not exist or varies
-            in more than its first length.
+        UserError: as for `ItemRows`, or no column holds a key.
     """
 
     def __init__(
@@ -99,44 +147,16 @@ class Stream:
         features: Sequence[str] | None = None,
         tolerate: int = 0,
     ) -> None:
-        self._readers, self._keys, self._tolerate = readers, keys, tolerate
-        self._features = _choose(readers, features)
-        self._names = [[n for n, f in self._features.items() if f.column == c] for c in range(len(readers))]
+        self._keys, self._tolerate = keys, tolerate
         self.replaced: dict[int, Replacement] = {}
-        rows = [[-1 if key is None else reader.index.row.get(key, -1) for key in keys] for reader in readers]
-        self._rows = np.array(rows, np.int64).reshape(len(readers), len(keys))
-        for place in np.flatnonzero((self._rows < 0).all(axis=0)):
+        super().__init__(readers, [reader.rows(keys) for reader in readers], features)
+        missing = np.all([rows < 0 for rows in self._rows], axis=0)
+        for place in np.flatnonzero(missing) if readers else range(len(keys)):
             if (key := keys[place]) is not None:
                 readers[0].row(key)
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    def shapes(self, place: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each array of the item at `place`; reads no arrays."""
-        rows = self._rows[:, place].tolist()
-        return {
-            name: self._readers[f.column].shape_at(rows[f.column], f.number)
-            for name, f in self._features.items()
-            if rows[f.column] >= 0
-        }
-
-    def read_item_into(self, place: int, into: Mapping[str, NDArray[Any]]) -> None:
-        """Read the item at `place` into contiguous arrays, given by feature name. Thread-safe.
-
-        Raises:
-            DamagedError: an array does not match its checksum, or a tar cannot be read.
-        """
-        for column, names in enumerate(self._names):
-            row = self._rows.item(column, place)
-            targets = [(self._features[name].number, into[name]) for name in names if name in into]
-            if row >= 0 and targets:
-                self._readers[column].read_row_into(row, targets)
-
-    def remote_shards(self, place: int) -> list[tuple[ColumnReader, int]]:
-        """The shards of remote columns that hold the item at `place`; reading first copies them to the cache."""
-        rows = zip(self._readers, self._rows[:, place].tolist(), strict=True)
-        return [(r, r.index.shard.item(row)) for r, row in rows if row >= 0 and not r.column.storage.local]
 
     def __getitem__(self, place: int) -> Arrays:
         """The arrays of the item at `place`, newly allocated."""
@@ -174,10 +194,12 @@ class Stream:
         bounds: dict[str, NDArray[np.int64]] = {}
         held: dict[str, NDArray[np.bool_]] = {}
         for name, (column, number, dtype, shape) in self._features.items():
-            rows = self._rows[column, places]
+            rows = self._rows[column][places]
             held[name] = rows >= 0
             counts = held[name].astype(np.int64)
             if varies := shape[:1] == (None,):
+                for row in rows[held[name]].tolist():
+                    self._readers[column].index.check(row)
                 counts[held[name]] = self._readers[column].index.shape[rows[held[name]], number, 0]
             bounds[name] = np.concatenate([[0], np.cumsum(counts)])
             fixed_part = tuple(length or 0 for length in shape[varies:])  # `_choose` checked that these are fixed

@@ -2,14 +2,14 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from store.errors import DamagedError
-from store.sealed import check_format, seal_table, unseal_table
+from store.errors import DamagedError, UserError
+from store.sealed import TAIL, check_format, open_table, seal_in, write_table
 from store.storage import Storage
 
 FORMAT = 1  # version of corpus.parquet and conversations/*.parquet
@@ -19,7 +19,13 @@ SCANNED_AT_ONCE = 1 << 16  # rows
 def save_table(storage: Storage, name: str, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
     """Write columns, given by name, to the parquet file `name`."""
     table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
-    storage.write(name, seal_table(table, FORMAT))
+    save_batches(storage, name, table.to_batches(), schema)
+
+
+def save_batches(storage: Storage, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write batches of rows to the parquet file `name`; one batch is in memory at a time."""
+    with storage.writing(name) as temporary:
+        write_table(temporary, batches, schema, FORMAT)
 
 
 def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> pa.Table:
@@ -29,12 +35,10 @@ def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -
         UserError: the file does not exist, or its format is newer than this version supports.
         DamagedError: the file does not match its checksum or the schema.
     """
-    table = unseal_table(storage.read(name), FORMAT, storage.where(name))
-    if added and table.schema.equals(pa.schema(list(schema)[:-added])):
-        for field in list(schema)[-added:]:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    if not table.schema.equals(schema):
-        raise DamagedError(f"{storage.where(name)}: its columns are not {', '.join(schema.names)}")
+    with opened_table(storage, name, schema, added) as file:
+        table = file.read(use_threads=False)  # pyarrow's threads are suspected of causing aborts at exit
+    for field in list(schema)[len(table.schema) :]:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
     return table
 
 
@@ -55,6 +59,30 @@ def scan_table(storage: Storage, name: str, columns: Sequence[str]) -> Iterator[
             yield from table.iter_batches(SCANNED_AT_ONCE, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DamagedError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def opened_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> Iterator[pq.ParquetFile]:
+    """Open the parquet file `name` to read it in parts. Arguments and errors are those of `load_table`."""
+    where = storage.where(name)
+    with storage.local_copy(name) as path, open_table(path, FORMAT, where) as file:
+        accepted = [schema, pa.schema(list(schema)[:-added])] if added else [schema]
+        if not any(file.schema_arrow.equals(each) for each in accepted):
+            raise DamagedError(f"{where}: its columns are not {', '.join(schema.names)}")
+        yield file
+
+
+def seal_of(storage: Storage, name: str) -> str:
+    """The checksum that the parquet file `name` states. It names the content, and is not compared with it.
+
+    Raises:
+        UserError: the file does not exist.
+        DamagedError: it states none.
+    """
+    size = storage.size(name)
+    if size is None:
+        raise UserError(f"{storage.where(name)}: no such file")
+    return seal_in(storage.read(name, max(0, size - TAIL), size), storage.where(name))
 
 
 @contextlib.contextmanager

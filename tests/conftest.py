@@ -115,8 +115,16 @@ class Forks:
         self._server.wait()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine_cache(tmp_path_factory):
+    """Maps of tables and indices are kept here, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def forks():
+def forks(machine_cache):
     """Start commands in processes of their own that need not import torch."""
     forks = Forks()
     yield forks

@@ -4,22 +4,25 @@ An answer is exact if every token of the reference is the most likely one after 
 decoding writes the reference, so one forward pass judges what generation would write, end of text included.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from store import Conversation, Order, Sense, UserError
+from store import MODALITIES, Conversation, Modality, Order, Sense, UserError
 from store.console import Meter
 from trainer.batch import Sample, pack, share_out
-from trainer.data import Joined, Pool, asked_by
 from trainer.engine import Engine
 from trainer.features import FEATURES_OF, Grid
+from trainer.joined import Joined
+from trainer.pool import Pool
 from trainer.prompt import PromptFormat
 from trainer.settings import Source, TrainConfig
 
 READ_AT_ONCE = 64  # conversations per rank
+COMPARED_AT_ONCE = 1024  # conversations
 
 
 @dataclass(frozen=True)
@@ -78,36 +81,44 @@ class HeldOut:
         limit: int | None = None,
         sense: Sense | None = None,
     ) -> None:
-        self._pools: list[Pool] = []
-        members: list[tuple[int, int]] = []
-        for joined in (Joined(source, visual, audio) for source in sources):
-            usable = joined.usable if sense is None else [a for c in joined.usable if (a := asked_by(sense, c))]
-            for modality in FEATURES_OF:
-                if conversations := [c for c in usable if c.modality == modality]:
-                    members += [(len(self._pools), number) for number in range(len(conversations))]
-                    self._pools.append(Pool(joined, conversations, modality, grid))
-        if not members:
+        modalities: tuple[Modality, ...] = (sense,) if sense else MODALITIES
+        pairs = itertools.product((Joined(source, visual, audio) for source in sources), modalities)
+        members = ((joined, joined.numbers(modality, sense), modality) for joined, modality in pairs)
+        self._pools = [Pool(joined, n, modality, grid, sense) for joined, n, modality in members if len(n)]
+        ends = list(itertools.accumulate(map(len, self._pools)))
+        if not ends:
             raise UserError(
                 f"field 'sources': no usable conversation to evaluate on: {[s.conversations for s in sources]}"
             )
-        order = Order(len(members), 0)
-        self._members = [members[order[i]] for i in range(min(len(members), limit or len(members)))]
+        order = Order(ends[-1], 0)
+        chosen = [order[i] for i in range(min(ends[-1], limit or ends[-1]))]
+        owners = np.searchsorted(ends, chosen, side="right").tolist()
+        self._members = [
+            (pool, n - ends[pool] + len(self._pools[pool])) for pool, n in zip(owners, chosen, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def overlap(self, trained: Iterable[tuple[str, Conversation]]) -> tuple[int, int]:
+    def overlap(self, trained: Sequence[Pool]) -> tuple[int, int]:
         """Count the conversations that are also trained on, by whatever sense, and the others whose media are.
 
-        Args:
-            trained: conversations, each with the URL of its store.
+        Only the texts of those about a medium of these conversations, and as long as one of them, are compared.
         """
-        held_out = [_Asked.of(self._pools[pool].store, self._pools[pool].conversations[n]) for pool, n in self._members]
-        media = {asked.medium for asked in held_out}
-        seen = {asked for store, c in trained if (asked := _Asked.of(store, c)).medium in media}
-        seen_media = {asked.medium for asked in seen if asked.medium}
-        same = sum(asked in seen for asked in held_out)
-        return same, sum(asked not in seen and asked.medium in seen_media for asked in held_out)
+        asked = [_Asked.of(self._pools[pool].store, self._conversation(pool, place)) for pool, place in self._members]
+        leads = [self._pools[pool].leads([place])[0] for pool, place in self._members]
+        seen: set[_Asked] = set()
+        seen_media: set[tuple[str, str]] = set()
+        for pool in trained:
+            keys = list({a.medium and a.medium[1] for a in asked if a.medium is None or a.medium[0] == pool.store})
+            found = pool.find(keys)
+            seen_media |= {(pool.store, key) for n in np.unique(found).tolist() if n >= 0 and (key := keys[n])}
+            alike = np.flatnonzero((found >= 0) & np.isin(pool.leads(), leads))
+            for first in range(0, len(alike), COMPARED_AT_ONCE):
+                batch = pool.conversations(alike[first : first + COMPARED_AT_ONCE])
+                seen |= {_Asked.of(pool.store, c) for c in batch}.intersection(asked)
+        same = sum(each in seen for each in asked)
+        return same, sum(each not in seen and each.medium in seen_media for each in asked)
 
     def judge(
         self, engine: Engine, tokenizer: Any, prompt: PromptFormat, max_tokens: int, meter: Meter | None = None
@@ -122,11 +133,14 @@ class HeldOut:
             samples = self._samples(members, tokenizer, prompt)
             results = _judge(engine, samples, max_tokens)
             for (pool, number), (tokens, loss, exact) in zip(part, results, strict=False):
-                c = self._pools[pool].conversations[number]
+                c = self._conversation(pool, number)
                 judged.append(Judged(c.id, c.key, c.modality, tokens, loss, exact))
             if meter:
                 meter.advance(len(part))
         return judged
+
+    def _conversation(self, pool: int, place: int) -> Conversation:
+        return self._pools[pool].conversations([place])[0]
 
     def _samples(self, members: Sequence[tuple[int, int]], tokenizer: Any, prompt: PromptFormat) -> list[Sample]:
         read: dict[tuple[int, int], Sample] = {}

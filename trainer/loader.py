@@ -12,7 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from store import DamagedError
 from trainer.batch import Allocate, Batch, Parts, lay_out, share_out
-from trainer.data import PendingSample, TrainingData
+from trainer.data import TrainingData
+from trainer.pool import PendingSample
 from trainer.settings import TrainConfig
 
 ALIGNMENT = 64  # bytes; each array in a batch's memory starts at a multiple

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from store import Modality, Settings, Turn, UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from store import Modality, Settings, Turn, UserError, longest_text
 
 ROW = -1  # marks the place of a feature row in `ids`
-GROWTH = 3  # NFC makes a text at most three times as many bytes, each of which may be a token
 LEAD_SHOWN = 64  # characters of a response, enough to decide where its first token stands
 BEGINNINGS = [*string.ascii_letters, *string.digits, *"(['\"-#<{*`$"]  # of responses
 
@@ -109,15 +111,19 @@ def lead_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return (*turns[:number], replace(first, response=first.response[:LEAD_SHOWN]))
 
 
-def longest_lead(turns: Sequence[Turn], rows: Mapping[Modality, int], prompt: PromptFormat) -> int:
-    """A bound on the positions before the first response, computed from the texts' bytes, without a tokenizer."""
-    positions = 0
-    for part in _parts(turns, rows, prompt, open_ended=False):
-        size = len(part.text) if part.text.isascii() else GROWTH * len(part.text.encode())
-        positions += size + 1 + part.rows + part.ends  # some tokenizers put a space before each text
-        if part.response_at < len(part.text):
-            return positions - len(part.text) + part.response_at
-    return positions
+def lead_room(
+    lead: NDArray[np.uint32], media: NDArray[np.uint16], rows: int, prompt: PromptFormat
+) -> NDArray[np.int64]:
+    """A bound on the positions before the first response of N conversations, without a tokenizer, int64 [N].
+
+    Args:
+        lead: of the texts (`store.Facts`).
+        media: how many of their turns perceive.
+        rows: most that a turn perceives.
+        prompt: the texts around the turns.
+    """
+    system = longest_text(f"System: {prompt.system}\n")
+    return lead.astype(np.int64) + media.astype(np.int64) * rows + system
 
 
 def check_prompt(tokenizer: Any, prompt: PromptFormat) -> None:

@@ -1,7 +1,7 @@
 """What a run prints about its data before it trains."""
 
+import itertools
 import json
-from collections import Counter
 from pathlib import Path
 
 from store.console import console
@@ -27,12 +27,13 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
         path = Path(config.output) / "left_out.jsonl"
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(conversation._asdict()) + "\n" for conversation in data.left_out))
+            with open(path, "w") as file:
+                file.writelines(json.dumps(conversation._asdict()) + "\n" for conversation in data.left_out)
         console.print(f"{len(data.left_out)} conversations left out{f': {path}' if write else ''}")
-        for reason, count in sorted(Counter(conversation.reason for conversation in data.left_out).items()):
-            ids = [conversation.id for conversation in data.left_out if conversation.reason == reason]
-            console.print(f"  {count} {reason}: {', '.join(ids[:NAMED])}{' ...' * (count > NAMED)}", markup=False)
-    same, media = held_out.overlap(data.conversations()) if held_out else (0, 0)
+        for reason, count in sorted(data.left_out.reasons().items()):
+            ids = [conversation.id for conversation in itertools.islice(data.left_out.of(reason), NAMED)]
+            console.print(f"  {count} {reason}: {', '.join(ids)}{' ...' * (count > NAMED)}", markup=False)
+    same, media = held_out.overlap(data.pools) if held_out else (0, 0)
     if same or media:
         console.print(
             f"warning: of {len(held_out or ())} held-out conversations {same} are also trained on, of {media} others "

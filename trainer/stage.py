@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> None:
     held_out = held_out_of(config)
     saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
     if saved:
-        check_same_run(saved, config, data.identity)
+        check_same_run(saved, config, data.has_identity)
         check_same_llm(saved, llm, output)
     base = (saved and saved.base) or digest_of(llm.named_parameters(), precision(config))
     model = build_model(config, data, llm)

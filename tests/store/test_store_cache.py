@@ -222,5 +222,7 @@ def test_a_bound_that_cannot_hold_is_one_line(remote, monkeypatch, value):
 def test_a_folder_that_cannot_be_written_is_one_line(remote, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AVLLM_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"shards: the cache cannot be written: Not a directory; set AVLLM_CACHE"):
+    with pytest.raises(
+        UserError, match=r"shards: the cache cannot be written: Not a directory; make room, or set AVLLM_CACHE"
+    ):
         get(remote, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from store import ColumnReader, DamagedError
-from store.index import build_index
+from store.index import open_index
 from store.sealed import seal_json, unseal_json
 
 
@@ -18,13 +18,13 @@ def reseal(toy, change):
 
 def test_it_says_what_the_sidecars_say(toy):
     """The index is read past pydantic; a slip there would read one item's numbers as another's."""
-    index, row = build_index(toy.column), 0
+    index, row = open_index(toy.column), 0
     assert index.features == ("spatial.t4", "temporal")
     for shard in toy.column.shards():
         sidecar = toy.column.sidecar(shard)
-        assert index.tars[shard] == (sidecar.tar_bytes, sidecar.tar_xxh3)
+        assert index.tar(shard) == (sidecar.tar_bytes, sidecar.tar_xxh3)
         for item in sidecar.items:
-            assert (index.row[item.key], index.key(row), index.shard[row]) == (row, item.key, shard)
+            assert (index.row(item.key), index.key(row), index.shard[row]) == (row, item.key, shard)
             for number, name in enumerate(index.features):
                 entry = item.arrays[name]
                 assert index.offset[row, number] == entry.offset
@@ -32,7 +32,7 @@ def test_it_says_what_the_sidecars_say(toy):
                 assert index.nbytes[row, number] == np.prod(entry.shape) * np.dtype(entry.dtype).itemsize
                 assert f"{index.xxh3[row, number]:016x}" == entry.xxh3
             row += 1
-    assert len(index.row) == row == 5
+    assert len(index) == row == 5
 
 
 def test_a_shard_or_column_without_items_opens(build_store, tmp_path):

@@ -28,7 +28,7 @@ from store import (
 )
 from store.exchange.merge import plan_merge, run_merge
 from store.exchange.transfer import load_cargo, send
-from store.sealed import seal_json, seal_table, unseal_table
+from store.sealed import open_table, seal_json, write_table
 from store.verify import unknown_files, verify_tables
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,10 @@ def test_a_newer_format_is_one_clear_line(toy):
             content.pop("xxh3")
             storage.write(name, seal_json(content))
         else:
-            storage.write(name, seal_table(unseal_table(good, 1, name), 9))
+            with storage.reading(name) as path:
+                table = open_table(path, 1, name).read()
+            with storage.writing(name) as path:
+                write_table(path, table.to_batches(), table.schema, 9)
         with pytest.raises(UserError, match=newer) as caught:
             read()
         assert str(caught.value).startswith(storage.where(name))

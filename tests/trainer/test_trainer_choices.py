@@ -250,9 +250,9 @@ def conversations(base, output):
     config = parse_settings(TrainConfig, {**base, "output": str(output)}, "test")
     tokenizer = AutoTokenizer.from_pretrained(output / "checkpoint")
     data = TrainingData(config, tokenizer)
-    for pool in data._pools.values():
-        numbers = range(len(pool.conversations))
-        yield from zip(pool.conversations, pool.samples(numbers, tokenizer, config.prompt), strict=True)
+    for pool in data.pools:
+        numbers = range(len(pool))
+        yield from zip(pool.conversations(numbers), pool.samples(numbers, tokenizer, config.prompt), strict=True)
 
 
 def test_evaluation_is_what_a_plain_reading_and_greedy_decoding_say(base, taught, tmp_path, monkeypatch, capsys):

@@ -2,18 +2,22 @@ import math
 import pickle
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 from transformers import AutoTokenizer
 
 from store import (
     Conversation,
     Corpus,
     DamagedError,
+    Phase,
     Storage,
     Turn,
     UserError,
+    load_conversations,
     parse_settings,
     save_conversations,
 )
@@ -237,3 +241,36 @@ def test_sources_are_drawn_by_weight(feature_store, tokenizer):
     data = TrainingData(config(feature_store, sources=twice, mixture={"visual": 1}, steps=10), tokenizer)
     drawn = [[pool for pool, _ in data.draw(step, 0, 1)] for step in range(10)]
     assert all(batch.count("0.visual") == 2 and batch.count("1.visual") == 6 for batch in drawn)
+
+
+def digest_of_texts(config, talks, weights, phases, columns):
+    """The identity as versions before 0.1.0 saved it: every text of every pool."""
+    digest = xxhash.xxh3_128(repr((2, config.seed, config.global_batch, phases, weights, columns)).encode())
+    for c in talks:
+        turns = [(t.instruction, t.modality, t.response) for t in c.turns]
+        digest.update(repr((c.id, c.key, turns)).encode())
+    return digest.hexdigest()
+
+
+def test_a_run_that_an_earlier_version_stopped_goes_on_if_its_data_are_the_same(feature_store, tokenizer, tmp_path):
+    """The digest in its states is another one; a changed text is refused as ever, wherever the store lies."""
+    settings = config(feature_store, mixture={"visual": 1}, augment={"visual": 0.5})
+    talks = load_conversations(Storage(feature_store), "mixed")
+    drawn = [c for c in talks if c.modality == "visual"]
+    single = [asked for c in talks if c.key != "clips-3-mp4" and (asked := c.asked_by("visual"))]  # it has no sound
+    weights = {"visual": {"0.visual": 30_000, "0.audio_visual-as-visual": 14_500}}
+    columns = sorted(path.name for path in (feature_store / "columns").iterdir())
+    saved = digest_of_texts(settings, [*drawn, *single], weights, [Phase(3, {"visual": 1})], columns)
+    data = TrainingData(settings, tokenizer)
+    assert data.has_identity(saved)
+    assert data.has_identity(data.identity)
+    assert not data.has_identity(digest_of_texts(settings, drawn, weights, [Phase(3, {"visual": 1})], columns))
+    storage = Storage(shutil.copytree(feature_store, tmp_path / "store"))
+    moved = {"mixture": {"visual": 1}, "augment": {"visual": 0.5}}
+    assert TrainingData(config(storage.root, **moved), tokenizer).identity == data.identity
+    last = talks[-2]
+    assert last.modality == "audio_visual"
+    save_conversations(storage, "mixed", [*talks[:-2], replace(last, turns=last.turns[:1]), talks[-1]])
+    changed = TrainingData(config(storage.root, **moved), tokenizer)
+    assert not changed.has_identity(saved)
+    assert not changed.has_identity(data.identity)

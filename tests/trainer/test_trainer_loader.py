@@ -162,7 +162,7 @@ def test_memory_grows_and_is_used_again():
 def hurt(store, column, key):
     """Flip a bit of an item."""
     index = ColumnReader(opened := open_column(Storage(store), column)).index
-    row = index.row[key]
+    row = index.row(key)
     path = Path(opened.storage.path(opened.path(f"{index.shard[row]:06d}.tar")))
     content = bytearray(path.read_bytes())
     content[index.offset[row, -1] + 3] ^= 4  # of a feature that the run reads

@@ -10,9 +10,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from store import Conversation, Storage, Turn, UserError, parse_settings, save_conversations
+from store.conversation import rows_of
+from store.facts import ANSWERED, facts_of
 from trainer.data import TrainingData
 from trainer.llm import load_shape
-from trainer.prompt import PromptFormat, beginning, longest_lead, tokenize, tokenize_all
+from trainer.prompt import PromptFormat, beginning, lead_room, tokenize, tokenize_all
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
@@ -117,7 +119,10 @@ def test_the_cheap_bound_is_one(tokenizers, turns, number):
     tokenizer, rows = tokenizers[number], {"visual": 3, "text": 0}
     answers = tokenize(turns, rows, tokenizer, PromptFormat()).answers
     lead = answers.index(True) if any(answers) else len(answers)
-    assert lead <= len(beginning(tokenizer)) + longest_lead(turns, rows, PromptFormat())
+    facts = facts_of(rows_of([Conversation("c", None, tuple(turns))]), "")
+    (room,) = lead_room(facts["lead"], facts["media"], rows["visual"], PromptFormat())
+    assert not any(answers) or lead <= len(beginning(tokenizer)) + room
+    assert bool(facts["bits"] & ANSWERED) == any(answers)
 
 
 def test_a_tokenizer_that_merges_the_prompt_with_the_response_is_refused(tiny_run, store):

@@ -10,7 +10,7 @@ Each rank copies its part to memory and trains on; a thread writes it. The folde
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +107,13 @@ class States:
         return SavedTensors(self.path(step))
 
 
-def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
+def check_same_run(state: State, config: TrainConfig, has_identity: Callable[[str], bool]) -> None:
     """Refuse to resume a run with other settings or data than those its state was saved with.
+
+    Args:
+        state: the saved state.
+        config: of the run.
+        has_identity: whether the run's data have a saved identity (`TrainingData.has_identity`).
 
     Raises:
         UserError: names the field that differs.
@@ -120,7 +125,7 @@ def check_same_run(state: State, config: TrainConfig, identity: str) -> None:
                 f"field {field!r}: {now[field]}, but the run in {config.output} stopped at step {state.step} with "
                 f"{then[field]}; give that, another output, or overwrite=true"
             )
-    if identity != state.identity:
+    if not has_identity(state.identity):
         raise UserError(
             f"field 'sources': conversations or columns are not those that the run in {config.output} stopped with "
             f"at step {state.step}; take another output, or overwrite=true"

@@ -1,0 +1,38 @@
+"""Hashes of keys: equal keys are found in sorted arrays of fixed width, without a table of strings in memory."""
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+
+def hash_keys(keys: pa.Array) -> NDArray[np.uint64]:
+    """The xxh3-128 of each of N strings as two numbers, uint64 [N, 2]; null is hashed as "".
+
+    128 bits: among a billion keys, two have the same hash with a probability of 1e-21.
+    """
+    digests = [xxhash.xxh3_128_digest(key or b"") for key in keys.cast(pa.large_binary()).to_pylist()]
+    return np.frombuffer(b"".join(digests), ">u8").astype("<u8").reshape(-1, 2)
+
+
+def find(sorted_hashes: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each of M hashes [M, 2] stands among N sorted ones [N, 2], int64 [M]; -1 where it does not.
+
+    The M hashes are looked for in order, so that large sorted arrays are read from front to back.
+    """
+    first, second = sorted_hashes.T
+    order = np.argsort(hashes[:, 0])
+    places = np.searchsorted(first, hashes[order, 0])
+    wanted = hashes[order]
+    while True:  # two hashes that begin alike are neighbours
+        inside = places < len(first)
+        near = np.zeros(len(places), bool)
+        near[inside] = first[places[inside]] == wanted[inside, 0]
+        missed = near.copy()
+        missed[near] = second[places[near]] != wanted[near, 1]
+        if not missed.any():
+            break
+        places[missed] += 1
+    found = np.empty(len(places), np.int64)
+    found[order] = np.where(near, places, -1)
+    return found

@@ -1,0 +1,88 @@
+"""Conversations that are mapped: all processes of a machine share them, and rows become objects when they are used."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from store.conversation import FOLDER, SCHEMA, Conversation, conversations_in
+from store.facts import Facts, facts_of
+from store.hashes import find, hash_keys
+from store.maps import Map, open_map, write_arrays, write_map
+from store.storage import Storage
+from store.table import opened_table, seal_of
+
+ROWS = 4096  # of a record batch in the map
+READ_AT_ONCE = 16 * ROWS
+
+
+class MappedConversations:
+    """The conversations of a store's `conversations/<name>.parquet`, mapped (`store.maps`).
+
+    Attributes:
+        seal: the checksum in the file, which names its content.
+        facts: of all conversations.
+
+    Raises:
+        UserError: the store has no conversations of that name, or the cache cannot be written.
+        DamagedError: the conversations are damaged.
+    """
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        file = f"{FOLDER}/{name}.parquet"
+        where = storage.where(file)
+        self.seal = seal_of(storage, file)
+        self._map = open_map(f"{self.seal}.talk", lambda path: _write_rows(storage, file, path))
+        self.facts = Facts(open_map(f"{self.seal}.facts", lambda path: _write_facts(self._map, path, where)))
+
+    def __len__(self) -> int:
+        return len(self.facts.bits)
+
+    def __iter__(self) -> Iterator[Conversation]:
+        for first in range(0, len(self), ROWS):
+            yield from self.take(range(first, min(first + ROWS, len(self))))
+
+    def find(self, keys: Sequence[str | None]) -> NDArray[np.int64]:
+        """Which of these keys each conversation's item has, int64 [N]; -1 for another one."""
+        hashes = hash_keys(pa.array(keys, pa.string()))
+        order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+        places = find(hashes[order], self.facts.key)
+        return np.where(places < 0, -1, order[places] if len(order) else -1)
+
+    def take(self, numbers: Sequence[int] | NDArray[np.int32]) -> list[Conversation]:
+        """The conversations of these numbers.
+
+        Raises:
+            DamagedError: the map was damaged.
+        """
+        places = np.asarray(numbers, np.int64)
+        taken: dict[int, Conversation] = {}
+        for batch in np.unique(places // ROWS).tolist():
+            chosen = np.unique(places[places // ROWS == batch])
+            rows = self._map.batch(batch).take(pa.array(chosen % ROWS))
+            taken |= zip(chosen.tolist(), conversations_in(rows), strict=True)
+        return [taken[place] for place in places.tolist()]
+
+
+def _write_rows(storage: Storage, file: str, path: Path) -> None:
+    with opened_table(storage, file, SCHEMA) as table:
+        batches = table.iter_batches(READ_AT_ONCE, use_threads=False)
+        write_map(path, SCHEMA, _even(batch.replace_schema_metadata(None) for batch in batches))
+
+
+def _even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `ROWS`."""
+    held = SCHEMA.empty_table()
+    for batch in batches:
+        held = pa.Table.from_batches([*held.to_batches(), batch])
+        whole = len(held) // ROWS * ROWS
+        yield from held.slice(0, whole).combine_chunks().to_batches(ROWS)
+        held = held.slice(whole)
+    yield from held.combine_chunks().to_batches()
+
+
+def _write_facts(rows: Map, path: Path, where: str) -> None:
+    parts = [facts_of(batch, where) for batch in rows]
+    write_arrays(path, {name: pa.array(np.concatenate([part[name] for part in parts])) for name in parts[0]})
