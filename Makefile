@@ -57,6 +57,8 @@ $(PEERS)/.done: $(SETUP) benchmarks/featurizers/requirements.txt
 bench: $(BENCH)/.done $(PEERS)/.done
 	$(BENCH)/bin/python -m benchmarks.streaming streaming --python $(PY)
 	TMPDIR=/dev/shm $(PY) -m benchmarks.growth growth
+	$(PY) -m benchmarks.ranks ranks --items 100000 --items 1000000 --items 10000000
+	$(PY) -m benchmarks.ranks ranks --items 2000000 --processes 8
 	$(PY) -m benchmarks.featurizers race --python $(PEERS)/bin/python
 	$(PY) -m benchmarks.featurizers failures --python $(PEERS)/bin/python
 	$(BUSY) -m benchmarks.featurizing pipeline --videos 2 --dtype bfloat16

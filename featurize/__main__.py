@@ -24,6 +24,7 @@ from store import (
     open_column,
 )
 from store.console import Meter, console, make_app, make_table, run
+from store.index import publish_index
 
 app = make_app("Run frozen encoders once over media files; keep what they say as columns of a store.")
 FAILURES_SHOWN = 20
@@ -66,6 +67,8 @@ def featurize(
             columns = _encode(storage, settings, shards, retry, missing)
         else:
             console.print(f"0 shards to encode, {len(shards)} finished already")
+        for column in columns:
+            publish_index(column)
     _summary(columns, corpus)
 
 

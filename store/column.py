@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -65,8 +65,7 @@ class Column:
 
     def shards(self) -> list[int]:
         """The sorted numbers of the published shards: those that have a sidecar."""
-        stems = (n.removesuffix(".json") for n in self.storage.names(f"{FOLDER}/{self.name}") if n.endswith(".json"))
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        return shards_in(self.storage.names(f"{FOLDER}/{self.name}"))
 
     def sidecar(self, shard: int) -> Sidecar:
         """The sidecar of a published shard.
@@ -169,6 +168,12 @@ class Column:
             if not self._holds(sidecar):  # else it stays published: a killed run's worker was quicker
                 self.withdraw(shard)
         save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
+
+
+def shards_in(names: Iterable[str]) -> list[int]:
+    """The sorted numbers of the shards whose sidecars are among the names in a column's folder."""
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def create_column(storage: Storage, spec: ColumnSpec, build: dict[str, object]) -> Column:

@@ -24,6 +24,7 @@ class MappedConversations:
     Attributes:
         seal: the checksum in the file, which names its content.
         facts: of all conversations.
+        maps: sizes in bytes of what is mapped, by path.
 
     Raises:
         UserError: the store has no conversations of that name, or the cache cannot be written.
@@ -35,7 +36,8 @@ class MappedConversations:
         where = storage.where(file)
         self.seal = seal_of(storage, file)
         self._map = open_map(f"{self.seal}.talk", lambda path: _write_rows(storage, file, path))
-        self.facts = Facts(open_map(f"{self.seal}.facts", lambda path: _write_facts(self._map, path, where)))
+        facts = open_map(f"{self.seal}.facts", lambda path: _write_facts(self._map, path, where))
+        self.facts, self.maps = Facts(facts), dict((self._map.size, facts.size))
 
     def __len__(self) -> int:
         return len(self.facts.bits)

@@ -58,6 +58,11 @@ class Map:
         self._reader = pa.ipc.open_file(pa.py_buffer(self._bytes[: self._size]))
         self.batch = lru_cache(BATCHES_OPEN)(self._batch)
 
+    @property
+    def size(self) -> tuple[str, int]:
+        """The map's path, and its size in bytes."""
+        return str(self._path), self._bytes.nbytes
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Map, (self._path,)
 

@@ -145,6 +145,11 @@ class Schedule:
         self._before = np.concatenate([np.zeros((1, len(self.names)), np.int64), np.cumsum(self.counts, axis=0)])
         self._mixture = lru_cache(maxsize=256)(self._mixture_of)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.counts.nbytes + self._before.nbytes
+
     def __getitem__(self, place: int) -> tuple[str, int]:
         """The pool at `place` of the run, and the number of its samples before that place (its cursor)."""
         step, offset = divmod(place, self.global_batch)

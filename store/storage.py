@@ -76,19 +76,11 @@ class Storage:
 
     def marks(self, folder: str) -> dict[str, str]:
         """The names in `folder`, as `names`; to each, a mark that changes when the file is written again."""
-        if self.local:
-            try:
-                with self._reached(folder), os.scandir(self.path(folder)) as entries:
-                    marks = {entry.name: _mark(entry.stat()) for entry in entries}
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-        else:
-            try:
-                with self._reached(folder):
-                    listing = self.fs.ls(self.path(folder), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-            marks = {info["name"].rstrip("/").rpartition("/")[2]: _tag(info) for info in listing}
+        try:
+            with self._reached(folder):
+                marks = _marks(self.path(folder)) if self.local else _tags(self.fs.ls(self.path(folder), detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
         return {name: marks[name] for name in sorted(marks) if TEMPORARY not in name}
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -303,14 +295,21 @@ def _temporary_folder() -> Path:
         raise UserError(f"{error.strerror}; make room there, or set TMPDIR to a folder that has room") from None
 
 
-def _mark(stat: os.stat_result) -> str:
-    return f"{stat.st_size}.{stat.st_mtime_ns}.{stat.st_ino}"
+def _marks(folder: str) -> dict[str, str]:
+    marks = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                stat = entry.stat()
+                marks[entry.name] = f"{stat.st_size}.{stat.st_mtime_ns}.{stat.st_ino}"
+    return marks
 
 
-def _tag(info: dict[str, Any]) -> str:
-    """The mark of an object in a listing; one that says nothing about when it was written gets a new one each time."""
-    said = next((info[field] for field in TAGS if info.get(field)), uuid.uuid4())
-    return f"{info.get('size')}.{said}"
+def _tags(listing: list[dict[str, Any]]) -> dict[str, str]:
+    """The marks of objects; one that does not say when it was written gets a new one each time."""
+    tags = [next((info[field] for field in TAGS if info.get(field)), uuid.uuid4()) for info in listing]
+    names = (str(info["name"]).rstrip("/").rpartition("/")[2] for info in listing)
+    return {name: f"{info.get('size')}.{tag}" for name, info, tag in zip(names, listing, tags, strict=True)}
 
 
 def _is_full(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """What a run trains on: conversations joined with columns, in one mixed order."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ class TrainingData:
     """
 
     def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
+        started = time.perf_counter()
         check_prompt(tokenizer, config.prompt)
         self._config, self._tokenizer = config, tokenizer
         self._grid = Grid(config.frames, config.segments)
@@ -111,6 +113,8 @@ class TrainingData:
         self._orders = {name: Order(len(pool), config.seed + i) for i, (name, pool) in enumerate(self._pools.items())}
         self._settings = ORDER_VERSION, config.seed, config.global_batch, phases, weights
         self.identity = self._digest()
+        parts = sum(second for j in joined for second in j.seconds.values())
+        self._seconds = {"pools and order": time.perf_counter() - started - parts}
 
     def _drawn(self) -> Iterator[_Drawn]:
         """The kinds of conversations that the mixture asks for."""
@@ -183,6 +187,22 @@ class TrainingData:
     def widths(self) -> dict[str, int]:
         """The width D of each feature."""
         return {feature: row.width for feature, row in self.rows.items()}
+
+    @property
+    def held(self) -> int:
+        """Bytes of the arrays that this process holds for itself."""
+        numbers = sum(pool.numbers.nbytes for pool in self.pools)
+        return numbers + self._schedule.nbytes + sum(joined.held for joined in self._joined)
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of the tables and indices that all processes of the machine map."""
+        return sum({path: size for joined in self._joined for path, size in joined.maps.items()}.values())
+
+    @property
+    def seconds(self) -> Counter[str]:
+        """Where the time went when this was made."""
+        return sum((Counter(joined.seconds) for joined in self._joined), Counter(self._seconds))
 
     @property
     def pools(self) -> list[Pool]:

@@ -1,5 +1,6 @@
 """Conversations joined with the columns that hold their media, as arrays of rows and reasons."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -62,20 +63,38 @@ class Joined:
         readers: of the columns.
         rows: for each reader, its row for each conversation's item, int32 [N]; -1 where it has none.
         left_out: the numbers of the conversations that cannot be trained on, by reason.
+        seconds: that opening the columns and the conversations took, and the join.
     """
 
     def __init__(self, source: Source, visual: str | None, audio: str | None) -> None:
         storage = Storage(source.store)
         self.store = storage.url
         self.columns = open_columns(storage, visual, audio)
+        times = [time.perf_counter()]
         self.readers = [ColumnReader(column) for column in self.columns]
+        times.append(time.perf_counter())
         self.conversations = MappedConversations(storage, source.conversations)
+        times.append(time.perf_counter())
         self.rows: list[Numbers] = []
         self.left_out: dict[str, Numbers] = {}
         self._usable = np.ones(len(self.conversations), bool)
         self._leave_out(~self.conversations.facts.answered, "no response")
         for sense in SENSES:
             self._join(sense)
+        times.append(time.perf_counter())
+        self.seconds = dict(zip(("columns", "conversations", "join"), np.diff(times).tolist(), strict=True))
+
+    @property
+    def held(self) -> int:
+        """Bytes of the arrays that this process holds for itself."""
+        checked = sum(reader.checked.nbytes for reader in self.readers)
+        return checked + sum(array.nbytes for array in (*self.rows, *self.left_out.values(), self._usable))
+
+    @property
+    def maps(self) -> dict[str, int]:
+        """Sizes in bytes of what all processes of the machine map, by path."""
+        mapped = self.conversations.maps
+        return mapped | {path: size for reader in self.readers for path, size in reader.index.maps.items()}
 
     def numbers(self, modality: Modality, asked_by: Sense | None = None) -> Numbers:
         """The usable conversations of a combined modality; or those that can be asked by one sense alone instead."""

@@ -11,6 +11,7 @@ from store.conversation import FOLDER as CONVERSATIONS
 from store.corpus import NAME, Corpus
 from store.errors import UserError
 from store.exchange.copying import copy_shard
+from store.index import publish_index
 from store.shard import Sidecar, shard_name
 from store.storage import Storage
 
@@ -119,6 +120,8 @@ def send(target: Storage, cargo: Cargo, advance: Callable[[int], None]) -> int:
             advance(1)
     finally:
         pool.shutdown(cancel_futures=True)
+    for column in columns.values():
+        publish_index(column)
     if cargo.card:
         _send_file(target, CARD, cargo.card)
     return copied

@@ -349,4 +349,5 @@ def test_the_pages_examples_run_as_they_stand(server, media, tmp_path, monkeypat
 
 def test_the_page_names_every_setting():
     page = PAGE.read_text()
-    assert not [name for name in ApiSettings.model_fields if not re.search(rf"(`|--){name.removesuffix('s')}s?\b", page)]
+    names = ApiSettings.model_fields
+    assert not [name for name in names if not re.search(rf"(`|--){name.removesuffix('s')}s?\b", page)]

@@ -29,10 +29,12 @@ from store import (
     save_conversations,
 )
 from store.conversation import rows_of
+from store.exchange.transfer import load_cargo, send
 from store.facts import facts_of
 from store.hashes import find, hash_keys
 from store.index import publish_index
 from store.maps import BLOCK
+from store.verify import unknown_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,6 +264,16 @@ def test_a_published_index_is_read_in_place_of_the_sidecars(toy, cache, monkeypa
     damaged[len(damaged) // 2] ^= 1
     toy.storage.write(toy.column.path(name), bytes(damaged))
     assert ColumnReader(column).keys()[-1] == "clip-5"
+
+
+def test_a_pushed_store_has_its_index_beside_it(disk, cache):
+    """Whoever trains from there need not read every sidecar; nothing calls it a stranger's file."""
+    target = Storage("memory://pushed/store")
+    send(target, load_cargo(disk.storage, strip_uris=False), lambda _: None)
+    names = target.names(f"columns/{disk.column.name}")
+    assert sum(name.startswith("index-") for name in names) == 1
+    assert unknown_files(target) == []
+    assert ColumnReader(open_column(target, "toy-l-14")).keys() == ColumnReader(disk.column).keys()
 
 
 def test_a_map_of_many_blocks_checks_only_what_is_read(tmp_path, monkeypatch, cache):

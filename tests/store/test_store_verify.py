@@ -195,7 +195,7 @@ def test_a_newer_format_is_one_clear_line(toy):
             content.pop("xxh3")
             storage.write(name, seal_json(content))
         else:
-            with storage.reading(name) as path:
+            with storage.local_copy(name) as path:
                 table = open_table(path, 1, name).read()
             with storage.writing(name) as path:
                 write_table(path, table.to_batches(), table.schema, 9)

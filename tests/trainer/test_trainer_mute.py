@@ -89,6 +89,9 @@ def test_a_run_counts_and_names_them_and_goes_on(python, tiny_run, store, tmp_pa
     assert "1 usable conversations (1 visual)" in done.stdout
     assert "7 no response within max_tokens 128: c1, c2, c3, c4, c5 ..." in done.stdout
     assert (tmp_path / "run" / "checkpoint").exists() == (not dry)
+    if dry:
+        assert "host memory of 1 rank: " in done.stdout
+        assert "at the start, as measured here: columns " in done.stdout
 
 
 def test_where_nothing_is_left_one_line_says_why(tiny_run, store, tiny_llm, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from trainer.evaluation import held_out_of
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
 from trainer.launch import check_world, is_first, uses_deepspeed, world_size
 from trainer.llm import check_packing, load_shape, say_rounding
+from trainer.loader import SLACK
 from trainer.planning.memory import (
     MASTER,
     MOMENTS,
@@ -174,6 +176,7 @@ class Foretold:
         ranks: W.
         device: of a rank.
         data: that it would train on; None if `conversations` were assumed instead.
+        libraries: bytes that a process holds before it opens its data.
     """
 
     estimate: Estimate
@@ -183,6 +186,7 @@ class Foretold:
     ranks: int
     device: Device
     data: TrainingData | None
+    libraries: int
 
 
 def foretell(
@@ -209,6 +213,8 @@ def foretell(
         check_sources(config)
     sharded = uses_deepspeed(config) or (ranks is not None and config.zero is not None)
     chosen, ranks = device_of(device, precision(config)), ranks or world_size()
+    process = psutil.Process().memory_info()
+    libraries = process.rss - getattr(process, "shared", 0)
     known = llm_shape(config.model) if conversations else None
     shape, tokenizer = (known, None) if known else load_shape(config.model)
     check_packing(shape, config.max_tokens, config.model)
@@ -231,7 +237,7 @@ def foretell(
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
     needs = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
-    return Foretold(needs, parameters, load, steps, ranks, chosen, data)
+    return Foretold(needs, parameters, load, steps, ranks, chosen, data, libraries)
 
 
 def dry_run(
@@ -248,7 +254,7 @@ def dry_run(
         return
     if plan.data:
         report_data(plan.data, config, held_out, write=False)
-    _show_memory(plan.estimate, plan.ranks, plan.device)
+    _show_memory(plan)
     console.print(f"{plan.parameters.all:,} weights, of which {plan.parameters.trained:,} are trained")
     console.print(
         f"{plan.load.rows:.0f} rows a conversation, {len(plan.load.fullest.ids)} in a full pass, at most "
@@ -258,7 +264,8 @@ def dry_run(
     console.print(verdict(max(plan.estimate.memory.totals), plan.device))
 
 
-def _show_memory(needs: Estimate, ranks: int, device: Device) -> None:
+def _show_memory(plan: Foretold) -> None:
+    needs, device = plan.estimate, plan.device
     whose = "process" if device.name == PROCESSOR else "rank's device"
     table = Table(f"GB of each {whose}", "at the start", "in a pass", "in a step")
     for name, row in needs.memory.device.items():
@@ -266,15 +273,28 @@ def _show_memory(needs: Estimate, ranks: int, device: Device) -> None:
     table.add_section()
     table.add_row("all", *(f"{size / 1e9:.2f}" for size in needs.memory.totals))
     console.print(table)
-    if device.name != PROCESSOR:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", min(ranks, RANKS_A_NODE)))
-        console.print(
-            f"host memory of {local} ranks: {local * needs.memory.starting / 1e9:.1f} GB as they start, "
-            f"{local * needs.memory.training / 1e9:.1f} GB in training"
-        )
+    _show_host(plan)
     console.print(
         f"a saved state takes {needs.state / 1e9:.2f} GB of disk, the checkpoint {needs.checkpoint / 1e9:.2f} GB"
     )
+
+
+def _show_host(plan: Foretold) -> None:
+    """Print what the ranks of a machine hold of its memory, beside a device, and where time goes as they start."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", min(plan.ranks, RANKS_A_NODE)))
+    held, mapped = (plan.data.held, plan.data.mapped) if plan.data else (0, 0)
+    weights = plan.estimate.memory if plan.device.name != PROCESSOR else None  # on a processor they are in the table
+    batches = 2 * SLACK * plan.load.inputs if weights else 0
+    rank = plan.libraries + held + batches
+    starting, training = (rank + n for n in ((weights.starting, weights.training) if weights else (0, 0)))
+    console.print(
+        f"host memory of {local} rank{'s' * (local > 1)}: {(local * starting + mapped) / 1e9:.1f} GB as they start, "
+        f"{(local * training + mapped) / 1e9:.1f} GB in training; each has {plan.libraries / 1e9:.2f} GB of libraries, "
+        f"{held / 1e9:.2f} GB of numbers of its data, {batches / 1e9:.2f} GB of batches; all map {mapped / 1e9:.2f} GB"
+    )
+    if plan.data:
+        times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in plan.data.seconds.items())
+        console.print(f"at the start, as measured here: {times}")
 
 
 def show_hours(hours: float) -> str:
