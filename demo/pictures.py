@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
+
+from store import parse_settings
 
 RUN = Path("runs/demo")
 CLIP = RUN / "corpus" / "clips" / "heldout011.mp4"
 FOLDER = Path("docs/images")
 QUESTIONS = ("What do you see and hear?", "Name the colour and the pitch.")
-WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+WIDE, NARROW = ViewportSize(width=1280, height=800), ViewportSize(width=360, height=740)
 COLOURS = 256  # of a picture
 
 
@@ -61,9 +63,9 @@ def _server() -> Iterator[str]:
     from serve.api.settings import ApiSettings
     from serve.assistant import Assistant
 
-    settings = ApiSettings(
-        checkpoint=str(RUN / "stage2" / "checkpoint"), port=0, stores={"demo": str(RUN / "store")}, default_tokens=32
-    )
+    stores = {"demo": str(RUN / "store")}
+    data = {"checkpoint": str(RUN / "stage2" / "checkpoint"), "port": 0, "stores": stores, "default_tokens": 32}
+    settings = parse_settings(ApiSettings, data, "pictures")
     listener = listen(settings)
     server = make_server(Assistant.load(settings.checkpoint), settings, [])
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -4,7 +4,7 @@ import json
 import math
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from store.conversation import Conversation, Turn
 from store.corpus import NAME as CORPUS
 from store.corpus import SCHEMA, MediaItem
 from store.errors import DamagedError
-from store.index import build_index
+from store.index import open_index
 from store.shard import TEXT, ArrayEntry, Failure, Item, decode_array, shard_name
 from store.storage import Storage
 from store.table import scan_table
@@ -100,7 +100,7 @@ class Coverage:
 
     usable: int
     bytes: int
-    failed: dict[str, Failure]
+    failed: Mapping[str, Failure]
 
     @property
     def by_code(self) -> Counter[str]:
@@ -109,13 +109,13 @@ class Coverage:
 
 
 def coverage_of(column: Column) -> Coverage:
-    """Read a column's sidecars, and keep no more than counts and failures.
+    """Count what a column holds, by its index.
 
     Raises:
         DamagedError: a sidecar is damaged.
     """
-    index = build_index(column)
-    return Coverage(len(index.row), sum(size for size, _ in index.tars.values()), index.failed)
+    index = open_index(column)
+    return Coverage(len(index), index.tar_bytes, index.failed)
 
 
 @dataclass(frozen=True)

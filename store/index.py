@@ -108,6 +108,11 @@ class ColumnIndex:
         place = int(np.searchsorted(self._numbers["tar"], shard))
         return self._numbers["tar_bytes"].item(place), self._numbers["tar_xxh3"][2 * place :][:2].tobytes().hex()
 
+    @property
+    def tar_bytes(self) -> int:
+        """The size in bytes of all tars."""
+        return int(self._numbers["tar_bytes"].sum())
+
     def codes(self) -> NDArray[np.uint8]:
         """The number in `FAILURE_CODES` of each failed item's code, uint8 [M]."""
         self._map.check(self._numbers["code"])

@@ -64,7 +64,7 @@ async def read_body(request: Request, settings: ApiSettings) -> bytearray:
     return await read_bytes(request, settings.body_bytes, settings.body_seconds)
 
 
-async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
+async def read_bytes(request: Request, most: int, seconds: float) -> bytearray:
     """A body of at most `most` bytes, within `seconds`.
 
     Raises:

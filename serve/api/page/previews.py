@@ -39,7 +39,7 @@ class Previews:
         self._numbers = itertools.count()
         self._waiting = 0
 
-    async def of_file(self, data: bytes, extension: str) -> Preview:
+    async def of_file(self, data: bytes | bytearray, extension: str) -> Preview:
         """The preview of a sent file, which is removed again. Raises as `of_source`."""
         path = Path(self._folder.name, f"{next(self._numbers)}.{extension}")
         try:

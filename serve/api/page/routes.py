@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from serve.api.bodies import read_bytes
 from serve.api.errors import ApiError, invalid, log
-from serve.api.media import EXTENSIONS
+from serve.api.media.types import ACCEPTED
 from serve.api.page import files
 from serve.api.page.links import Links, local_media
 from serve.api.page.previews import Previews
@@ -20,7 +20,7 @@ from serve.api.page.sketch import Source
 from serve.api.page.stores import BrowsedStore, Wanted
 from serve.api.settings import ApiSettings
 from store import UserError
-from trainer.checkpoint.folder import CheckpointInfo
+from trainer.checkpoint.info import CheckpointInfo
 
 LOOKS = 2  # at stores, at once; others wait, and answers are not held up
 MEDIA_HEADERS = {
@@ -69,7 +69,7 @@ class Page:
             "model": settings.model,
             "senses": sorted(self._info.columns, reverse=True),
             "stores": sorted(settings.stores),
-            "types": {part: dict(types) for part, types in EXTENSIONS.items()},
+            "types": {part: dict(types.declared) for part, types in ACCEPTED.items()},
             "media_bytes": settings.media_bytes,
             "max_tokens": settings.max_tokens,
             "default_tokens": settings.default_tokens,
@@ -79,7 +79,8 @@ class Page:
     async def _preview(self, request: Request) -> Response:
         """The preview of a file that is the request's body."""
         kind = request.headers.get("content-type", "").lower()
-        extension = EXTENSIONS.get(request.query_params.get("part", ""), {}).get(kind)
+        types = ACCEPTED.get(request.query_params.get("part", ""))
+        extension = types.declared.get(kind) if types else None
         if extension is None:
             raise ApiError(415, "this type of file is not accepted", code="unsupported_media_type")
         body = await read_bytes(request, self._settings.media_bytes, self._settings.body_seconds)

@@ -25,7 +25,7 @@ from store.browse import (
 )
 from store.shard import TEXT
 from store.verify import column_folders, open_folder
-from trainer.checkpoint.folder import CheckpointInfo
+from trainer.checkpoint.info import CheckpointInfo
 
 SHOWN = 50  # items of one look
 Json = dict[str, Any]
