@@ -1,29 +1,27 @@
-"""Look at some items of a store of any size: tables are scanned, not loaded, and what is found is bounded."""
+"""Look at some items of a store of any size: tables are scanned or mapped, and what is found is bounded."""
 
 import json
-import math
 import tarfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from pydantic import JsonValue
 
 from store.column import Column
-from store.conversation import FOLDER as CONVERSATIONS
-from store.conversation import Conversation, Turn
+from store.conversation import Conversation
+from store.corpus import ADDED, SCHEMA, MediaItem
 from store.corpus import NAME as CORPUS
-from store.corpus import SCHEMA, MediaItem
 from store.errors import DamagedError
-from store.index import open_index
-from store.shard import TEXT, ArrayEntry, Failure, Item, decode_array, shard_name
+from store.mapped import MappedConversations
+from store.shard import TEXT, Failure, Item, shard_name
 from store.storage import Storage
-from store.table import scan_table
+from store.table import opened_table
+
+SCANNED_AT_ONCE = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -70,52 +68,14 @@ def items_of(storage: Storage, keys: Collection[str]) -> dict[str, MediaItem]:
 
 def count_items(storage: Storage) -> int:
     """The number of items in the plan. Raises as `find_items`."""
-    return sum(len(batch) for batch in scan_table(storage, CORPUS, ["shard"]))
+    with opened_table(storage, CORPUS, SCHEMA, ADDED) as table:
+        return int(table.metadata.num_rows)
 
 
 def conversations_about(storage: Storage, name: str, key: str, limit: int = 20) -> list[Conversation]:
-    """At most `limit` conversations of the file `name` about an item.
-
-    Raises:
-        UserError: there are no conversations of that name, or they cannot be read.
-    """
-    found: list[Conversation] = []
-    for batch in scan_table(storage, f"{CONVERSATIONS}/{name}.parquet", ["id", "key", "turns"]):
-        for row in batch.filter(pc.equal(batch["key"], key)).slice(0, limit - len(found)).to_pylist():
-            found.append(Conversation(row["id"], row["key"], tuple(Turn(**turn) for turn in row["turns"])))
-        if len(found) == limit:
-            break
-    return found
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much of the corpus a column holds.
-
-    Attributes:
-        usable: number of items that can be read.
-        bytes: total size of the tars.
-        failed: the failure record of each item that the column lacks, by key, in corpus order.
-    """
-
-    usable: int
-    bytes: int
-    failed: Mapping[str, Failure]
-
-    @property
-    def by_code(self) -> Counter[str]:
-        """The number of failures per code."""
-        return Counter(failure.code for failure in self.failed.values())
-
-
-def coverage_of(column: Column) -> Coverage:
-    """Count what a column holds, by its index.
-
-    Raises:
-        DamagedError: a sidecar is damaged.
-    """
-    index = open_index(column)
-    return Coverage(len(index), index.tar_bytes, index.failed)
+    """At most `limit` conversations of the file `name` about an item. Raises as `MappedConversations`."""
+    talks = MappedConversations(storage, name)
+    return talks.take(np.flatnonzero(talks.find([key]) == 0)[:limit])
 
 
 @dataclass(frozen=True)
@@ -153,33 +113,25 @@ def record_of(column: Column, item: MediaItem) -> Record | Failure | None:
 def _rows(storage: Storage, start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of the plan from `start` on, in batches, each with the number of its first row."""
     row = 0
-    for batch in scan_table(storage, CORPUS, SCHEMA.names):
-        skipped = min(max(0, start - row), len(batch))
-        yield row + skipped, batch.slice(skipped)
-        row += len(batch)
-
-
-def _size(entry: ArrayEntry) -> int:
-    """Bytes of an array's data."""
-    return entry.size or math.prod(entry.shape) * np.dtype(entry.dtype).itemsize
+    with opened_table(storage, CORPUS, SCHEMA, ADDED) as table:
+        for batch in table.iter_batches(SCANNED_AT_ONCE, use_threads=False):
+            skipped = min(max(0, start - row), len(batch))
+            yield row + skipped, batch.slice(skipped)
+            row += len(batch)
 
 
 def _texts(column: Column, shard: int, item: Item) -> dict[str, Any]:
-    tar = column.path(shard_name(shard, "tar"))
-    texts = {}
-    for name, entry in item.arrays.items():
-        if entry.dtype == TEXT:
-            data = column.storage.read(tar, entry.offset, entry.offset + _size(entry))
-            if xxhash.xxh3_64_hexdigest(data) != entry.xxh3:
-                raise DamagedError(f"{column.storage.where(tar)}: {item.key}.{name} differs from its checksum")
-            texts[name] = decode_array(memoryview(data), TEXT, entry.shape).tolist()
-    return texts
+    return {
+        name: column.read_array(shard, f"{item.key}.{name}", entry).tolist()
+        for name, entry in item.arrays.items()
+        if entry.dtype == TEXT
+    }
 
 
 def _facts(column: Column, shard: int, item: Item) -> dict[str, JsonValue]:
     """The facts of an item, which follow its last array in the tar."""
     tar = column.path(shard_name(shard, "tar"))
-    end = max(entry.offset + _size(entry) for entry in item.arrays.values())
+    end = max(entry.offset + entry.nbytes for entry in item.arrays.values())
     start = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     data = start + tarfile.BLOCKSIZE
     try:

@@ -1,12 +1,10 @@
 """A column: one encoder's features for the corpus, with one tar per shard."""
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -15,7 +13,6 @@ from store.errors import DamagedError, UserError
 from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
 from store.shard import (
-    TEXT,
     ArrayEntry,
     Failure,
     ShardWriter,
@@ -96,13 +93,17 @@ class Column:
         with self.blamed(shard):
             for item in sidecar.items:
                 if item.key == key:
-                    return {name: self._array(shard, f"{key}.{name}", entry) for name, entry in item.arrays.items()}
+                    return {name: self.read_array(shard, f"{key}.{name}", entry) for name, entry in item.arrays.items()}
             raise DamagedError(f"{self.storage.where(self.path(shard_name(shard, 'json')))}: has no item {key}")
 
-    def _array(self, shard: int, member: str, entry: ArrayEntry) -> NDArray[Any]:
-        size = entry.size if entry.dtype == TEXT else math.prod(entry.shape) * np.dtype(entry.dtype).itemsize
+    def read_array(self, shard: int, member: str, entry: ArrayEntry) -> NDArray[Any]:
+        """Read one array, by its entry in a sidecar; `member` names it in messages.
+
+        Raises:
+            DamagedError: it does not match its checksum.
+        """
         tar = self.path(shard_name(shard, "tar"))
-        data = self.storage.read(tar, entry.offset, entry.offset + (size or 0))
+        data = self.storage.read(tar, entry.offset, entry.offset + entry.nbytes)
         if xxhash.xxh3_64_hexdigest(data) != entry.xxh3:
             raise DamagedError(f"{self.storage.where(tar)}: {member} differs from its checksum")
         return decode_array(memoryview(data), entry.dtype, entry.shape)

@@ -6,6 +6,7 @@ array, so readers need not parse the tar; and it lists the items that failed, ea
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal, get_args
@@ -42,6 +43,11 @@ class ArrayEntry(Settings):
     dtype: str
     xxh3: str
     size: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return self.size or math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Item(Settings):

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 
@@ -94,21 +94,6 @@ class Storage:
                 return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.where(name)}: no such file") from None
-
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """Yield `name` as an open file, of which any part can be read.
-
-        Raises:
-            UserError: the file does not exist or cannot be read.
-        """
-        try:
-            with self._reached(name):
-                file = self.fs.open(self.path(name), "rb")
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.where(name)}: no such file") from None
-        with file:
-            yield file
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy the file `name` to a local path.

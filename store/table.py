@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.errors import DamagedError, UserError
-from store.sealed import TAIL, check_format, open_table, seal_in, write_table
+from store.sealed import TAIL, open_table, seal_in, write_table
 from store.storage import Storage
 
 FORMAT = 1  # version of corpus.parquet and conversations/*.parquet
-SCANNED_AT_ONCE = 1 << 16  # rows
 
 
 def save_table(storage: Storage, name: str, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
@@ -40,25 +39,6 @@ def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -
     for field in list(schema)[len(table.schema) :]:
         table = table.append_column(field, pa.nulls(len(table), field.type))
     return table
-
-
-def scan_table(storage: Storage, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of the parquet file `name` batch by batch; the table is never held whole.
-
-    Pages are compared with their own checksums, as far as they are read. Columns that the file lacks are skipped.
-
-    Raises:
-        UserError: the file does not exist, or its format is newer than this version supports.
-        DamagedError: a page does not match its checksum, or the file is no parquet file.
-    """
-    where = storage.where(name)
-    with storage.reading(name) as file:
-        try:
-            table = pq.ParquetFile(file, page_checksum_verification=True)
-            check_format(int(table.metadata.metadata[b"avllm.format"]), FORMAT, where)
-            yield from table.iter_batches(SCANNED_AT_ONCE, columns=list(columns), use_threads=False)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise DamagedError(f"{where}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 @contextlib.contextmanager

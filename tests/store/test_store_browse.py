@@ -15,17 +15,17 @@ from store import (
     Feature,
     Storage,
     Turn,
+    browse,
     create_column,
     save_conversations,
-    table,
 )
-from store.browse import Record, conversations_about, count_items, coverage_of, find_items, items_of, record_of
+from store.browse import Record, conversations_about, count_items, find_items, items_of, record_of
 
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
     """A plan of 700 items, scanned in batches of 64."""
-    monkeypatch.setattr(table, "SCANNED_AT_ONCE", 64)
+    monkeypatch.setattr(browse, "SCANNED_AT_ONCE", 64)
     storage, corpus = Storage(tmp_path / "store"), Corpus()
     corpus.append(Candidate(f"{'AB'[i % 2]}/{i:03}.mp4", f"/x/{i}\udce9.mp4", "video", start=i / 2) for i in range(700))
     corpus.save(storage)
@@ -88,8 +88,6 @@ def test_a_record_is_what_was_written(tmp_path):
     assert record_of(column, last) == Record({"said": ["a" * 513, "<é>"]}, {"times": [0.5] * 513})
     assert record_of(column, failed) == Failure(key=failed.key, code="truncated", reason="half")
     assert [record_of(column, item) for item in unpublished] == [None] * 3
-    assert coverage_of(column).usable == 2
-    assert coverage_of(column).by_code == {"truncated": 1}
     path = Path(storage.path(column.path("000000.tar")))
     whole = path.read_bytes()
     for place in (whole.index(b'["a"'), whole.index(f"{first.key}.json".encode())):

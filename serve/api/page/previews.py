@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurize.media import Isolated, MediaError
-from featurize.sources.kinds import kind_of
+from featurize.media import Isolated, MediaError, MediaLimits
 from serve.api.errors import ApiError
+from serve.api.media.files import Incoming, SentFile
 from serve.api.page.sketch import Source, sight_of, sound_of
 from serve.api.settings import ApiSettings
 from store import Sense
@@ -34,19 +34,25 @@ class Previews:
     def __init__(self, grid: Grid, settings: ApiSettings) -> None:
         self._grid = grid
         self._isolated = Isolated(seconds=settings.decode_seconds)
+        self._limits = MediaLimits(settings.media_pixels, settings.media_frames, settings.media_seconds)
+        self._most = settings.media_bytes
         self._thread = ThreadPoolExecutor(1, "avllm previews")
         self._folder = tempfile.TemporaryDirectory(prefix="avllm-page-")
         self._numbers = itertools.count()
         self._waiting = 0
 
-    async def of_file(self, data: bytes | bytearray, extension: str) -> Preview:
-        """The preview of a sent file, which is removed again. Raises as `of_source`."""
+    async def of_file(self, data: bytearray, extension: str) -> Preview:
+        """The preview of a sent file that keeps the limits; it is removed again.
+
+        Raises:
+            ApiError: the file is empty, the disk is full, or too many previews are waiting.
+        """
         path = Path(self._folder.name, f"{next(self._numbers)}.{extension}")
+        sent = await asyncio.to_thread(_written, Incoming(path, extension, self._most, "the file"), data)
         try:
-            await asyncio.to_thread(path.write_bytes, data)
-            return await self.of_source(Source(str(path), kind_of(path.name, path.name)))
+            return await self.of_source(Source(str(sent.path), sent.kind, limits=self._limits))
         finally:
-            path.unlink(missing_ok=True)
+            sent.remove()
 
     async def of_source(self, source: Source) -> Preview:
         """Frames with their times, and the sound's outline with its segments; a sense that fails has its reason.
@@ -65,7 +71,8 @@ class Previews:
             self._waiting -= 1
 
     def close(self) -> None:
-        """End the decoding process, after the preview that is under way."""
+        """End the decoding process, and the preview that is under way."""
+        self._isolated.stop()
         self._thread.shutdown(cancel_futures=True)
         self._isolated.close()
         self._folder.cleanup()
@@ -73,18 +80,24 @@ class Previews:
     def _preview(self, source: Source) -> Preview:
         preview: Preview = {"kind": source.kind, "sight": None, "sound": None, "failures": {}}
         if source.kind != "audio":
-            sight = _kept(preview, "visual", lambda: self._isolated(sight_of, source, self._grid.frames))
+            sight = _kept(preview, "visual", source, lambda: self._isolated(sight_of, source, self._grid.frames))
             preview["sight"] = sight and asdict(sight)
         if source.kind != "image":
-            sound = _kept(preview, "audio", lambda: self._isolated(sound_of, source))
+            sound = _kept(preview, "audio", source, lambda: self._isolated(sound_of, source))
             preview["sound"] = sound and {**asdict(sound), "segments": self._grid.segments}
         return preview
 
 
-def _kept(preview: Preview, sense: Sense, read: Callable[[], R]) -> R | None:
+def _kept(preview: Preview, sense: Sense, source: Source, read: Callable[[], R]) -> R | None:
     """What was read, or None, with the reason among the preview's failures."""
     try:
         return read()
     except MediaError as error:
-        preview["failures"][sense] = {"code": error.code, "reason": error.reason}
+        preview["failures"][sense] = {"code": error.code, "reason": error.reason.replace(source.uri, "the file")}
         return None
+
+
+def _written(incoming: Incoming, data: bytearray) -> SentFile:
+    with incoming:
+        incoming.write(memoryview(data))
+        return incoming.finish()

@@ -78,13 +78,12 @@ class Page:
 
     async def _preview(self, request: Request) -> Response:
         """The preview of a file that is the request's body."""
-        kind = request.headers.get("content-type", "").lower()
         types = ACCEPTED.get(request.query_params.get("part", ""))
-        extension = types.declared.get(kind) if types else None
-        if extension is None:
+        kind = request.headers.get("content-type", "").lower()
+        if types is None or kind not in types.declared:
             raise ApiError(415, "this type of file is not accepted", code="unsupported_media_type")
         body = await read_bytes(request, self._settings.media_bytes, self._settings.body_seconds)
-        return JSONResponse(await self._previews.of_file(body, extension))
+        return JSONResponse(await self._previews.of_file(body, types.declared[kind]))
 
     async def _store(self, request: Request) -> Response:
         return JSONResponse(await self._look(self._of(request).overview))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from featurize.grid import segment_bounds
-from featurize.media import read_audio, read_image, read_video
+from featurize.media import MediaLimits, check_limits, read_audio, read_image, read_video
 from store import Kind
 
 SIZE = 160  # side of a picture in pixels; square, as encoders take frames
@@ -22,13 +22,23 @@ LONGEST = 4 * 3600.0  # seconds of sound
 
 @dataclass(frozen=True)
 class Source:
-    """A local file, or a part of one; attributes as in `MediaItem`."""
+    """A local file, or a part of one; attributes as in `MediaItem`, and limits on a file that a stranger sent."""
 
     uri: str
     kind: Kind
     start: float | None = None
     end: float | None = None
     fps: float | None = None
+    limits: MediaLimits | None = None
+
+    def check(self) -> None:
+        """Refuse a file that holds too much.
+
+        Raises:
+            MediaError: it does (`too_large`).
+        """
+        if self.limits:
+            check_limits(self.uri, self.kind, self.limits)
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def sight_of(source: Source, count: int) -> Sight:
     Raises:
         MediaError: as `read_video` and `read_image`.
     """
+    source.check()
     if source.kind == "image":
         frames = read_image(source.uri, [SIZE])
     else:
@@ -79,6 +90,7 @@ def sound_of(source: Source) -> Sound:
     Raises:
         MediaError: as `read_audio`.
     """
+    source.check()
     sound = read_audio(source.uri, [RATE], LONGEST, source.start, source.end)[RATE]
     steps = segment_bounds(len(sound), min(PEAKS, len(sound)))
     peaks = [min(100, round(100 * float(abs(sound[start:end]).max()))) for start, end in steps]

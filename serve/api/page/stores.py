@@ -4,9 +4,9 @@ Nothing is loaded whole, so stores of millions of items can be browsed; each loo
 """
 
 from collections.abc import Iterator
-from threading import Lock
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.api.errors import ApiError, log
@@ -14,20 +14,20 @@ from serve.api.page.links import Links, local_media
 from serve.api.page.previews import Preview
 from store import Column, Failure, MediaItem, Storage, UserError, list_conversations
 from store.browse import (
-    Coverage,
     Record,
     conversations_about,
     count_items,
-    coverage_of,
     find_items,
     items_of,
     record_of,
 )
-from store.shard import TEXT
+from store.index import open_index
+from store.shard import FAILURE_CODES, TEXT
 from store.verify import column_folders, open_folder
 from trainer.checkpoint.info import CheckpointInfo
 
 SHOWN = 50  # items of one look
+ABSENT = FAILURE_CODES.index("absent")
 Json = dict[str, Any]
 
 
@@ -59,8 +59,6 @@ class BrowsedStore:
     def __init__(self, label: str, url: str, info: CheckpointInfo, links: Links) -> None:
         self._label, self._info, self._links = label, info, links
         self._storage = Storage(url)
-        self._covered: dict[str, tuple[list[int], Coverage]] = {}
-        self._lock = Lock()
 
     def overview(self) -> Json:
         """How much of the corpus each column holds, and the names of the conversations."""
@@ -135,15 +133,6 @@ class BrowsedStore:
             except UserError as error:
                 log.error("a column cannot be shown: %s", error)
 
-    def _covers(self, column: Column) -> Coverage:
-        """A column's coverage, counted again once it has other shards."""
-        with self._lock:
-            shards = column.shards()
-            known = self._covered.get(column.name)
-            if known is None or known[0] != shards:
-                known = self._covered[column.name] = shards, coverage_of(column)
-            return known[1]
-
     def _described(self, column: Column, items: int) -> Json:
         spec = column.spec
         described: Json = {
@@ -153,30 +142,31 @@ class BrowsedStore:
             "is_text": any(feature.dtype == TEXT for feature in spec.features.values()),
         }
         try:
-            coverage = self._covers(column)
+            index = open_index(column)
         except UserError as error:
             log.error("a column cannot be counted: %s", error)
             return described | {"damaged": True}
-        absent = coverage.by_code["absent"]
-        failed = len(coverage.failed) - absent
-        counts = {"usable": coverage.usable, "absent": absent, "failed": failed}
-        return described | counts | {"missing": items - sum(counts.values()), "bytes": coverage.bytes}
+        absent = int(np.sum(index.codes() == ABSENT))
+        counts = {"usable": len(index), "absent": absent, "failed": len(index.failed) - absent}
+        return described | counts | {"missing": items - sum(counts.values()), "bytes": index.tar_bytes}
 
     def _failures(self, wanted: Wanted, name: str) -> Json:
         column = next((column for column in self._columns() if column.name == name), None)
         if column is None:
             raise ApiError(404, f"store {self._label} has no such column", "failed", "column_not_found")
         search = wanted.search.lower()
-        failed = [f for f in self._covers(column).failed.values() if f.code != "absent" and search in f.key.lower()]
+        index = open_index(column)
+        defects = len(index) + np.flatnonzero(index.codes() != ABSENT)
+        rows = [row for row in defects.tolist() if search in index.key(row).lower()]
         end = wanted.start + SHOWN
-        shown = failed[wanted.start : end]
+        shown = [index.failure(row) for row in rows[wanted.start : end]]
         items = items_of(self._storage, [failure.key for failure in shown])
-        rows = [
+        found = [
             {**_row(items[failure.key]), "code": failure.code, "reason": _reason(failure, items[failure.key])}
             for failure in shown
             if failure.key in items
         ]
-        return {"items": rows, "next": end if end < len(failed) else None}
+        return {"items": found, "next": end if end < len(rows) else None}
 
     def _about(self, item: MediaItem, column: Column) -> Json:
         """What a column has about an item."""
