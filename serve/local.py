@@ -145,6 +145,8 @@ class Local:
         except Exception as error:
             for answer in admitted:
                 answer.deliver(Piece("", 0, error=error))
+            if len(self._cache.window.lengths) > len(self._running):  # they had joined it
+                self._fail(error)
             return
         self._running += admitted
         self._deliver(len(self._running) - len(admitted))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+import serve.local
 from serve.engine import Limits, Piece, reply, stream
 from serve.local import Local
 from serve.sampling import Sampler
@@ -188,6 +189,17 @@ def test_a_failing_step_ends_its_answers_and_later_ones_are_served(engine, llm, 
         list(stream(engine, prompt, Limits(5)))
     monkeypatch.setattr(llm, "forward", forward)
     assert reply(list(stream(engine, prompt, Limits(5)))) == whole
+
+
+def test_a_failure_between_a_prompt_and_its_first_token_mixes_nothing_up(engine, llm, tokenizer, monkeypatch):
+    """The prompt is in the cache already: it must not stay there as if it were another answer's."""
+    first, second = prompts(llm, 2)
+    choose = serve.local.choose_tokens
+    monkeypatch.setattr(serve.local, "choose_tokens", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(stream(engine, first, Limits(6)))
+    monkeypatch.setattr(serve.local, "choose_tokens", choose)
+    assert reply(list(stream(engine, second, Limits(6)))).text == alone(llm, tokenizer, second, 6).strip()
 
 
 def test_numbers_that_overflow_in_one_answer_do_not_reach_the_others(engine, llm, tokenizer):
