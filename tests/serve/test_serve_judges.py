@@ -220,6 +220,44 @@ def test_a_judge_by_batch_files_scores_as_one_that_is_asked(answered, llm_server
         assert len(server.bodies) == 32
 
 
+def test_scores_through_every_fault_are_those_of_a_clean_server(answered, llm_server, tmp_path):
+    """Whatever a server does wrong now and then, the report is the same, and a second run asks nothing."""
+    words, out = answered
+    faults = (
+        "429",
+        "429 after 1",
+        "429 date",
+        "500",
+        "503",
+        "reset",
+        "reset late",
+        "cut",
+        "empty",
+        "wrong form",
+        "hang",
+    )
+
+    def answer(body):
+        return f"{{'pred': '{'yes' if 'answer 1' in said(body) else 'no'}', 'score': {len(said(body)) % 6}}}"
+
+    def now_and_then(text, tries):
+        draw = random.Random(f"{text} {tries}")
+        return draw.choice(faults) if tries < 3 and draw.random() < 0.5 else None
+
+    reports = []
+    for name, fault in (("clean", lambda text, tries: None), ("faulty", now_and_then)):
+        with llm_server(answer=answer, fault=fault) as server:
+            limits = [f"--judge-set={limit}" for limit in ("silent_seconds=0.3", "longest_pause=0.02", "stop_after=99")]
+            asking = [*words, "--judge", server.url, "--judge-model", "m", *limits, "--ledger", tmp_path / name]
+            run(*asking)
+            came = sum(server.came.values())
+            reports.append(report_of(out))
+            run(*asking)
+            assert sum(server.came.values()) == came
+            assert (came > 28) == (name == "faulty")
+    assert reports[0] == reports[1]
+
+
 def test_scoring_answers_needs_no_torch(answered):
     """A judge is asked from a machine without a GPU, in a second."""
     words, out = answered
