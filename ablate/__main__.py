@@ -1,4 +1,4 @@
-"""`python -m ablate CONFIG`: vary one setting at a time, on stored features."""
+"""`avllm ablate CONFIG`: vary one setting at a time, on stored features."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`python -m ablate`: show what an ablation takes, do the missing work, write the results.
+"""`avllm ablate`: show what an ablation takes, do the missing work, write the results.
 
 All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve heldout`,
 `serve evaluate`.

@@ -105,7 +105,7 @@ class Benchmark(Settings):
 
 
 class AblateConfig(Settings):
-    """Settings of `python -m ablate`.
+    """Settings of `avllm ablate`.
 
     Attributes:
         store: holds the columns, the benchmarks and every stage's conversations; stores that stages name are ignored.

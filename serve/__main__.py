@@ -1,4 +1,4 @@
-"""`python -m serve`: chat with a trained checkpoint about a clip, serve it to programs, or evaluate it."""
+"""`avllm serve`: chat with a trained checkpoint about a clip, serve it to programs, or evaluate it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal

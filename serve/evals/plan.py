@@ -52,7 +52,7 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         if conversations not in there:
             raise UserError(
                 f"task {task}: {store} has no conversations {conversations!r}; it has: {', '.join(there) or 'none'}; "
-                f"name them as {task}=NAME, or plan them: python -m featurize plan FILE --store {store} --name {task}"
+                f"name them as {task}=NAME, or plan them: avllm featurize plan FILE --store {store} --name {task}"
             )
         made = queries(known[task], load(conversations))
         planned.append(Planned(known[task], conversations, made, _chosen(made, limit)))
