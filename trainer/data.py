@@ -202,7 +202,7 @@ class TrainingData:
     @property
     def seconds(self) -> Counter[str]:
         """Where the time went when this was made."""
-        return sum((Counter(joined.seconds) for joined in self._joined), Counter(self._seconds))
+        return sum((Counter(joined.seconds) for joined in self._joined), Counter()) + Counter(self._seconds)
 
     @property
     def pools(self) -> list[Pool]:

@@ -40,9 +40,11 @@ class Killed(BaseException):
 
 
 def contents(storage):
-    """Content of each file of a store; locks are left out."""
+    """Content of each file of a store, without locks and the indices that remote columns have."""
     found = {str(path)[len(storage.root) :].lstrip("/"): path for path in storage.fs.find(storage.root)}
-    return {name: storage.fs.cat_file(path) for name, path in found.items() if ".lock" not in name}
+    return {
+        name: storage.fs.cat_file(path) for name, path in found.items() if ".lock" not in name and "/index-" not in name
+    }
 
 
 def sound(store):
