@@ -67,6 +67,8 @@ bench: $(BENCH)/.done $(PEERS)/.done
 	$(PY) -m benchmarks.metrics
 	$(PY) -m benchmarks.asking client
 	$(PY) -m benchmarks.asking ledger
+	$(PY) -m benchmarks.intervals coverage
+	$(PY) -m benchmarks.intervals power
 	$(PY) -m benchmarks.serving engines runs/demo/stage2/checkpoint runs/demo/store heldout  # after make demo
 	$(PY) -m benchmarks.serving outside runs/demo/stage2/checkpoint
 	$(PY) -m benchmarks.api load runs/demo/stage2/checkpoint runs/demo/store heldout

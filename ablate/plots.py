@@ -8,12 +8,11 @@ import matplotlib
 import numpy as np
 
 from ablate.rows import Row
+from serve.evals.plots import scale_of
 from store.publish import publishing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-SCALES = {"score": "judge's score, 0 to 5", "CIDEr": "CIDEr x 100", "BLEU-1": "BLEU-1 x 100"}  # all else is in percent
 
 
 def plot(title: str, rows: Sequence[Row], path: Path) -> None:
@@ -24,11 +23,11 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> None:
         rows: its rows.
         path: PNG file; appears whole.
     """
-    scales = list(dict.fromkeys(_scale(row) for row in rows))
+    scales = list(dict.fromkeys(scale_of(row.metric) for row in rows))
     figure, panels = plt.subplots(1, len(scales), figsize=(1 + 5 * len(scales), 4), squeeze=False)
     values = list(dict.fromkeys(row.value for row in rows))
     for axes, scale in zip(panels[0], scales, strict=True):
-        _draw(axes, [row for row in rows if _scale(row) == scale], values)
+        _draw(axes, [row for row in rows if scale_of(row.metric) == scale], values)
         axes.set(ylabel=scale)
         axes.legend(fontsize=8)
     figure.suptitle(title)
@@ -36,10 +35,6 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> None:
     with publishing(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
-
-
-def _scale(row: Row) -> str:
-    return SCALES.get(row.metric, f"{row.metric.partition(',')[0]}, %")
 
 
 def _draw(axes: Any, rows: Sequence[Row], values: Sequence[str | int]) -> None:

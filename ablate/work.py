@@ -83,6 +83,8 @@ class Work:
         benchmark, folder = config.benchmarks[evaluation.benchmark], evaluation.file.parent
         words = ["evaluate", str(evaluation.run.checkpoint), config.store, f"{task.name}={benchmark.stored}"]
         words += ["--out", str(folder), "--failed", benchmark.failed, *_limit(benchmark)]
+        if evaluation.file.exists():  # the models are asked nothing for another judge
+            words += ["--only", "scores"]
         if TASKS.get(task.name) != task:
             words += ["--tasks", _yaml(folder / "task.yaml", {"tasks": [task.model_dump(mode="json")]})]
         if task.judged and config.judge:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serve.evals.folder import read_run
 from serve.evals.scores import COUNTS, bleu_of
-from serve.evals.statistics import Estimate, estimate, p_value
+from serve.evals.statistics import Estimate, estimate, p_value, unseen
 from store import UserError
 
 Floats = NDArray[np.float64]
@@ -87,7 +87,9 @@ class Comparison:
         if not kept:
             return None
         first, second = (np.array([[pair[side], 1.0] for pair in kept]) for side in (0, 1))
-        return _difference(first, second, [cluster for *_, cluster in kept], lambda sums: sums[..., 0] / sums[..., 1])
+        clusters = [cluster for *_, cluster in kept]
+        found = _difference(first, second, clusters, lambda sums: sums[..., 0] / sums[..., 1])
+        return _widened(found, clusters) if name.startswith("accuracy") else found
 
     def _bleu(self, name: str) -> Difference:
         first, second = (np.array([item[COUNTS] for item in side], float) for side in (self.first, self.second))
@@ -109,6 +111,14 @@ def _difference(first: Floats, second: Floats, clusters: Sequence[str], value: A
     )
     p = p_value(first, second, value, clusters)
     return Difference(len(first), float(value(first.sum(0))), float(value(second.sum(0))), drawn, p)
+
+
+def _widened(found: Difference, clusters: Sequence[str]) -> Difference:
+    """Where all answers differ in one way, or none does, a bootstrap would say that nothing else is possible."""
+    value, rest = found.difference, unseen(clusters)
+    if value.low != value.high:
+        return found
+    return replace(found, difference=Estimate(value.value, max(-100, value.low - rest), min(100, value.high + rest)))
 
 
 def compare(first: Path, second: Path, tasks: Sequence[str]) -> list[Comparison]:

@@ -54,6 +54,11 @@ def estimate(
     return Estimate(float(value(parts.sum(0))), float(low), float(high))
 
 
+def unseen(groups: ArrayLike) -> float:
+    """The largest share, in percent, of what no group shows: Wilson's bound."""
+    return 100 * QUANTILE**2 / (len(np.unique(groups)) + QUANTILE**2)
+
+
 def p_value(
     ours: NDArray[np.float64],
     theirs: NDArray[np.float64],
@@ -106,8 +111,7 @@ def percentage(values: NDArray[np.float64], groups: ArrayLike) -> Estimate:
     """
     there = ~np.isnan(values)
     if len(kept := np.unique(values[there])) == 1 and kept[0] in (0, 100):
-        count = len(np.unique(np.asarray(groups)[there]))
-        rest = 100 * QUANTILE**2 / (count + QUANTILE**2)
+        rest = unseen(np.asarray(groups)[there])
         return Estimate(float(kept[0]), 100 - rest if kept[0] else 0.0, 100.0 if kept[0] else rest)
     return bootstrap(np.nan_to_num(values), there.astype(float), groups)
 

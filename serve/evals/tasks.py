@@ -246,26 +246,19 @@ class _TaskConversation:
         """Whether the turns are the source's own words, so that one turn is a question and its answer."""
         return len(self.conversation.turns) == 1 and not READ & self.meta.keys()
 
-    def error(self, field: str, expected: str) -> UserError:
-        """The error for a field that is not as the task needs it."""
+    def error(self, field: str, expected: str, setting: str = "") -> UserError:
+        """The error for a field that is not as the task needs it; `setting` of the task names it, if any does."""
+        there = f"meta has {', '.join(sorted(self.meta)) or 'no fields'}; change {setting}, " if setting else ""
         return UserError(
             f"task {self.task.name}: conversation {self.conversation.id!r}, field {field!r}: expected {expected}; "
-            f"plan the data set again, or name other conversations ({self.task.name}=NAME)"
+            f"{there}plan the data set again, or name other conversations ({self.task.name}=NAME)"
         )
 
-    def error_of(self, setting: str, name: str, expected: str) -> UserError:
-        """The error for a field of `meta` that a setting of the task names."""
-        there = ", ".join(sorted(self.meta)) or "nothing"
-        return UserError(
-            f"task {self.task.name}, field {setting!r}: conversation {self.conversation.id!r} has no {expected} in "
-            f"meta.{name}; its meta has: {there}"
-        )
-
-    def text(self, field: str) -> str:
+    def text(self, field: str, setting: str = "") -> str:
         """A text of `meta`."""
         value = self.meta.get(field)
         if not isinstance(value, str):
-            raise self.error(f"meta.{field}", "a text")
+            raise self.error(f"meta.{field}", "a text", setting)
         return value
 
     def texts(self, field: str) -> tuple[str, ...]:
@@ -282,7 +275,7 @@ class _TaskConversation:
         asked = Turn(_fill(self.task.prompt, question, options), "text", "")
         first, *rest = [*history, asked]
         turns = (replace(first, modality=self.task.modality), *(replace(turn, modality="text") for turn in rest))
-        conversation, split = self.conversation, self.meta.get("split")
+        conversation, split, cluster_by = self.conversation, self.meta.get("split"), self.task.cluster_by
         if conversation.key is None:
             raise self.error("key", "a media item; this conversation is text only")
         return Query(
@@ -291,19 +284,11 @@ class _TaskConversation:
             turns=turns,
             question=question,
             references=tuple(references),
-            cluster=self._cluster() or conversation.key,
+            cluster=self.text(cluster_by, "cluster_by") if cluster_by else conversation.key,
             groups=self._groups(),
             options=tuple(options),
             split=split if isinstance(split, str) else "",
         )
-
-    def _cluster(self) -> str | None:
-        if self.task.cluster_by is None:
-            return None
-        value = self.meta.get(self.task.cluster_by)
-        if not isinstance(value, str):
-            raise self.error_of("cluster_by", self.task.cluster_by, "text")
-        return value
 
     def _groups(self) -> tuple[str, ...]:
         if self.task.group_by is None:
@@ -311,7 +296,7 @@ class _TaskConversation:
         value = self.meta.get(self.task.group_by)
         words = value if isinstance(value, list) else [value]
         if not words or not all(isinstance(word, str | int) for word in words):
-            raise self.error_of("group_by", self.task.group_by, "text or number, or list of these,")
+            raise self.error(f"meta.{self.task.group_by}", "a text or number, or a list of these", "group_by")
         own = "/".join(map(str, words))
         parts = self.task.group_names.get(own, own.lower()).split("/")
         return tuple("/".join(parts[: end + 1]) for end in range(len(parts)))

@@ -289,7 +289,7 @@ def test_what_cannot_be_evaluated_is_one_line(evaluated, featurized, trained, tm
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text(json.dumps(info | {"checkpoint": "another"}))
     shutil.copy(out / "answers.jsonl", tmp_path / "other")
-    with pytest.raises(UserError, match=r"holds answers of another checkpoint: another, not .*--out"):
+    with pytest.raises(UserError, match=r"holds answers of another checkpoint: .*checkpoint \(another\), not .*--out"):
         evaluate(checkpoint, featurized.url, ["vatex"], out=tmp_path / "other")
     done = python("serve", "evaluate", checkpoint, featurized.url, "vatex", "--out", tmp_path / "other")
     assert done.returncode == 2

@@ -269,12 +269,12 @@ def conversation(key: str | None = "k", turns: int = 1, **meta: object) -> Conve
         (
             "mvbench",
             conversation(question="x", options=["a"], answer_index=0, task="t"),
-            r"field 'meta.path': expected a text",
+            r"field 'meta.path': expected a text; meta has answer_index, options, question, task; change cluster_by",
         ),
         (
             "music-avqa",
             conversation(question="x", answer="y"),
-            r"field 'meta.type': expected a text or number, or a list of these",
+            r"field 'meta.type': expected a text or number, or a list of these; .* answer, question; change group_by",
         ),
         ("avsd", conversation(captions=["x"]), r"field 'turns': expected a dialog"),
         (
