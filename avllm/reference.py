@@ -18,6 +18,7 @@ from avllm import PACKAGES
 
 MODELS = {
     "featurize run": "featurize.settings:FeaturizeConfig",
+    "curate run": "curate.curation:CurationSettings",
     "trainer train": "trainer.settings:TrainConfig",
     "ablate": "ablate.settings:AblateConfig",
     "serve api": "serve.api.settings:ApiSettings",

@@ -7,6 +7,7 @@ https://platform.openai.com/docs/api-reference/batch
 
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ MOST_BYTES = 200_000_000
 class BatchFolder:
     """Asks by files: in the place of a `Client` where nothing is sent.
 
-    A request is written once. It is written again if its reply was an error, or if its file was removed.
+    A request is written once. It is written again for each error that came in place of its reply, or if its file was
+    removed.
 
     Args:
         folder: of both kinds of files.
@@ -57,41 +59,43 @@ class BatchFolder:
             if reply := ledger.get(request):
                 on_reply(request, reply)
             else:
-                outcome.undecided[digest] = failed.get(digest, f"its reply is not in {self._folder} yet")
+                reasons = failed[digest] or [f"its reply is not in {self._folder} yet"]
+                outcome.undecided[digest] = reasons[-1]
         written = self._written()
-        self._write([r for r in left if r.digest in failed or r.digest not in written], ledger)
+        self._write([r for r in left if written[r.digest] <= len(failed[r.digest])], ledger)
         return outcome
 
-    def _read(self, by_digest: Mapping[str, Request], ledger: Ledger) -> dict[str, str]:
-        """Keep the replies of all files; return why requests have none, by digest."""
-        failed: dict[str, str] = {}
+    def _read(self, by_digest: Mapping[str, Request], ledger: Ledger) -> dict[str, list[str]]:
+        """Keep the replies of all files; return the errors that came in place of others, by digest."""
+        failed: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self._folder.glob("*.jsonl")):
             for where, entry in [] if path.name.startswith(REQUESTS) else _lines(path):
                 request = by_digest.get(entry["custom_id"])
                 if request and request not in ledger:
                     self._keep(request, where, entry, ledger, failed)
         ledger.commit()
-        return {digest: why for digest, why in failed.items() if by_digest[digest] not in ledger}
+        return failed
 
     def _keep(
-        self, request: Request, where: str, entry: Mapping[str, Any], ledger: Ledger, failed: dict[str, str]
+        self, request: Request, where: str, entry: Mapping[str, Any], ledger: Ledger, failed: dict[str, list[str]]
     ) -> None:
         response = entry.get("response") or {}
         if response.get("status_code") != 200:
-            failed[request.digest] = f"{where}: {json.dumps(entry.get('error') or response)[:300]}"
+            failed[request.digest].append(f"{where}: {json.dumps(entry.get('error') or response)[:300]}")
             return
         try:
             reply, spent = read_reply(
                 response.get("body"), where, most_of(request, self._settings.price), self._settings
             )
         except PassingError as error:
-            failed[request.digest] = str(error)
+            failed[request.digest].append(str(error))
         else:
             ledger.keep(request, reply, spent)
 
-    def _written(self) -> set[str]:
-        """The digests of the requests that stand in files."""
-        return {entry["custom_id"] for path in self._folder.glob(f"{REQUESTS}*.jsonl") for _, entry in _lines(path)}
+    def _written(self) -> Counter[str]:
+        """How often requests stand in files, by digest."""
+        paths = self._folder.glob(f"{REQUESTS}*.jsonl")
+        return Counter(entry["custom_id"] for path in paths for _, entry in _lines(path))
 
     def _write(self, requests: Sequence[Request], ledger: Ledger) -> None:
         whole = ledger.committed

@@ -1,6 +1,8 @@
 """Read a column's arrays, straight from the tars into the caller's memory."""
 
 import difflib
+import json
+import tarfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from store.cache import cached
 from store.column import Column
@@ -102,6 +105,28 @@ class ColumnReader:
             for number, name in enumerate(self.index.features)
         }
 
+    def facts(self, key: str) -> dict[str, JsonValue]:
+        """The facts of an item, such as the times of its frames: the tar's member behind its arrays.
+
+        Raises:
+            UserError: the column has no such item; the message gives the reason if it failed.
+            DamagedError: the tar cannot be read, or holds something else there.
+        """
+        row = self.row(key)
+        shard = self.index.shard.item(row)
+        end = int((self.index.offset[row] + self.index.nbytes[row]).max())
+        place = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        tar = self.open(shard)
+        with self.column.blamed(shard):
+            try:
+                header = tarfile.TarInfo.frombuf(_bytes_at(tar, place, tarfile.BLOCKSIZE), "utf-8", "strict")
+                facts = json.loads(_bytes_at(tar, place + tarfile.BLOCKSIZE, header.size))
+            except (tarfile.HeaderError, ValueError):
+                header, facts = tarfile.TarInfo(), None
+            if header.name != f"{key}.json" or not isinstance(facts, dict):
+                raise DamagedError(f"{self.path(shard)}: {key}.json is not where it belongs")
+        return facts
+
     def read_row_into(self, row: int, targets: Sequence[tuple[int, NDArray[Any]]]) -> None:
         """Read arrays of an item into given memory; each checksum is verified on first read in this process.
 
@@ -178,3 +203,9 @@ class ColumnReader:
             member = f"{self.index.key(row)}.{self.index.features[feature]}"
             raise DamagedError(f"{tar}: {member} differs from its checksum")
         self.checked[row, feature] = True
+
+
+def _bytes_at(tar: Tar, offset: int, size: int) -> bytes:
+    buffer = bytearray(size)
+    tar.read([memoryview(buffer)], offset)
+    return bytes(buffer)

@@ -21,9 +21,10 @@ from store.storage import LOCK, Storage
 
 BLOCK_BYTES = 8 << 20
 CHECKED_AT_ONCE = 8
+CURATIONS = "curations"  # what curate keeps
 COLUMN = re.compile(r"[a-z0-9][a-z0-9_-]*\.[0-9a-f]{6}")
 KNOWN = {
-    "": re.compile("|".join(map(re.escape, (CORPUS, CONVERSATIONS, FOLDER, LOCK, "README.md")))),
+    "": re.compile("|".join(map(re.escape, (CORPUS, CONVERSATIONS, CURATIONS, FOLDER, LOCK, "README.md")))),
     CONVERSATIONS: re.compile(r".+\.parquet"),
     FOLDER: COLUMN,
 }

@@ -1,0 +1,94 @@
+"""What becomes of an item, by the stored replies: written, verified by rules, then by a judge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from curate.asking import Answered, Failed, Pending, Receipt
+from curate.curation import CurationSettings, Perceived
+from curate.filters import verify
+from curate.filters.reference import Reference
+from curate.filters.verdict import Verdict
+from curate.judging import verdicts_of
+from curate.writing import Fused, Item, Writing
+from store import Turn
+
+Result = Literal["passed", "failed", "undecided"]
+Review = Literal["keep", "drop"]
+UNUSABLE = "no usable reply: {}"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What became of an item.
+
+    Attributes:
+        item: the item.
+        result: whether it passed; `undecided` if a model could not be asked.
+        turns: questions and answers; empty if there was no usable reply.
+        verdicts: of rules and judge.
+        reason: why it did not pass; empty if it did.
+        receipts: what stands behind it: of captions, instruction and judgement.
+        fused: captions that it was written from; by modality.
+    """
+
+    item: Item
+    result: Result
+    turns: tuple[Turn, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    reason: str = ""
+    receipts: tuple[Receipt, ...] = ()
+    fused: Mapping[Perceived, str] = field(default_factory=dict)
+
+
+class Deciding:
+    """Decides items.
+
+    Args:
+        writing: what models were asked, and their replies.
+        reviews: what a person said of instructions, by the digest of the request that wrote them.
+    """
+
+    def __init__(self, writing: Writing, reviews: Mapping[str, Review]) -> None:
+        self.writing, self._reviews = writing, reviews
+
+    @property
+    def settings(self) -> CurationSettings:
+        """Of the curation."""
+        return self.writing.settings
+
+    def decide(self, item: Item) -> Decided | Pending:
+        """What becomes of an item, or what has to be asked first."""
+        fused = self.writing.fused(item.key, item.cell.modality)
+        if isinstance(fused, Pending):
+            return fused
+        if isinstance(fused, Failed):
+            return Decided(item, "failed", reason=UNUSABLE.format(fused.reason), receipts=(fused.receipt,))
+        written = self.writing.instruction(item, fused)
+        if isinstance(written, Pending):
+            return written
+        if isinstance(written, Failed):
+            receipts = (*fused.receipts, written.receipt)
+            return Decided(item, "failed", (), (), UNUSABLE.format(written.reason), receipts, fused.texts)
+        return self._verified(item, fused, written)
+
+    def _verified(self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]]) -> Decided | Pending:
+        reference = Reference.of(self.writing.captions[item.key], item.cell.modality, fused.texts)
+        verdicts = verify(item.cell.task, written.value, reference, self.settings.thresholds, self.settings.language)
+        receipts = (*fused.receipts, written.receipt)
+        reason = next((f"{v.criterion}: {v.reason}" for v in verdicts if v.outcome == "fail"), "")
+        review = self._reviews.get(written.receipt.digest)
+        if review is None and not reason and self.settings.judge:
+            judged = self.writing.judgement(item, fused, written.value)
+            if isinstance(judged, Pending):
+                return judged
+            receipts = (*receipts, judged.receipt)
+            if isinstance(judged, Failed):
+                reason = f"judge: {judged.reason}"
+            else:
+                verdicts += verdicts_of(judged.value, self.settings.thresholds.judge)
+                reason = next((f"{v.criterion}: {v.reason}" for v in verdicts if v.outcome == "fail"), "")
+        if review is not None:
+            reason = "review" if review == "drop" else ""
+        result: Result = "failed" if reason else "passed"
+        return Decided(item, result, written.value, tuple(verdicts), reason, receipts, fused.texts)

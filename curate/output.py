@@ -1,0 +1,193 @@
+"""What a curation writes: conversations that the trainer reads, every verdict, and the fused captions as a column."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.curation import CELLS, Cell, TaskName
+from curate.deciding import Decided
+from curate.run import FOLDER, Curation
+from curate.selection import Chosen
+from curate.writing import Fused
+from store import ColumnSpec, Conversation, Corpus, Failure, Feature, create_column, save_conversations
+from store.table import load_table, save_table
+
+STAGES: dict[str, tuple[TaskName, ...]] = {
+    "descriptions": ("description",),
+    "instructions": ("conversation", "reasoning"),
+}
+FEATURES = {"audio": "audio", "visual": "visual", "audio_visual": "both"}  # of the column, by modality
+VERDICT = pa.struct(
+    [
+        ("criterion", pa.string()),
+        ("by", pa.string()),
+        ("outcome", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("reason", pa.string()),
+        ("evidence", pa.list_(pa.string())),
+    ]
+)
+RECEIPT = pa.struct(
+    [
+        ("template", pa.string()),
+        ("digest", pa.string()),
+        ("served", pa.string()),
+        ("replies", pa.int64()),
+        ("prompt", pa.int64()),
+        ("completion", pa.int64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("modality", pa.string()),
+        ("rank", pa.int64()),
+        ("key", pa.string()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("turns", pa.list_(pa.struct([("instruction", pa.string()), ("response", pa.string())]))),
+        ("captions", pa.string()),
+        ("verdicts", pa.list_(VERDICT)),
+        ("receipts", pa.list_(RECEIPT)),
+    ]
+)
+
+
+def id_of(cell: Cell, rank: int) -> str:
+    """The id of an item."""
+    return f"{cell}-{rank:06d}"
+
+
+def row_of(decided: Decided, one: Chosen) -> dict[str, Any]:
+    """An item's row of the verdicts.
+
+    Args:
+        decided: the item.
+        one: what is chosen of its cell.
+    """
+    item = decided.item
+    outcome = {"failed": "dropped", "passed": "kept"}.get(decided.result, decided.result)
+    verdicts, reason = [*decided.verdicts], decided.reason
+    if repeat := one.repeats.get(item.rank):
+        outcome, reason = "dropped", f"diversity: {repeat.reason}"
+        verdicts.append(repeat)
+    return {
+        "id": id_of(item.cell, item.rank),
+        "task": item.cell.task,
+        "modality": item.cell.modality,
+        "rank": item.rank,
+        "key": item.key,
+        "outcome": outcome,
+        "reason": reason,
+        "turns": [{"instruction": turn.instruction, "response": turn.response} for turn in decided.turns],
+        "captions": json.dumps(dict(decided.fused), sort_keys=True, ensure_ascii=False),
+        "verdicts": [verdict._asdict() for verdict in verdicts],
+        "receipts": _receipts(decided),
+    }
+
+
+def save_all(curation: Curation, chosen: dict[Cell, Chosen]) -> list[str]:
+    """Write all that a curation makes; return the names of the conversations, one set for each stage that wants any."""
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, list[Conversation]] = {
+        f"{curation.settings.name}-{stage}": []
+        for stage, tasks in STAGES.items()
+        if any(c.task in tasks for c in chosen)
+    }
+    for decided in curation.decided(chosen):
+        rows.append(row_of(decided, chosen[decided.item.cell]))
+        if rows[-1]["outcome"] == "kept":
+            stage = "descriptions" if decided.item.cell.task == "description" else "instructions"
+            kept[f"{curation.settings.name}-{stage}"].append(_conversation(curation.settings.name, decided))
+    with curation.storage.lock():
+        save_fused(curation, chosen)
+        columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
+        save_table(curation.storage, f"{FOLDER}/{curation.settings.name}/verdicts.parquet", columns, SCHEMA)
+        for name, conversations in kept.items():
+            save_conversations(curation.storage, name, conversations)
+    return list(kept)
+
+
+def _conversation(name: str, decided: Decided) -> Conversation:
+    item = decided.item
+    meta: dict[str, object] = {
+        "curation": name,
+        "task": item.cell.task,
+        "rank": item.rank,
+        "receipts": _receipts(decided),
+        "scores": {f"{v.criterion} ({v.by})": v.score for v in decided.verdicts},
+    }
+    return Conversation(id_of(item.cell, item.rank), item.key, decided.turns, meta)
+
+
+def _receipts(decided: Decided) -> list[dict[str, Any]]:
+    return [
+        {"template": receipt.template, "digest": receipt.digest, "served": receipt.served, **receipt.usage._asdict()}
+        for receipt in decided.receipts
+    ]
+
+
+def load_verdicts(curation: Curation) -> list[dict[str, Any]]:
+    """Read them.
+
+    Raises:
+        UserError: there are none yet, or they are damaged.
+    """
+    table = load_table(curation.storage, f"{FOLDER}/{curation.settings.name}/verdicts.parquet", SCHEMA)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def save_fused(curation: Curation, chosen: dict[Cell, Chosen]) -> str | None:
+    """Write the fused captions of the clips that were drawn as a text column; return its name, None if there are none.
+
+    Its digest is of the captions too, so that a column of one name always holds the same.
+    """
+    texts = dict(_fused(curation, chosen))
+    if not texts:
+        return None
+    features = sorted({feature for captions in texts.values() for feature in captions})
+    replies = hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
+    spec = ColumnSpec(
+        name="fused",
+        modality="visual" if curation.settings.captions.frames else "audio",
+        numerics={
+            "version": 1,
+            "captions": {column.name: column.spec.fingerprint for column in curation.captions.columns},
+            "templates": {m: curation.templates[f"fusion-{m}"].digest for m in FEATURES},
+            "model": curation.settings.generator.model,
+            "replies": replies,
+        },
+        features={feature: Feature(shape=(None,), dtype="text") for feature in features},
+    )
+    column = create_column(curation.storage, spec, {"curation": curation.settings.name})
+    finished = frozenset(column.shards())
+    for shard, items in Corpus.load(curation.storage).shards.items():
+        if shard in finished:
+            continue
+        with column.write_shard(shard) as writer:
+            for item in items:
+                if captions := texts.get(item.key):
+                    arrays = {f: np.array([captions[f]] if f in captions else [], np.str_) for f in features}
+                    writer.add(item.key, arrays, {"kind": item.kind})
+                else:
+                    writer.fail(Failure(key=item.key, code="absent", reason="no instruction was written about it"))
+    return column.name
+
+
+def _fused(curation: Curation, chosen: dict[Cell, Chosen]) -> Iterable[tuple[str, dict[str, str]]]:
+    """The fused captions of each clip up to the last that is needed, by feature of the column."""
+    found: dict[str, dict[str, str]] = {}
+    for cell in (cell for cell in CELLS if cell in chosen):
+        for rank in range(chosen[cell].last):
+            key = curation.rankings[cell][rank]
+            fused = curation.writing.fused(key, cell.modality)
+            if isinstance(fused, Fused):
+                found.setdefault(key, {}).update({FEATURES[m]: text for m, text in fused.texts.items()})
+    return found.items()

@@ -1,0 +1,187 @@
+"""What a model is asked to write about a clip: fused captions, then instructions, each from its own captions alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from curate.asking import Answered, Failed, Pending, Question, Receipt, Role, settle
+from curate.captions import Captions, Clip, Span
+from curate.curation import Cell, CurationSettings, Perceived, Sampling
+from curate.judging import Judgement, read_judgement
+from curate.ledger import Ledger
+from curate.prompts import Template, Templates, block, turns_block
+from curate.ranking import draw, pick
+from curate.replies import FORMS, read_caption, read_exchanges, schema_of
+from curate.texts import clean
+from store import Turn
+
+PARTS: dict[Perceived, tuple[Perceived, ...]] = {
+    "audio": ("audio",),
+    "visual": ("visual",),
+    "audio_visual": ("visual", "audio", "audio_visual"),
+}
+FUSED_LENGTH = 4  # times the longest caption
+
+
+@dataclass(frozen=True)
+class Item:
+    """An instruction to be: a place in a cell's ranking.
+
+    Attributes:
+        cell: the cell.
+        rank: in the cell, from 0.
+        key: of the clip.
+    """
+
+    cell: Cell
+    rank: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A clip's captions, each fused to one; by modality.
+
+    Attributes:
+        texts: the captions.
+        receipts: what stands behind them.
+    """
+
+    texts: Mapping[Perceived, str]
+    receipts: tuple[Receipt, ...]
+
+
+class Writing:
+    """Asks for fused captions, instructions and judgements, and reads the replies.
+
+    Args:
+        settings: of the curation.
+        captions: of the store's clips.
+        templates: what is asked.
+        ledger: the replies.
+    """
+
+    def __init__(self, settings: CurationSettings, captions: Captions, templates: Templates, ledger: Ledger) -> None:
+        self.settings, self.captions, self.templates, self.ledger = settings, captions, templates, ledger
+        self._fused: dict[tuple[str, Perceived], Fused | Failed] = {}
+
+    def fused(self, key: str, modality: Perceived) -> Fused | Failed | Pending:
+        """The captions of a clip that an instruction of a modality is written from; an audio-visual one needs all."""
+        if known := self._fused.get((key, modality)):
+            return known
+        found = self._fuse(self.captions[key], modality)
+        if not isinstance(found, Pending):
+            self._fused[key, modality] = found
+        return found
+
+    def instruction(self, item: Item, fused: Fused) -> Answered[tuple[Turn, ...]] | Failed | Pending:
+        """The questions and answers of an item."""
+        return settle(self._instruction(item, fused), self.ledger, self.settings.asks)
+
+    def judgement(self, item: Item, fused: Fused, turns: tuple[Turn, ...]) -> Answered[Judgement] | Failed | Pending:
+        """What the judge says of an item."""
+        clip = self.captions[item.key]
+        places = {
+            "captions": captions_block(clip, item.cell.modality, fused.texts),
+            "modality": item.cell.modality.replace("_", "-"),
+            "task": item.cell.task,
+            "turns": turns_block(turns),
+        }
+        texts = [turn.response for turn in turns]
+        sources = [*fused.texts.values(), *(span.text for span in (*clip.frames, *clip.segments))]
+        question = self._question(
+            "judge", "judge", places, self.settings.judging, lambda text: read_judgement(text, texts, sources)
+        )
+        return settle(question, self.ledger, self.settings.asks)
+
+    def _fuse(self, clip: Clip, modality: Perceived) -> Fused | Failed | Pending:
+        if not clip.has(modality):
+            return Failed("captions without text", Receipt("captions"))
+        texts: dict[Perceived, str] = {}
+        receipts: list[Receipt] = []
+        waiting: list[Pending] = []
+        for part in PARTS[modality]:
+            if waiting and part == modality:
+                break
+            found = settle(self._fusion(clip, part, texts), self.ledger, self.settings.asks)
+            if isinstance(found, Failed):
+                return Failed(f"fusion-{part}: {found.reason}", found.receipt)
+            if isinstance(found, Pending):
+                waiting.append(found)
+            else:
+                texts[part] = found.value
+                receipts.append(found.receipt)
+        if waiting:
+            return Pending("generator", tuple(request for pending in waiting for request in pending.requests))
+        return Fused(texts, tuple(receipts))
+
+    def _fusion(self, clip: Clip, modality: Perceived, texts: Mapping[Perceived, str]) -> Question[str]:
+        longest = FUSED_LENGTH * self.settings.captions.longest
+        return self._question(
+            "generator",
+            f"fusion-{modality}",
+            {"captions": captions_block(clip, modality, texts)},
+            self.settings.fusion,
+            lambda text: clean(read_caption(text, longest), longest),
+        )
+
+    def _instruction(self, item: Item, fused: Fused) -> Question[tuple[Turn, ...]]:
+        settings, cell = self.settings, item.cell
+        asked = self._style(item)
+        places = {
+            "captions": captions_block(self.captions[item.key], cell.modality, fused.texts),
+            "form": FORMS[settings.form][cell.task],
+            **asked,
+        }
+
+        def read(text: str) -> tuple[Turn, ...]:
+            exchanges = read_exchanges(text, cell, settings.turns, settings.longest)
+            return self._turns(cell, [(question or asked["instruction"], answer) for question, answer in exchanges])
+
+        more = {"response_format": schema_of(cell)} if settings.structured and settings.form == "json" else {}
+        return self._question("generator", str(cell), places, settings.generation, read, more)
+
+    def _style(self, item: Item) -> dict[str, str]:
+        """How an item differs from others: drawn from its cell and rank."""
+        styles, cell, seed = self.templates.styles, item.cell, self.settings.seed
+        style: Any = getattr(styles, cell.task)
+        lists = {name: getattr(style, name) for name in type(style).model_fields}
+        if cell.task == "description":
+            lists["instruction"] = lists["instruction"][cell.modality]
+        places = {name: pick(options, seed, name, cell, item.rank) for name, options in lists.items()}
+        if cell.task == "conversation":
+            fewest, most = self.settings.turns
+            places["count"] = str(fewest + draw(seed, "count", cell, item.rank) % (most - fewest + 1))
+        return places
+
+    def _turns(self, cell: Cell, exchanges: list[tuple[str, str]]) -> tuple[Turn, ...]:
+        """The modality token stands in the first question, or in all."""
+        in_all = self.settings.token_in_all_turns
+        return tuple(
+            Turn(question, cell.modality if in_all or not number else "text", answer)
+            for number, (question, answer) in enumerate(exchanges)
+        )
+
+    def _question(
+        self, role: Role, name: str, places: Mapping[str, str], sampling: Sampling, read: Any, more: Any = None
+    ) -> Question[Any]:
+        template: Template = self.templates[name]
+        client = self.settings.judge if role == "judge" and self.settings.judge else self.settings.generator
+        messages = template.messages(places, self.settings.form)
+        body = {"model": client.model, "messages": messages, **(more or {})}
+        return Question(role, f"{name}:{template.digest}", body, sampling, read)
+
+
+def captions_block(clip: Clip, modality: Perceived, fused: Mapping[Perceived, str]) -> str:
+    """The captions that an instruction of a modality may see, in order of time, the fused ones first."""
+    heads = {"visual": "seen", "audio": "heard", "audio_visual": "seen and heard"}
+    lines = [f"{heads[part]}, in short: {fused[part]}" for part in PARTS[modality] if part in fused]
+    timed: list[tuple[str, Span]] = []
+    if modality != "audio":
+        timed += [("seen", span) for span in clip.frames]
+    if modality != "visual":
+        timed += [("heard", span) for span in clip.segments]
+    timed.sort(key=lambda pair: pair[1].start or 0.0)
+    return block(
+        "captions", lines + [f"{head}, {span}" if modality == "audio_visual" else str(span) for head, span in timed]
+    )
