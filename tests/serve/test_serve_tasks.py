@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from serve.evals.answers import key_of
+from serve.evals.judge_settings import JudgeFile
 from serve.evals.tasks import BUILT_IN, TASKS, Query, Task, TaskFile, load_tasks, queries
 from store import Conversation, Settings, Turn, UserError, load_conversations, load_settings, parse_settings
 
@@ -387,9 +388,10 @@ def test_the_docs_show_every_task():
     assert "\n".join(map(shown, TASKS.values())) in text
 
 
-def test_the_example_of_the_docs_is_accepted(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    (tmp_path / "tasks.yaml").write_text(example)
+def test_the_examples_of_the_docs_are_accepted(tmp_path):
+    tasks, judges = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(parse_settings(JudgeFile, yaml.safe_load(judges), "docs").judges) == 2
+    (tmp_path / "tasks.yaml").write_text(tasks)
     own = [task for name, task in load_tasks(tmp_path / "tasks.yaml").items() if name not in TASKS]
     assert own
     named = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", DOCS.read_text(), re.MULTILINE)
