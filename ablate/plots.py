@@ -29,7 +29,7 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> None:
     for axes, scale in zip(panels[0], scales, strict=True):
         _draw(axes, [row for row in rows if scale_of(row.metric) == scale], values)
         axes.set(ylabel=scale)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.suptitle(title)
     figure.tight_layout()
     with publishing(path) as temporary:

@@ -41,7 +41,7 @@ def coverage(rounds: Annotated[int, typer.Option(help="Samples of each setting."
     """How often a 95% interval holds the truth: over videos, as in reports, and as if questions were independent."""
     table = make_table("videos", "questions each", "right", "correlation", "over videos", "over questions", "score 0-5")
     draw = np.random.default_rng(0)
-    settings = [(v, q, m, c) for v, q in ((50, 4), (100, 10), (300, 2)) for m in (0.5, 0.8) for c in (0.0, 0.3)]
+    settings = [(50, 4, 0.5, 0.3), (50, 4, 0.8, 0.3), (200, 4, 0.5, 0.3), (200, 4, 0.8, 0.3), (200, 4, 0.5, 0.0)]
     for videos, questions, mean, spread in track(settings, console=console, transient=True):
         held = np.zeros(3)
         clusters, ones = np.repeat(np.arange(videos), questions).astype(str), np.ones(videos * questions)
