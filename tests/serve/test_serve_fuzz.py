@@ -155,9 +155,20 @@ SAID = [
     "h2c",
 ]
 SAID += ["close", "application/json", "text/plain", "evil.test", "Bearer x", "*"]
-METHODS = ["POST"] * 6 + ["GET", "HEAD", "PUT", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "post", "X"]
+METHODS = ["POST"] * 5 + ["GET"] * 5 + ["HEAD", "PUT", "OPTIONS", "DELETE", "PATCH", "TRACE", "CONNECT", "post", "X"]
 PATHS = ["/v1/chat/completions"] * 8 + ["/", "/v1/models", "/v1/models/avllm", "/v1/models/%00", "/health", "/ready"]
-PATHS += ["/metrics", "/v1/completions", "//v1/models", "/%2e%2e/%2e%2e/etc/passwd", "*", "/?a=%ff"]
+PATHS += ["/metrics", "/v1/completions", "//v1/models", "/%2e%2e/%2e%2e/etc/passwd", "*", "/?a=%ff", "/page/about"]
+PATHS += [
+    "/static/main.js",
+    "/static/..%2fkeys.py",
+    "/media/clips/red-loud-mp4?until=9&signature=a",
+    "/page/preview?part=x",
+]
+PATHS += [
+    f"/page/stores/{rest}"
+    for rest in ("clips", "%00", "clips/items", "clips/items?search=%00&start=-1", "clips/items/x")
+]
+PATHS += [f"/page/stores/clips/items/red-loud-mp4{rest}" for rest in ("", "/preview", "%00", "?a=b", "/preview?%ff")]
 headers = st.lists(
     st.tuples(st.sampled_from(NAMES) | st.text(max_size=8), st.sampled_from(SAID) | st.text(max_size=30)), max_size=3
 )
