@@ -244,7 +244,7 @@ def test_sources_are_drawn_by_weight(feature_store, tokenizer):
 
 
 def digest_of_texts(config, talks, weights, phases, columns):
-    """The identity as versions before 0.1.0 saved it: every text of every pool."""
+    """The identity as earlier versions saved it: every text of every pool."""
     digest = xxhash.xxh3_128(repr((2, config.seed, config.global_batch, phases, weights, columns)).encode())
     for c in talks:
         turns = [(t.instruction, t.modality, t.response) for t in c.turns]
