@@ -106,6 +106,32 @@ def bodies(draw):
     return json.dumps(body).encode()
 
 
+FIELDS = {
+    "temperature": st.floats(0, 2), "top_p": st.floats(1e-9, 1), "seed": st.integers(-(2**63), 2**63 - 1),
+    "stop": st.lists(st.text(min_size=1, max_size=9), max_size=4), "max_tokens": st.integers(1, 16),
+    "stream": st.booleans(), "modalities_in": st.sampled_from([["visual"], ["audio"], ["audio", "visual"]]),
+    "user": st.text(max_size=9), "metadata": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+}  # fmt: skip
+
+
+def dialogue(texts, medium, fields):
+    """A good body: questions and answers in turn, about a medium or none."""
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    messages = messages[: len(messages) - (len(messages) + 1) % 2]
+    if medium:
+        messages[0]["content"] = [medium, {"type": "text", "text": texts[0]}]
+    return {"model": "avllm", "messages": messages, **fields}
+
+
+media = [None, ITEM, url("image_url", data("image/png", PIXEL)), url("video_url", "store://clips/silent-mp4")]
+dialogues = st.builds(
+    dialogue,
+    st.lists(st.text(max_size=60) | st.sampled_from(WORDS), min_size=1, max_size=5),
+    st.sampled_from(media),
+    st.fixed_dictionaries({}, optional=FIELDS),
+).map(lambda body: json.dumps(body).encode())
+
+
 def nested(open_, close):
     return st.builds(lambda n: b'{"model":' + open_ * n + close * n, st.sampled_from([9, 199, 5000, 100_000]))
 
@@ -189,7 +215,8 @@ all_bodies = st.one_of(
 )
 requests = st.one_of(
     posts(all_bodies),
-    posts(bodies()),
+    posts(dialogues),
+    posts(bodies() | dialogues),
     whole,
     edited(whole).map(lambda sent: sent + b"\r\n\r\n"),
     st.binary(max_size=200).map(lambda sent: sent + b"\r\n\r\n"),
