@@ -13,6 +13,7 @@ from curate.asking import Role
 from curate.curation import CRITERIA
 from curate.ranking import shuffled
 from curate.run import Curation, client_of, receipt
+from curate.selection import REPEATS
 from curate.settings import BILLION
 
 BINS = 20
@@ -64,7 +65,12 @@ def report_page(curation: Curation, rows: Sequence[Row], samples: int) -> str:
         histograms=[*_histograms(rows)],
         samples=[*_samples(rows, samples, curation.settings.seed)],
         phrases=_phrases(kept),
-        repeats=[(row["id"], row["reason"]) for row in rows if " repeats " in row["reason"]],
+        repeats=[
+            (row["id"], verdict["evidence"][0])
+            for row in rows
+            for verdict in row["verdicts"]
+            if verdict["reason"] == REPEATS
+        ],
         same=_same(rows),
         served=Counter(receipt["served"] or "not named" for row in rows for receipt in row["receipts"]).most_common(),
         spent=curation.ledger.committed,

@@ -18,6 +18,7 @@ from curate.ranking import Ranking
 from curate.writing import Item
 from store import Turn
 
+REPEATS = "repeats another"
 PERMUTATIONS, BANDS, SEED = 128, 32, 1  # of MinHash
 
 
@@ -131,7 +132,9 @@ class _Seen:
         limits = self._settings.thresholds
         most = max(1, int(self._settings.same_instruction * self._settings.mix.of(item.cell)))
         if passed.question and (count := self._questions[item.cell, passed.question]) >= most:
-            return Verdict("diversity", "rule", "fail", 0.0, limits.diversity, f"a question that {count} others ask")
+            return Verdict(
+                "diversity", "rule", "fail", 0.0, limits.diversity, "a question that too many others ask", (str(count),)
+            )
         here = self._nearest(passed, self._of_clip.get((item.cell, item.key), []))
         if here and 1 - here[0] < limits.diversity:
             return self._repeats(here, limits.diversity)
@@ -147,4 +150,4 @@ class _Seen:
     def _repeats(self, nearest: tuple[float, int], threshold: float) -> Verdict:
         alike, number = nearest
         other = f"{self._items[number][0].cell} {self._items[number][0].rank}" if number >= 0 else ""
-        return measured("diversity", 1 - alike, threshold, f"repeats {other}", (other,) if other else ())
+        return measured("diversity", 1 - alike, threshold, REPEATS, (other,) if other else ())
