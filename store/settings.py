@@ -53,7 +53,7 @@ def find_config(model: type[Settings], name: str | Path) -> Path:
         UserError: there is no such file, and none of that name is shipped.
     """
     path, known = Path(name), shipped(model)
-    if path.exists() or not known:
+    if path.is_file() or not known:
         return path
     if str(name) in known:
         return known[str(name)]

@@ -23,8 +23,10 @@ from ablate.paper import paper_accuracy
 from ablate.plan import Ablation, Point
 from ablate.run import ablate, dry_run
 from ablate.settings import AblateConfig, base_stages
+from featurize.settings import FeaturizeConfig
 from serve.evals.statistics import bootstrap
 from store import Storage, UserError, load_conversations, load_settings, parse_settings, save_conversations
+from store.settings import find_config
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
@@ -551,7 +553,7 @@ def test_every_shipped_ablation_loads(path, monkeypatch):
     monkeypatch.chdir(REPO)
     config = load_settings(AblateConfig, path)
     assert all(isinstance(stage, TrainConfig) for stage in base_stages(config))
-    assert all(Path(file).is_file() for file in config.featurize.values())
+    assert all(find_config(FeaturizeConfig, file).is_file() for file in config.featurize.values())
 
 
 def test_the_papers_axes():

@@ -3,8 +3,6 @@
 import io
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +14,7 @@ from serve.chat import Chat
 from serve.engine import Limits
 from serve.features import available_modality
 from store import Turn, UserError
+from store.console import console
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +128,18 @@ def test_a_dialogue_has_turns_senses_and_sampling(assistant, trained, monkeypatc
 def test_ctrl_c_stops_an_answer_and_not_the_dialogue(assistant, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("Say much.\nAnd now?\n/sight\n"))
 
-    def interrupt():
-        while not (running := [*assistant.engine._running]) or running[0].text.tokens < 20:
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+    shown = console.out
+    pieces = []
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    def out(*words, **options):
+        shown(*words, **options)
+        pieces.append(words)
+        if len(pieces) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(console, "out", out)
     chat = Chat(assistant, {}, Limits(1000))
     chat.talk()
-    thread.join()
     said = capsys.readouterr().out
     assert "(stopped)" in said
     first, second = chat.turns

@@ -334,7 +334,10 @@ def test_a_user_adds_tasks(tmp_path):
         ({"form": "quiz"}, r"field 'tasks.0.form': expected 'question', 'choice', 'caption', 'dialog'"),
         ({"scorer": "dimension"}, r"field 'tasks.0.dimension': scorer dimension needs one"),
         ({"dimension": "detail"}, r"field 'tasks.0.dimension': is for the scorer dimension only"),
-        ({"promt": "x"}, r"unknown field 'tasks.0.promt' \(accepted: answer_prefix, cluster_by, "),
+        (
+            {"promt": "x"},
+            r"unknown field 'tasks.0.promt'; did you mean 'prompt'\? \(accepted: answer_prefix, cluster_by, ",
+        ),
     ],
 )
 def test_a_wrong_task_is_one_line(tmp_path, changed, message):
@@ -401,4 +404,4 @@ def test_the_examples_of_the_docs_are_accepted(tmp_path):
 def test_the_file_of_tasks_is_installed():
     assert issubclass(TaskFile, Settings)
     assert load_settings(TaskFile, BUILT_IN).tasks == tuple(TASKS.values())
-    assert "serve = evals/*.yaml" in (REPO / "setup.cfg").read_text()
+    assert "evals/*.yaml" in (REPO / "setup.cfg").read_text()

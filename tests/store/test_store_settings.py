@@ -110,6 +110,8 @@ def test_shipped_configurations_are_known_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="demo_stage1: no such file; did you mean 'demo-stage1'") as caught:
         load_settings(TrainConfig, "demo_stage1")
     assert "shipped configurations of TrainConfig: demo-stage1, demo-stage2, paper-" in str(caught.value)
+    (tmp_path / "paper-stage1").mkdir()  # a folder is no configuration
+    assert load_settings(TrainConfig, "paper-stage1").stage == 1
     (tmp_path / "demo-stage1").write_text("stage: 7")
     with pytest.raises(UserError, match="expected 1 or 2, found 7"):
         load_settings(TrainConfig, "demo-stage1")

@@ -240,7 +240,9 @@ def test_every_shipped_configuration_loads(path):
     load_settings(TrainConfig, path)
 
 
-@pytest.mark.parametrize(("name", "lr", "batch", "epochs"), [("stage1", 2e-3, 256, 3), ("stage2", 2e-5, 128, 1)])
+@pytest.mark.parametrize(
+    ("name", "lr", "batch", "epochs"), [("paper-stage1", 2e-3, 256, 3), ("paper-stage2", 2e-5, 128, 1)]
+)
 def test_the_papers_settings(name, lr, batch, epochs):
     config = load_settings(TrainConfig, REPO / "trainer" / "configs" / f"{name}.yaml")
     assert (config.lr, config.global_batch, config.epochs) == (lr, batch, epochs)
