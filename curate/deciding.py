@@ -57,8 +57,13 @@ class Deciding:
         """Of the curation."""
         return self.writing.settings
 
-    def decide(self, item: Item) -> Decided | Pending:
-        """What becomes of an item, or what has to be asked first."""
+    def decide(self, item: Item, obeys_rules: bool = False) -> Decided | Pending:
+        """What becomes of an item, or what has to be asked first.
+
+        Args:
+            item: the item.
+            obeys_rules: whether the rules are known to let it pass; their verdicts are left out then.
+        """
         fused = self.writing.fused(item.key, item.cell.modality)
         if isinstance(fused, Pending):
             return fused
@@ -70,11 +75,12 @@ class Deciding:
         if isinstance(written, Failed):
             receipts = (*fused.receipts, written.receipt)
             return Decided(item, "failed", (), (), UNUSABLE.format(written.reason), receipts, fused.texts)
-        return self._verified(item, fused, written)
+        return self._verified(item, fused, written, obeys_rules)
 
-    def _verified(self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]]) -> Decided | Pending:
-        reference = Reference.of(self.writing.captions[item.key], item.cell.modality, fused.texts)
-        verdicts = verify(item.cell.task, written.value, reference, self.settings.thresholds, self.settings.language)
+    def _verified(
+        self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]], obeys_rules: bool
+    ) -> Decided | Pending:
+        verdicts = [] if obeys_rules else self._by_rules(item, fused, written.value)
         receipts = (*fused.receipts, written.receipt)
         reason = next((f"{v.criterion}: {v.reason}" for v in verdicts if v.outcome == "fail"), "")
         review = self._reviews.get(written.receipt.digest)
@@ -92,3 +98,7 @@ class Deciding:
             reason = "review" if review == "drop" else ""
         result: Result = "failed" if reason else "passed"
         return Decided(item, result, written.value, tuple(verdicts), reason, receipts, fused.texts)
+
+    def _by_rules(self, item: Item, fused: Fused, turns: tuple[Turn, ...]) -> list[Verdict]:
+        reference = Reference.of(self.writing.captions[item.key], item.cell.modality, fused.texts)
+        return verify(item.cell.task, turns, reference, self.settings.thresholds, self.settings.language)

@@ -55,6 +55,7 @@ class Curation:
         self.rankings = {cell: self._ranking(cell) for cell in settings.mix.cells}
         self.states: dict[Cell, list[State]] = {cell: [] for cell in self.rankings}
         self.reasons: dict[str, str] = {}  # why requests have no reply, by digest
+        self._obeying: set[Item] = set()  # open items that wait for the judge
         self.asked = 0
 
     def _ranking(self, cell: Cell) -> Ranking:
@@ -145,10 +146,14 @@ class Curation:
     def pending(self, role: Role) -> Iterator[Request]:
         """What is to be asked of a model next; items that need no more are decided."""
         for item in self.open_items():
-            found = self.deciding.decide(item)
+            found = self.deciding.decide(item, item in self._obeying)
             if isinstance(found, Decided):
                 self.states[item.cell][item.rank] = _state(found)
-            elif found.role == role:
+                self._obeying.discard(item)
+                continue
+            if found.role == "judge":
+                self._obeying.add(item)
+            if found.role == role:
                 yield from (request for request in found.requests if request.digest not in self.reasons)
 
     def _ask_round(self, chosen: dict[Cell, Chosen]) -> bool:

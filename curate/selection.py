@@ -131,10 +131,8 @@ class _Seen:
         """Whether an item differs enough from those before it."""
         limits = self._settings.thresholds
         most = max(1, int(self._settings.same_instruction * self._settings.mix.of(item.cell)))
-        if passed.question and (count := self._questions[item.cell, passed.question]) >= most:
-            return Verdict(
-                "diversity", "rule", "fail", 0.0, limits.diversity, "a question that too many others ask", (str(count),)
-            )
+        if passed.question and self._questions[item.cell, passed.question] >= most:
+            return Verdict("diversity", "rule", "fail", 0.0, limits.diversity, "a question that too many others ask")
         here = self._nearest(passed, self._of_clip.get((item.cell, item.key), []))
         if here and 1 - here[0] < limits.diversity:
             return self._repeats(here, limits.diversity)

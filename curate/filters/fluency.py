@@ -29,6 +29,7 @@ RUN, TIMES = 4, 3  # a run of so many words that comes so often is a loop
 LOOP = 4  # the same word so often in a row
 BEFORE, FEWEST_BARE, MOSTLY = 3, 4, 0.6  # words before a noun; nouns without an article, and their share
 SURE = 0.5  # probability of another language
+PLAIN = 0.3  # of the words of a text that is surely English are its grammar
 LONG_ENOUGH = 8  # words, below which a language is not told
 _LANGUAGES = LangDetector(LangDetectConfig(model="lite"))
 
@@ -100,7 +101,9 @@ def _script(letter: str) -> str:
 
 def _language(text: str, language: str) -> tuple[float, str]:
     """1 minus the probability of another language, and its name; short texts are believed."""
-    if len(words_of(text)) < LONG_ENOUGH:
+    words = words_of(text)
+    plain = sum(word in lexicon().plain for word in words) if language == "en" else 0
+    if len(words) < LONG_ENOUGH or plain >= PLAIN * len(words):
         return 1.0, language
     best = _LANGUAGES.detect(text.replace("\n", " "), k=1)[0]
     if best["lang"] == language or float(best["score"]) < SURE:
