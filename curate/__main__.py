@@ -1,4 +1,4 @@
-"""`python -m curate estimate | run | status | report | export-batch | import-batch | review`: instruction data."""
+"""`avllm curate estimate | run | status | report | export-batch | import-batch | review`: instruction data."""
 
 import contextlib
 from collections.abc import Iterator
