@@ -69,8 +69,7 @@ bench: $(BENCH)/.done $(PEERS)/.done
 	$(PY) -m benchmarks.asking ledger
 	$(PY) -m benchmarks.intervals coverage
 	$(PY) -m benchmarks.intervals power
-	$(PY) -m benchmarks.curating clips
-	$(PY) -m benchmarks.curating opened
+	$(PY) -m benchmarks.curating
 	$(PY) -m benchmarks.serving engines runs/demo/stage2/checkpoint runs/demo/store heldout  # after make demo
 	$(PY) -m benchmarks.serving outside runs/demo/stage2/checkpoint
 	$(PY) -m benchmarks.api load runs/demo/stage2/checkpoint runs/demo/store heldout

@@ -222,7 +222,7 @@ class Ablation:
         return self._senses[benchmark]
 
     def _evaluation(self, point: Point, seed: int, name: str, run: Run, sense: Sense | None) -> Evaluation:
-        """An evaluation, in a folder of its own if a task is asked; a judge may change there."""
+        """An evaluation. One of a task has its own folder, where judges can change."""
         benchmark = self.config.benchmarks[name]
         task, asked = self.config.task_of(benchmark, sense), [self._conversations_digest(benchmark.stored)]
         digest = _digest(*asked, benchmark.limit, *([task.model_dump(mode="json"), benchmark.failed] if task else []))

@@ -74,7 +74,7 @@ def doctor(
     ] = None,
     store: Annotated[str | None, typer.Option(help="A store that is to be read or written.")] = None,
 ) -> None:
-    """Say what this machine has and lacks, and how to mend it; exit 1 if something stands in the way."""
+    """Say what this machine has and lacks, and how to mend it; exit 1 if something is missing that you asked about."""
     from avllm.doctor import examine
 
     if not examine(config, store):

@@ -42,7 +42,7 @@ class Finding(NamedTuple):
         what: was looked at.
         found: there.
         remedy: what to do; empty where all is well.
-        blocks: whether it stands in the way of what was asked about.
+        blocks: whether what was asked about cannot run without the remedy.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 
 def examine(config: str | None, store: str | None) -> bool:
-    """Print all findings; return whether nothing stands in the way.
+    """Print all findings; return whether none of them blocks.
 
     Raises:
         UserError: there is no such configuration.

@@ -51,7 +51,7 @@ def write(
     """
     for name in ("featurize.yaml", *(f"stage{number}.yaml" for number in STAGES)):
         if (folder / name).exists():
-            raise UserError(f"{folder / name} is there already; give another folder")
+            raise UserError(f"{folder / name} exists; give another folder")
     storage = Storage(store or _ask("store", "Store (a folder or a URL)", "runs/store"))
     conversations = conversations or _choose(storage)
     model = model or _ask("model", "LLM (a Hugging Face folder, or a name on the hub)", "lmsys/vicuna-7b-v1.5")
@@ -59,21 +59,29 @@ def write(
     memory = int(_ask("memory", "GB of each GPU", "80")) if gpus and memory is None else memory
     machine = Machine(gpus, memory or 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
     encoders = None if list_columns(storage) else "paper" if gpus else "demo"
-    data = {"sources": [{"store": storage.url, "conversations": conversations}], **_columns(storage, encoders)}
-    files = {}
-    for number in STAGES:
-        start = model if number == STAGES[0] else str(folder / "stage1" / "checkpoint")
-        size = _billions(model)
-        fields = _stage(number, machine, size, _count(storage, conversations))
-        fields |= {**data, "model": start, "output": str(folder / f"stage{number}")}
-        parse_settings(TrainConfig, fields, f"stage{number}.yaml")
-        files[f"stage{number}.yaml"] = _commented(fields)
-    if encoders:
-        files["featurize.yaml"] = shipped(FeaturizeConfig)[encoders].read_text()
+    files = {"featurize.yaml": shipped(FeaturizeConfig)[encoders].read_text()} if encoders else {}
+    files |= _stages(folder, storage, conversations, model, machine, _columns(storage, encoders))
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     _say_next(folder, storage, encoders, machine)
+
+
+def _stages(
+    folder: Path, storage: Storage, conversations: str, model: str, machine: Machine, columns: dict[str, Any]
+) -> dict[str, str]:
+    """The files of both stages, by name; stage 2 starts from the checkpoint of stage 1."""
+    size, count = _billions(model), _count(storage, conversations)
+    files = {}
+    for number in STAGES:
+        name = f"stage{number}"
+        fields = _stage(number, machine, size, count) | columns
+        fields["sources"] = [{"store": storage.url, "conversations": conversations}]
+        fields["model"] = model if number == STAGES[0] else str(folder / "stage1" / "checkpoint")
+        fields["output"] = str(folder / name)
+        parse_settings(TrainConfig, fields, f"{name}.yaml")
+        files[f"{name}.yaml"] = _commented(fields)
+    return files
 
 
 def _ask(option: str, question: str, default: str) -> str:

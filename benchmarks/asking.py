@@ -1,54 +1,30 @@
-"""Overhead of the client and the ledger: judgements against a server that takes 20 ms, beside a bare loop of aiohttp.
+"""Overhead of the client and the ledger: judgements by a server that takes 20 ms, against a bare loop of aiohttp.
 
 python -m benchmarks.asking client
 python -m benchmarks.asking ledger
 """
 
-import asyncio
-import json
-import multiprocessing
-import resource
-import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import typer
 
+from benchmarks.llm_server import ask_bare, cpu, serving
 from curate.client import Client
 from curate.ledger import Amount, Ledger, Reply, Request
 from curate.settings import ClientSettings
 from store.console import console, make_app, run
 
-WAIT = 0.02  # seconds
-REPLY = {"model": "m", "choices": [{"message": {"content": "{'pred': 'yes', 'score': 4}"}, "finish_reason": "stop"}],
-         "usage": {"prompt_tokens": 300, "completion_tokens": 12}}  # fmt: skip
 app = make_app("Overhead of asking outside LLMs.")
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    content = json.dumps(REPLY).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-    try:
-        while True:
-            headers = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(headers.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-            await asyncio.sleep(WAIT)
-            writer.write(head + content)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        writer.close()
-
-
-def _serve(port: int) -> None:
-    async def forever() -> None:
-        server = await asyncio.start_server(_answer, "127.0.0.1", port, backlog=512)
-        await server.serve_forever()
-
-    asyncio.run(forever())
+def judged(body: bytes) -> str:
+    """What the judge says to each request."""
+    return "{'pred': 'yes', 'score': 4}"
 
 
 def _requests(count: int) -> list[Request]:
@@ -59,25 +35,6 @@ def _requests(count: int) -> list[Request]:
     ]
 
 
-async def _bare(url: str, requests: Sequence[Request], concurrency: int) -> None:
-    left = iter(requests)
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as client:
-
-        async def work() -> None:
-            for request in left:
-                body = json.dumps(request.body).encode()
-                async with client.post(f"{url}/v1/chat/completions", data=body) as response:
-                    json.loads(await response.read())
-
-        await asyncio.gather(*(work() for _ in range(concurrency)))
-
-
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 @app.command()
 def client(
     count: Annotated[int, typer.Option(help="Requests of each round.")] = 10_000,
@@ -85,24 +42,18 @@ def client(
     rounds: Annotated[int, typer.Option(help="Rounds, the bare loop and the client in turn.")] = 5,
 ) -> None:
     """Requests a second and CPU a request, of a bare loop and of the client with its ledger."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port,), daemon=True)
-    server.start()
-    url, requests = f"http://127.0.0.1:{port}", _requests(count)
-    time.sleep(2)
-    settings = ClientSettings(urls=(url,), model="m", concurrency=concurrency)
+    requests = _requests(count)
+    with serving(judged) as url:
+        settings = ClientSettings(urls=(url,), model="m", concurrency=concurrency)
 
-    def bare() -> None:
-        asyncio.run(_bare(url, requests, concurrency))
+        def ask() -> None:
+            with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder, "ledger.jsonl")) as ledger:
+                Client(settings).ask_all(requests, ledger, lambda request, reply: None)
 
-    def ask() -> None:
-        with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder, "ledger.jsonl")) as ledger:
-            Client(settings).ask_all(requests, ledger, lambda request, reply: None)
+        def bare() -> None:
+            ask_bare(url, requests, concurrency)
 
-    pairs = [(_measured(bare, count), _measured(ask, count)) for _ in range(rounds)]
-    server.terminate()
+        pairs = [(_measured(bare, count), _measured(ask, count)) for _ in range(rounds)]
     for name, found in zip(("bare aiohttp", "client"), zip(*pairs, strict=True), strict=True):
         rate, cpu = (statistics.median(values) for values in zip(*found, strict=True))
         console.print(f"{name}: {rate:.0f} requests/s, {1000 * cpu:.2f} ms CPU a request")
@@ -112,9 +63,9 @@ def client(
 
 def _measured(work: Callable[[], None], count: int) -> tuple[float, float]:
     """Requests a second, and seconds of CPU a request."""
-    started, cpu = time.perf_counter(), _cpu()
+    started, used = time.perf_counter(), cpu()
     work()
-    return count / (time.perf_counter() - started), (_cpu() - cpu) / count
+    return count / (time.perf_counter() - started), (cpu() - used) / count
 
 
 @app.command()

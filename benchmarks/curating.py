@@ -1,34 +1,26 @@
-"""A whole curation against a server that takes 20 ms, beside a bare loop of httpx that asks the same; and its rerun.
+"""A whole curation by a server that takes 20 ms, against a bare loop of aiohttp that asks the same; and its rerun.
 
-python -m benchmarks.curating clips
-python -m benchmarks.curating opened
+python -m benchmarks.curating --count 10000
 """
 
-import asyncio
 import json
-import multiprocessing
 import re
-import resource
-import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import numpy as np
 import typer
 
+from benchmarks.llm_server import ask_bare, cpu, serving
 from curate.curation import CELLS, TASKS, CurationSettings
 from curate.judging import JUDGED
-from curate.ledger import Amount, Ledger, Reply, Request
+from curate.ledger import Ledger, Request
 from curate.run import Curation, ledger_of
 from store import Candidate, ColumnSpec, Corpus, Feature, Storage, create_column, parse_settings
 from store.console import console, make_app, run
 
-WAIT = 0.02  # seconds
 CAPTIONS = re.compile(rb"<captions-\w+>\\n(\[.*?\])\\n</captions")
 NOUNS = ("man", "woman", "dog", "cat", "bus", "train", "boat", "child", "bird", "horse")
 PLACES = ("on a bridge", "near a river", "in a garden", "on a beach", "in a kitchen", "under a tree", "at a station")
@@ -52,51 +44,6 @@ def _reply(body: bytes) -> str:
     return json.dumps({"description": fused[-1]}) if b'{\\"description\\"' in body else f"{', and '.join(plain)}."
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while True:
-            headers = (await reader.readuntil(b"\r\n\r\n")).lower()
-            body = await reader.readexactly(int(headers.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-            await asyncio.sleep(WAIT)
-            message = {"message": {"content": _reply(body)}, "finish_reason": "stop"}
-            usage = {"prompt_tokens": len(body) // 4, "completion_tokens": 60}
-            content = json.dumps({"model": "m", "choices": [message], "usage": usage}).encode()
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
-                + content
-            )
-    except (asyncio.IncompleteReadError, ConnectionError):
-        writer.close()
-
-
-def _serve(port: int) -> None:
-    async def forever() -> None:
-        server = await asyncio.start_server(_answer, "127.0.0.1", port, backlog=512)
-        await server.serve_forever()
-
-    asyncio.run(forever())
-
-
-@contextmanager
-def _serving() -> Iterator[str]:
-    """The URL of a server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port,), daemon=True)
-    server.start()
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-
-
 def _store(folder: Path, clips: int) -> Storage:
     """A store of clips with captions of four frames and three segments, all different."""
     storage, corpus, draw = Storage(folder), Corpus(), np.random.default_rng(0)
@@ -116,24 +63,6 @@ def _store(folder: Path, clips: int) -> Storage:
     return storage
 
 
-async def _bare(url: str, requests: Sequence[Request], concurrency: int) -> None:
-    """Ask with one connection a worker and nothing else: the ceiling."""
-    left = iter(requests)
-
-    async def work() -> None:
-        async with httpx.AsyncClient() as client:
-            for request in left:
-                response = await client.post(f"{url}/v1/chat/completions", content=json.dumps(request.body))
-                response.json()
-
-    await asyncio.gather(*(work() for _ in range(concurrency)))
-
-
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 def _memory() -> float:
     """Resident MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -149,7 +78,7 @@ def clips(
     bare: Annotated[int, typer.Option(help="Requests of the bare loop.")] = 4_000,
 ) -> None:
     """Requests/s and CPU of a whole curation and of the bare loop; memory; the rerun, which asks nothing."""
-    with tempfile.TemporaryDirectory() as folder, _serving() as url:
+    with tempfile.TemporaryDirectory() as folder, serving(_reply) as url:
         storage = _store(Path(folder) / "store", count)
         mix = {task: dict.fromkeys(("audio", "visual", "audio_visual"), count) for task in TASKS}
         client = {"urls": [url], "model": "m", "concurrency": concurrency}
@@ -160,24 +89,24 @@ def clips(
         rates = []
         for name in ("first", "rerun"):
             with Ledger(ledger_of(storage, settings)) as ledger:
-                began, cpu, memory = time.perf_counter(), _cpu(), _memory()
+                began, used, memory = time.perf_counter(), cpu(), _memory()
                 curation = Curation(storage, settings, ledger)
                 chosen = curation.ask_all()
-                seconds, cpu = time.perf_counter() - began, _cpu() - cpu
+                seconds, used = time.perf_counter() - began, cpu() - used
                 kept = sum(len(one.kept) for one in chosen.values())
                 asked = curation.asked
                 console.print(
                     f"{name}: {asked:,} requests in {seconds:.1f} s, {asked / seconds:,.0f}/s, "
-                    f"{1000 * cpu / max(asked, 1):.2f} ms CPU a request ({cpu:.1f} s), {kept:,} kept of "
+                    f"{1000 * used / max(asked, 1):.2f} ms CPU a request ({used:.1f} s), {kept:,} kept of "
                     f"{len(CELLS) * count:,}; memory {memory:.0f} -> {_memory():.0f} MB"
                 )
                 rates.append(asked / seconds)
                 if name == "first":
                     samples = _sample(curation, bare)
-        began, cpu = time.perf_counter(), _cpu()
-        asyncio.run(_bare(url, samples, concurrency))
-        rate, cpu = bare / (time.perf_counter() - began), _cpu() - cpu
-        console.print(f"bare loop: {rate:,.0f}/s, {1000 * cpu / bare:.2f} ms CPU; ours {rates[0] / rate:.2f} of it")
+        began, used = time.perf_counter(), cpu()
+        ask_bare(url, samples, concurrency)
+        rate, used = bare / (time.perf_counter() - began), cpu() - used
+        console.print(f"bare loop: {rate:,.0f}/s, {1000 * used / bare:.2f} ms CPU; ours {rates[0] / rate:.2f} of it")
 
 
 def _sample(curation: Curation, count: int) -> list[Request]:
@@ -185,22 +114,6 @@ def _sample(curation: Curation, count: int) -> list[Request]:
     lines = curation.ledger.path.read_bytes().splitlines()
     kept = [json.loads(line) for line in lines[: 4 * count] if line.startswith(b'{"kept"')]
     return [Request(kept[n % len(kept)]["request"]) for n in range(count)]
-
-
-@app.command()
-def opened(count: Annotated[int, typer.Option(help="Replies.")] = 1_000_000) -> None:
-    """Seconds to open the ledger of so many replies."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "replies.jsonl"
-        with Ledger(path) as ledger:
-            for n in range(count):
-                request = Request({"model": "m", "messages": [{"role": "user", "content": f"{n} " * 50}]})
-                ledger.reserve(request, Amount(0, 100))
-                ledger.keep(request, Reply("a description of a clip " * 8), Amount(0, 90))
-        began = time.perf_counter()
-        with Ledger(path) as ledger:
-            seconds = time.perf_counter() - began
-            console.print(f"{len(ledger):,} replies, {path.stat().st_size / 1e9:.1f} GB, opened in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def rank(folder: Path, number: int, ranks: int) -> None:
 
 
 def measure(folder: Path, processes: int) -> list[dict[str, float]]:
-    """The figures of each rank, all of which start at once."""
+    """Start all ranks at once; return the figures of each."""
     words = [sys.executable, "-m", "benchmarks.ranks", "rank", str(folder)]
     started = [
         subprocess.Popen([*words, str(n), str(processes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -131,7 +131,7 @@ def report(
 
 @app.command("export-batch")
 def export_batch(store: Store, config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Write what can be asked now as batch files. Replies that lie beside them are read first."""
+    """Write what can be asked now as batch files. Replies in the same folder are read first."""
     from curate.run import save_receipt
     from curate.tables import say_pending
 

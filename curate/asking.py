@@ -66,7 +66,7 @@ NONE = Usage()
 
 @dataclass(frozen=True)
 class Receipt:
-    """What stands behind a value.
+    """Where a value comes from.
 
     Attributes:
         template: name and digest of the template.

@@ -28,7 +28,7 @@ class Decided:
         turns: questions and answers; empty if there was no usable reply.
         verdicts: of rules and judge.
         reason: why it did not pass; empty if it did.
-        receipts: what stands behind it: of captions, instruction and judgement.
+        receipts: of the captions, the instruction and the judgement.
         fused: captions that it was written from; by modality.
     """
 

@@ -176,7 +176,7 @@ def _line(value: Any) -> str:
 
 
 def quoted(quote: str, texts: Sequence[str]) -> bool:
-    """Whether a quote stands in one of the texts, whatever its case, spaces and outer punctuation."""
+    """Whether one of the texts holds a quote; case, spaces and outer punctuation do not count."""
     wanted = _plain(quote)
     return bool(wanted) and any(wanted in _plain(text) for text in texts)
 

@@ -44,7 +44,7 @@ class Fused:
 
     Attributes:
         texts: the captions.
-        receipts: what stands behind them.
+        receipts: of the replies that they come from.
     """
 
     texts: Mapping[Perceived, str]

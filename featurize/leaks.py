@@ -139,7 +139,7 @@ def _items(corpus: Corpus, outlines: Iterable[Outline]) -> list[MediaItem]:
 def leaks(
     train: Annotated[list[str], typer.Argument(help="Names of the training conversations.")],
     store: Annotated[str, typer.Option("--store", help="Their store: a folder or an fsspec URL.")],
-    against: Annotated[list[str], typer.Option("--against", help="Evaluation conversations; may stand several times.")],
+    against: Annotated[list[str], typer.Option("--against", help="Evaluation conversations; may be repeated.")],
     against_store: Annotated[str | None, typer.Option(help="The store of these, if it is another.")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Compare files of equal size too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for scripts.")] = False,

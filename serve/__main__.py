@@ -36,7 +36,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System text; else the checkpoint's.")] = None,
     vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
 ) -> None:
-    """Ask about a raw file, or about cached features. Without --watch and --listen: by all that there is.
+    """Ask about a raw file, or about cached features. Without --watch and --listen: by every sense that the item has.
 
     A token in a question (<VIS>, <AUD>, <AUD_VIS>) says by which sense it asks.
     """
@@ -171,7 +171,7 @@ def evaluate(
 def compare(
     first: Annotated[Path, typer.Argument(help="A: folder of an evaluation.")],
     second: Annotated[Path, typer.Argument(help="B: another of the same questions.")],
-    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; all that there are without any.")] = None,
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; without any, all.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of a report with samples of what changed.")] = None,
 ) -> None:
     """Compare two evaluations question by question: differences with intervals, and what became right or wrong."""

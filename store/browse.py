@@ -84,7 +84,7 @@ class Record:
 
     Attributes:
         texts: nested lists of strings, by feature name.
-        facts: stored beside the arrays, such as the times of frames.
+        facts: stored with the arrays, such as the times of frames.
     """
 
     texts: dict[str, Any]

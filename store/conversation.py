@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from store.errors import UserError
 from store.storage import Storage
-from store.table import collector_paused, load_table, save_batches
+from store.table import collector_paused, load_table, opened_table, save_batches
 
 Modality = Literal["text", "visual", "audio", "audio_visual"]
 Sense = Literal["visual", "audio"]
@@ -146,7 +146,8 @@ def count_conversations(storage: Storage, name: str) -> int:
     Raises:
         UserError: the store has no conversations of that name, or they are damaged.
     """
-    return len(load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA))
+    with opened_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA) as table:
+        return int(table.metadata.num_rows)
 
 
 def list_conversations(storage: Storage) -> list[str]:

@@ -40,7 +40,7 @@ def test_init_writes_files_that_need_no_overrides(feature_store, tiny_llm, pytho
         assert done.returncode == 0, done.stderr
     again = python("avllm", "init", tmp_path / "mine", *asked)
     assert again.returncode == 2
-    assert again.stderr.startswith(f"error: {tmp_path}/mine/stage1.yaml is there already")
+    assert again.stderr.startswith(f"error: {tmp_path}/mine/stage1.yaml exists")
 
 
 def test_init_without_columns_takes_the_encoders_of_a_configuration(tmp_path):

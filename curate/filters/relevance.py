@@ -33,7 +33,7 @@ class Claim(NamedTuple):
     """A content word of an instruction.
 
     Attributes:
-        word: as it stands there.
+        word: as the text has it.
         stem: of it.
         weight: how much it claims.
         doubt: less than 1 in a careful conclusion.

@@ -12,6 +12,8 @@ from featurize.media.errors import MediaError
 
 MEMORY = 2 << 30  # bytes of data that a child may allocate
 SECONDS = 3600.0  # that one call may take
+START_SECONDS = 300.0  # that a child may take to start, which a busy machine makes long
+READY = "ready"
 ATTEMPTS = 2  # retry once; a second death is blamed on the file
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 R = TypeVar("R")
@@ -55,9 +57,9 @@ class Isolated:
             RuntimeError: the child ended for another reason, such as a signal from outside.
         """
         for _ in range(ATTEMPTS):
-            if self._child is None:
-                self._start()
             try:
+                if self._child is None:
+                    self._start()
                 self._check_running()
                 result, error = self._ask(function, words)
             except (EOFError, ConnectionError):
@@ -95,6 +97,11 @@ class Isolated:
         self._child = context.Process(target=_serve, args=(theirs, self._memory), daemon=True)
         self._child.start()
         theirs.close()
+        self._check_running()
+        if not self._pipe.poll(START_SECONDS):
+            self.close()
+            raise LateError("unreadable", f"the decoder took more than {START_SECONDS:g} s to start")
+        assert self._pipe.recv() == READY
 
     def _ask(self, function: Callable[..., Any], words: tuple[Any, ...]) -> tuple[Any, Exception | None]:
         assert self._pipe
@@ -120,6 +127,7 @@ def _serve(pipe: "Connection[Any, Any]", memory: int) -> None:
     """Main loop of the child: answer calls until the other end is closed."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe.send(READY)
     while True:
         try:
             function, words = pipe.recv()

@@ -106,6 +106,7 @@ class Answering:
     Attributes:
         metrics: of all answers.
         running: how many requests have a place.
+        spool: where sent files are put.
 
     Args:
         assistant: which answers.
@@ -120,7 +121,8 @@ class Answering:
         self.metrics = Metrics(lambda: self.running)
         self._assistant, self._settings = assistant, settings
         self._clips = Clips(assistant.features, settings, self.metrics)
-        self._receiver = Receiver(settings, self._clips.spool)
+        self.spool = self._clips.spool
+        self._receiver = Receiver(settings, self.spool)
 
     @property
     def is_full(self) -> bool:

@@ -38,8 +38,9 @@ def make_app(assistant: Assistant, settings: ApiSettings, keys: Sequence[str] = 
     Raises:
         UserError: a store cannot be opened, or lacks a column of the checkpoint.
     """
-    page = Page(assistant.info, settings)
-    api = Api(Answering(assistant, settings), settings, page)
+    answering = Answering(assistant, settings)
+    page = Page(assistant.info, settings, answering.spool)
+    api = Api(answering, settings, page)
     routes = [
         *page.routes,
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
@@ -83,8 +84,8 @@ class Api:
         try:
             yield
         finally:
-            await self._answering.close()
             self._page.close()
+            await self._answering.close()
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, whole or as a stream."""

@@ -87,7 +87,7 @@ def question_of(chat: ChatRequest, place: int, features: Features | None) -> Que
 
 
 def _modality(chat: ChatRequest, by_tokens: Modality, features: Features) -> Modality:
-    """By which senses the medium's own turn asks: those of its tokens, or of the field, or all that there are."""
+    """By which senses the medium's own turn asks: those of its tokens, or of the field, or all that the medium has."""
     if chat.modalities_in and by_tokens != "text":
         raise ApiError(400, "modalities_in: the text has tokens that say the same; give one of them", "modalities_in")
     if chat.modalities_in:

@@ -34,7 +34,7 @@ class JudgeFile(Settings):
     """A file of judges.
 
     Attributes:
-        judges: the first gives the scores of a report, and the others stand beside it.
+        judges: the first gives the scores of a report; those of the others are reported too.
     """
 
     judges: tuple[JudgeSettings, ...] = Field(min_length=1)

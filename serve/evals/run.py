@@ -80,7 +80,7 @@ def evaluate(
 def _scored(
     planned: Sequence[Planned], given: Sequence[Sequence[Given]], failed: Failed, judging: Judging | None, folder: Path
 ) -> list[TaskScores]:
-    """The scores of each task, by the first judge where it needs one; those of other judges stand beside them."""
+    """The scores of each task, by the first judge where it needs one; those of other judges are reported with them."""
     numbers = [number for number, p in enumerate(planned) if p.task.judged]
     found = judge_all(judging, [(planned[n].task, given[n]) for n in numbers], folder) if judging and numbers else []
     return [

@@ -184,7 +184,9 @@ def merge_stores(
 @app.command()
 def card(
     store: Where,
-    licence: Annotated[str | None, typer.Option("--license", help="Such as cc-by-4.0; else as it stands.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Such as cc-by-4.0; else the one that the card has.")
+    ] = None,
 ) -> None:
     """Write a data card, README.md. It tells items, columns, digests and provenance, and names no media file."""
     storage = Storage(store)

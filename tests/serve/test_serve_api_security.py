@@ -181,7 +181,7 @@ def guarded(serving, trained, host, folder):
         fetch_schemes=["https", "http"],
         fetch_hosts=[f"127.0.0.1:{host.server_port}"],
         media_folders=[str(folder)],
-        decode_seconds=20,
+        decode_seconds=5,
     ) as client:
         yield client
 

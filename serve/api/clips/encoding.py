@@ -59,7 +59,7 @@ class EncoderThread:
         return job.future
 
     def close(self) -> None:
-        """End the thread once all that waits is encoded."""
+        """Encode what is waiting, then end the thread."""
         self._jobs.put(None)
         self._thread.join()
 

@@ -1,17 +1,14 @@
 """Previews of media, decoded in a process of their own."""
 
 import asyncio
-import itertools
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from featurize.media import Isolated, MediaError, MediaLimits
 from serve.api.errors import ApiError
-from serve.api.media.files import Incoming, SentFile
+from serve.api.media.files import Incoming, SentFile, Spool
 from serve.api.page.sketch import Source, sight_of, sound_of
 from serve.api.settings import ApiSettings
 from store import Sense
@@ -29,16 +26,14 @@ class Previews:
     Args:
         grid: of the checkpoint; its frames and segments are shown.
         settings: of the server.
+        spool: where files are put before they are decoded.
     """
 
-    def __init__(self, grid: Grid, settings: ApiSettings) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, settings: ApiSettings, spool: Spool) -> None:
+        self._grid, self._spool = grid, spool
         self._isolated = Isolated(seconds=settings.decode_seconds)
         self._limits = MediaLimits(settings.media_pixels, settings.media_frames, settings.media_seconds)
-        self._most = settings.media_bytes
         self._thread = ThreadPoolExecutor(1, "avllm previews")
-        self._folder = tempfile.TemporaryDirectory(prefix="avllm-page-")
-        self._numbers = itertools.count()
         self._waiting = 0
 
     async def of_file(self, data: bytearray, extension: str) -> Preview:
@@ -47,8 +42,7 @@ class Previews:
         Raises:
             ApiError: the file is empty, the disk is full, or too many previews are waiting.
         """
-        path = Path(self._folder.name, f"{next(self._numbers)}.{extension}")
-        sent = await asyncio.to_thread(_written, Incoming(path, extension, self._most, "the file"), data)
+        sent = await asyncio.to_thread(_written, self._spool.receive(extension, "the file"), data)
         try:
             return await self.of_source(Source(str(sent.path), sent.kind, limits=self._limits))
         finally:
@@ -75,7 +69,6 @@ class Previews:
         self._isolated.stop()
         self._thread.shutdown(cancel_futures=True)
         self._isolated.close()
-        self._folder.cleanup()
 
     def _preview(self, source: Source) -> Preview:
         preview: Preview = {"kind": source.kind, "sight": None, "sound": None, "failures": {}}

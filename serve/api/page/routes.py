@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from serve.api.bodies import read_bytes
 from serve.api.errors import ApiError, invalid, log
+from serve.api.media.files import Spool
 from serve.api.media.types import ACCEPTED
 from serve.api.page import files
 from serve.api.page.links import Links, local_media
@@ -38,11 +39,12 @@ class Page:
     Args:
         info: of the checkpoint.
         settings: of the server.
+        spool: where sent files are put.
     """
 
-    def __init__(self, info: CheckpointInfo, settings: ApiSettings) -> None:
+    def __init__(self, info: CheckpointInfo, settings: ApiSettings, spool: Spool) -> None:
         self._info, self._settings = info, settings
-        self._previews, self._links = Previews(info.grid, settings), Links()
+        self._previews, self._links = Previews(info.grid, settings, spool), Links()
         self._stores = {label: BrowsedStore(label, url, info, self._links) for label, url in settings.stores.items()}
         self._lookers = ThreadPoolExecutor(LOOKS, "avllm browser")
         self.routes = [
