@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.done
 BENCH := .venv-bench
 PEERS := .venv-peers
-BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # as a worker of `featurize run` sets it: waiting threads do not spin
+BUSY := OMP_WAIT_POLICY=PASSIVE $(PY)  # torch's idle threads must not spin: decoders need the cores
 
 OUT ?= runs/gpu
 GPU_PYTHON := $(if $(or $(TINY),$(wildcard $(SETUP))),$(PY),$(PYTHON))  # a GPU machine may have all it needs already

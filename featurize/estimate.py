@@ -100,7 +100,7 @@ def measure(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> 
     Raises:
         UserError: an encoder cannot be loaded.
     """
-    torch.set_num_threads(config.cpus)
+    torch.set_num_threads(1)
     start = time.perf_counter()
     encoders = [build_encoder(settings) for settings in config.columns]
     load_seconds = time.perf_counter() - start

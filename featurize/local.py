@@ -39,7 +39,6 @@ class Local:
     """
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any worker imports torch
         self._words, self._config = (store, config), config
         self._places: set[int] = set()
         if config.gpus:  # CUDA does not survive a fork once initialised

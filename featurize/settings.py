@@ -257,7 +257,7 @@ class RunSettings(Settings):
 
     Attributes:
         workers: processes, or actors of a Ray cluster; by default as many as the CPUs and GPUs allow.
-        cpus: CPU cores per worker: the number of its decoding threads and of torch's threads.
+        cpus: CPU cores per worker: the number of its decoding threads. An encoder on a CPU computes in one thread.
         gpus: GPUs per worker; a fraction shares one.
         max_failed: stop once more than this share of the processed items has failed (absent streams do not count).
     """

@@ -1,6 +1,5 @@
 """A worker of a run, in its own process on this machine or on a node of a Ray cluster."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,13 +36,11 @@ class Worker:
     def columns(self) -> list[str]:
         """Load the encoders and open their columns, creating missing ones; return the column names."""
         if not self._columns:
-            # torch's threads must not spin while they wait: the decoders need the cores
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             import torch
 
             from featurize.encoders import build_encoder
 
-            torch.set_num_threads(self._config.cpus)
+            torch.set_num_threads(1)  # sums are split among threads: their number would change a column's last bits
             encoders = [build_encoder(settings) for settings in self._config.columns]
             for settings, encoder in zip(self._config.columns, encoders, strict=True):
                 column = create_column(self._storage, encoder.spec, settings.pinned().model_dump(mode="json"))

@@ -74,7 +74,8 @@ class FeatureSource:
     def encode(self, path: str, senses: Sequence[Sense]) -> Features:
         """Decode a raw file once, in a process of its own, and encode it with the checkpoint's encoders.
 
-        The arrays are bit for bit those of a column that is made on this machine.
+        The arrays are bit for bit those of a column that is made on this machine; if encoders run on the CPU, only with
+        one torch thread (`OMP_NUM_THREADS=1`), as `featurize run` has them, else up to rounding.
 
         Raises:
             UserError: an encoder cannot be built here, or its fingerprint differs from the one in training.

@@ -4,12 +4,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our commands set it: several processes share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; encoders compute as in a worker
 
 import contextlib
 import importlib.util
 import json
 import logging
+import random
 import select
 import signal
 import socket
@@ -151,6 +152,23 @@ def python(forks):
         return subprocess.run(words, cwd=cwd, env=own, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """A function that gives a port for a process that will listen later.
+
+    It is none of those that the system gives to whoever asks for any, from 32,768 on.
+    """
+    ports = iter(random.SystemRandom().sample(range(20_000, 32_000), 1000))
+
+    def free_port() -> int:
+        for port in ports:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+        raise AssertionError("no port is left")
+
+    return free_port
 
 
 @pytest.fixture(scope="session")

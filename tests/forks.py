@@ -85,10 +85,6 @@ def become(request: dict, out: int, err: int) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    if threads := request["env"].get("OMP_NUM_THREADS"):  # read when torch was imported
-        import torch
-
-        torch.set_num_threads(int(threads))
     sys.path[:0] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = request["words"]
     runpy.run_module(request["words"][0], run_name="__main__", alter_sys=True)

@@ -45,7 +45,7 @@ def test_the_demo_goes_the_whole_way_and_goes_on(few, python, tiny_llm, tmp_path
     def run(words, check):
         started.append(words[2:4])
         more = ["steps=4"] if words[2] == "trainer" else []
-        done = python(*words[2:], *more, env={"OMP_NUM_THREADS": "1"})
+        done = python(*words[2:], *more)
         print(done.stdout, done.stderr)
         return subprocess.CompletedProcess(words, done.returncode)
 

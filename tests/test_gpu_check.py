@@ -19,7 +19,6 @@ PathFinder.find_spec = classmethod(find_spec)
 
 
 def check(python, folder, *words, **env):
-    env |= {"OMP_NUM_THREADS": "1"}  # parts run in parallel with each other and with other tests
     done = python(
         "benchmarks.gpu", "--tiny", "--patience", 8, "--out", folder, *words, timeout=1200, env=env, fresh=True
     )

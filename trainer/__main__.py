@@ -34,15 +34,20 @@ def train(
     ] = None,
 ) -> None:
     """Run one stage of training; a run that stopped goes on from its last saved state."""
+    from trainer.checks import check_plan, check_run
     from trainer.settings import TrainConfig
 
     settings = load_settings(TrainConfig, config, overrides or ())
     if dry_run:
-        from trainer.planning import earlier, estimate
+        from trainer.planning import earlier
 
         settings = earlier.with_first_llm(settings, config)
+        check_plan(settings, ranks, reads_sources=not conversations)
+        from trainer.planning import estimate  # after the checks: it takes seconds to import torch
+
         estimate.dry_run(settings, ranks, device, mfu, conversations)
     else:
+        check_run(settings)
         from trainer import stage
 
         stage.train(settings)

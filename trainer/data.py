@@ -19,16 +19,14 @@ from store import (
     Phase,
     Schedule,
     Sense,
-    Storage,
     Stream,
     UserError,
-    check_conversations,
     places_of,
 )
 from store.console import console
 from trainer.batch import Sample
 from trainer.features import FEATURES_OF, Grid
-from trainer.joined import Joined, LeftOuts, open_columns
+from trainer.joined import Joined, LeftOuts
 from trainer.pool import PendingSample, Pool, taught
 from trainer.prompt import check_prompt
 from trainer.settings import TrainConfig
@@ -36,19 +34,6 @@ from trainer.settings import TrainConfig
 WEIGHT_UNIT = 1000  # sources' weights are kept to three decimals
 READ_AT_ONCE = 1024  # conversations
 SEALED = "tables-"  # before a digest of tables' checksums; earlier versions saved one of every text
-
-
-def check_sources(config: TrainConfig) -> None:
-    """Refuse missing stores, columns and conversations before an LLM is looked for, which may take long on a hub.
-
-    Raises:
-        UserError: one is missing, or a column does not hold the run's T or K.
-    """
-    for source in (*config.sources, *(config.evaluation.sources if config.evaluation else ())):
-        storage = Storage(source.store)
-        columns = open_columns(storage, config.visual, config.audio)
-        Grid(config.frames, config.segments).row_types(column.spec for column in columns)
-        check_conversations(storage, source.conversations)
 
 
 class _Drawn(NamedTuple):

@@ -27,10 +27,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from store import UserError, is_missing_folder
+from store import UserError
 from store.console import console
 from trainer.attention import NAME as PACKED
 from trainer.attention import Packing, packed_attention
+from trainer.checks import check_llm_folder
 from trainer.launch import is_first
 
 PROBED = "packed_probed"  # attention that counts its calls
@@ -44,8 +45,7 @@ def load_shape(model: str) -> tuple[Any, Any]:
     Raises:
         UserError: it cannot be found, or its tokenizer is not accepted.
     """
-    if is_missing_folder(model):
-        raise UserError(f"field 'model': {model}: no such folder here")
+    check_llm_folder(model)
     try:
         config, tokenizer = AutoConfig.from_pretrained(model), _load_tokenizer(model)
     except ModuleNotFoundError:

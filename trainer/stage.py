@@ -19,11 +19,12 @@ from trainer.checkpoint.info import CheckpointInfo, is_checkpoint, read_info
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
 from trainer.checkpoint.weights import gather_weights
-from trainer.data import TrainingData, check_sources
+from trainer.checks import check_run
+from trainer.data import TrainingData
 from trainer.engine import Engine
 from trainer.evaluation import HeldOut, held_out_of, summary
 from trainer.flops import forward_flops, has_bfloat16, peak_flops, step_flops
-from trainer.launch import check_world, is_first
+from trainer.launch import is_first
 from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
@@ -42,13 +43,10 @@ def train(config: TrainConfig) -> None:
         UserError: the configuration does not fit the data, the model, the processes that were started, or the run that
             it would resume.
     """
-    check_world(config)
+    check_run(config)
     output, states = Path(config.output), States(config.output)
-    if (output / "checkpoint").exists() and not config.overwrite:
-        raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
     if config.track:
         import_tracker(config.track)
-    check_sources(config)
     if is_first():
         console.print(f"loading {config.model}, joining conversations with columns")
     llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)

@@ -1,4 +1,4 @@
-"""The tests marked `gpu`; without a GPU, their CPU equivalents."""
+"""The tests marked `gpu`; in a tiny check the first of each file alone, since `make test` runs them all."""
 
 import contextlib
 import io
@@ -15,7 +15,20 @@ REPO = Path(__file__).parents[2]
 
 
 class Errors(list[BaseException]):
-    """A pytest plugin that collects what tests and their collection raise."""
+    """A pytest plugin that collects what tests and their collection raise.
+
+    Args:
+        only_first: run the first test of a file alone.
+    """
+
+    def __init__(self, only_first: bool) -> None:
+        super().__init__()
+        self._only_first = only_first
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Called by pytest before the tests run."""
+        del items[1 if self._only_first else len(items) :]
 
     @pytest.hookimpl
     def pytest_exception_interact(self, call: pytest.CallInfo[object]) -> None:
@@ -30,7 +43,7 @@ def run(report: Report, file: str) -> None:
     Raises:
         ImportError: every failure was a missing package.
     """
-    output, errors = io.StringIO(), Errors()
+    output, errors = io.StringIO(), Errors(only_first=report.tiny)
     with contextlib.redirect_stdout(output):
         status = pytest.main(["-q", "-p", "no:cacheprovider", "-rf", str(REPO / "tests" / file)], [errors])
     sys.stdout.write(output.getvalue())

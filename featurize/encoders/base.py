@@ -81,6 +81,8 @@ class Encoder(ABC, Generic[S]):
     def encode_item(self, units: Units) -> Arrays:
         """The arrays of one item alone, bit for bit those that it has in a column made on this machine.
 
+        On a CPU this holds with one torch thread, as in a worker of `featurize run`.
+
         Raises:
             MediaError: its tokens are not finite in the column's dtype.
         """

@@ -21,7 +21,7 @@ REPO = Path(__file__).parents[2]
 CONFIG = {
     "columns": [
         {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2], "batch": 5},
-        {"encoder": "clap:HTSAT-tiny/random", "segments": [1], "batch": 2},
+        {"encoder": "clap:HTSAT-tiny/random", "segments": [1], "batch": 2, "stored": "float32"},
     ],
     "workers": 1,
 }
@@ -107,7 +107,7 @@ def test_a_second_run_encodes_nothing(python, whole, work):
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
-    """kill -9 of the driver in the middle of a corpus, then the same command again."""
+    """kill -9 of the driver in the middle of a corpus, then the same command again, with more cores for the worker."""
     run = planned(python, work, work / "killed")
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     driver = subprocess.Popen([sys.executable, "-m", *map(str, run)], env=env, stdout=subprocess.DEVNULL, cwd=REPO)
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert len(list((work / "killed").rglob("0*.json"))) < 14
-    done = python(*run)
+    done = python(*run, "cpus=2")
     assert done.returncode == 0, done.stderr
     assert shas(work / "killed") == shas(whole[0])
 

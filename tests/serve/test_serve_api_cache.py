@@ -4,7 +4,6 @@ import base64
 import os
 import random
 import shutil
-import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -316,13 +315,12 @@ def test_uploads_leave_neither_bytes_in_memory_nor_files(serving, tmp_path):
     assert verified(tmp_path)
 
 
-def test_a_killed_server_leaves_a_sound_cache(forks, serving, trained, media, tmp_path):
+def test_a_killed_server_leaves_a_sound_cache(forks, free_port, serving, trained, media, tmp_path):
     """kill -9 while files are sent; the next server goes on with what was answered."""
     clip, rng = (media / "red-loud.mp4").read_bytes(), random.Random(0)
     checkpoint, cache, known = trained / "run" / "checkpoint", tmp_path / "cache", []
     for kill in range(20 if LONG else 1):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         words = ("serve", "api", "--checkpoint", checkpoint, "--port", port, f"cache={cache}")
         with open(tmp_path / "out", "w") as out:
             server = forks.start(*words, out=out, err=out)

@@ -202,7 +202,7 @@ def test_kills_lose_and_double_no_question(ranks, evaluated, featurized, trained
     with open(tmp_path / "log", "wb") as log:
 
         def start(rank):
-            env = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+            env = {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
             return forks.start(*words, out=log, err=log, env=env)
 
         kills = 0

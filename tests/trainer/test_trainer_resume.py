@@ -4,9 +4,7 @@ import json
 import os
 import random
 import shutil
-import socket
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,16 +29,14 @@ def base(tiny_run):
 
 
 @pytest.fixture
-def start(forks):
+def start(forks, free_port):
     """Start the processes of a run, without a launcher's."""
 
     def start(config: Path, processes: int) -> list:
-        with closing(socket.create_server(("127.0.0.1", 0))) as held:
-            port = held.getsockname()[1]
-        many = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        many = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         with open(config.with_suffix(".log"), "ab") as log:
             return [
-                forks.start("trainer", "train", config, out=log, err=log, env={"OMP_NUM_THREADS": "1"} | ranks)
+                forks.start("trainer", "train", config, out=log, err=log, env=ranks)
                 for rank in range(processes)
                 for ranks in [many | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}]
             ]

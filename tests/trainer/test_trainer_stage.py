@@ -1,10 +1,8 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +170,7 @@ def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, t
 
 def launch(config, *launchers):
     """Train under launchers that run side by side, as on so many nodes."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
     scripts = Path(sys.executable).parent
     started = []
     for number, (script, *words) in enumerate(launchers):
@@ -200,9 +198,8 @@ def deepspeed(port):
 
 
 @pytest.fixture
-def port():
-    with closing(socket.create_server(("127.0.0.1", 0))) as held:
-        return held.getsockname()[1]
+def port(free_port):
+    return free_port()
 
 
 @pytest.mark.parametrize(("zero", "launchers"), [(2, deepspeed), (3, torchrun_nodes)])

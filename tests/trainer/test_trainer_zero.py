@@ -1,10 +1,8 @@
 """Choices under DeepSpeed: two processes train, judge, save and go on as one process does."""
 
-import contextlib
 import json
 import shutil
-import socket
-from contextlib import closing
+import time
 from pathlib import Path
 
 import pytest
@@ -40,28 +38,26 @@ for port, settings, saved in json.load(open(sys.argv[1])):
 """
 
 
-def in_two_processes(forks, runs, folder):
+def in_two_processes(forks, free_port, runs, folder):
     """Train configurations, each from a saved state if one is named, one after the other in the same two processes.
 
     Starting processes is what takes time.
     """
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in runs]
-        ports = [s.getsockname()[1] for s in sockets]
     (folder / "all_runs.py").write_text(ALL_RUNS)
-    (folder / "runs.json").write_text(json.dumps([(port, *run) for port, run in zip(ports, runs, strict=True)]))
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    (folder / "runs.json").write_text(json.dumps([(free_port(), *run) for run in runs]))
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(folder)}
     ranks = []
     for rank in range(2):
         env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with open(folder / f"rank{rank}.log", "w") as log:
             ranks.append(forks.start("all_runs", folder / "runs.json", out=log, err=log, env=env))
-    try:
-        statuses = [process.wait(timeout=600) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert statuses == [0, 0], "".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(2))
+    deadline = time.monotonic() + 600
+    while (statuses := [process.poll() for process in ranks]) != [0, 0]:
+        if time.monotonic() > deadline or any(statuses):  # the other rank would wait for the one that failed
+            for process in ranks:
+                process.kill()
+            pytest.fail("".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(2)))
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +91,14 @@ def choices(tied_stage2, feature_store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(forks, choices, tmp_path_factory):
+def shared(forks, free_port, choices, tmp_path_factory):
     """The runs by two processes, and again from the states that they saved on the way."""
     folder = tmp_path_factory.mktemp("zero")
     runs = [(s | {"zero": zero, "output": str(folder / name)}, None) for name, (s, zero) in choices.items()]
     for settings, _ in runs.copy():
         saved = Path(settings["output"], "steps", f"{SAVED:08d}")
         runs.append((settings | {"output": str(folder / "resumed" / saved.parts[-3])}, str(saved)))
-    in_two_processes(forks, runs, folder)
+    in_two_processes(forks, free_port, runs, folder)
     return folder
 
 

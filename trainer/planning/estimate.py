@@ -14,10 +14,11 @@ from store import UserError
 from store.console import console
 from trainer.batch import Batch, Sample, pack, share_out
 from trainer.checkpoint.info import is_checkpoint
-from trainer.data import TrainingData, check_sources
+from trainer.checks import check_plan
+from trainer.data import TrainingData
 from trainer.evaluation import held_out_of
 from trainer.flops import DEVICES, Device, forward_flops, peak_flops, step_flops
-from trainer.launch import check_world, is_first, uses_deepspeed, world_size
+from trainer.launch import is_first, uses_deepspeed, world_size
 from trainer.llm import check_packing, load_shape, say_rounding
 from trainer.loader import SLACK
 from trainer.planning.memory import (
@@ -208,9 +209,7 @@ def foretell(
     Raises:
         UserError: as `train` does.
     """
-    check_world(config, ranks)
-    if not conversations:
-        check_sources(config)
+    check_plan(config, ranks, reads_sources=not conversations)
     sharded = uses_deepspeed(config) or (ranks is not None and config.zero is not None)
     chosen, ranks = device_of(device, precision(config)), ranks or world_size()
     process = psutil.Process().memory_info()

@@ -43,7 +43,7 @@ class _Waiting:
 class EncoderThread:
     """Encodes what waits at the same time in batches, whose rows do not depend on each other.
 
-    So the arrays are bit for bit those of a column that is made on this machine.
+    So the arrays are those that `FeatureSource.encode` gives.
     """
 
     def __init__(self) -> None:
