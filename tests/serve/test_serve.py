@@ -138,6 +138,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_dialogue(assistant, monkeypatch, cap
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(console, "out", out)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
     chat = Chat(assistant, {}, Limits(1000))
     chat.talk()
     said = capsys.readouterr().out
