@@ -13,6 +13,7 @@ from store.corpus import Corpus
 from store.errors import DamagedError
 from store.exchange.commands import app as care
 from store.shard import Failure
+from store.show import describe, find_item, say
 from store.storage import Storage
 from store.verify import (
     ColumnStats,
@@ -105,6 +106,21 @@ def keys(store: Where) -> None:
     for item in Corpus.load(Storage(store)).items:
         part = f"\t{item.start or 0.0}-{'' if item.end is None else item.end}" if item.is_part else ""
         console.print(f"{item.key}\t{item.kind}\t{item.uri}{part}", markup=False)
+
+
+@app.command()
+def show(
+    store: Where,
+    key: Annotated[str, typer.Argument(help="An item's key, as `keys` lists it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is known of an item: its file, arrays or failures in each column, times, captions, conversations."""
+    storage = Storage(store)
+    item = find_item(storage, key)
+    if as_json:
+        say_json(describe(storage, item))
+    else:
+        say(storage, item)
 
 
 @app.command()

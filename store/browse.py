@@ -17,7 +17,7 @@ from store.corpus import ADDED, SCHEMA, MediaItem
 from store.corpus import NAME as CORPUS
 from store.errors import DamagedError
 from store.mapped import MappedConversations
-from store.shard import TEXT, Failure, Item, shard_name
+from store.shard import TEXT, ArrayEntry, Failure, Item, shard_name
 from store.storage import Storage
 from store.table import opened_table
 
@@ -80,13 +80,15 @@ def conversations_about(storage: Storage, name: str, key: str, limit: int = 20) 
 
 @dataclass(frozen=True)
 class Record:
-    """What a column has about an item, besides numbers.
+    """What a column has about an item, but the numbers.
 
     Attributes:
+        arrays: where each array lies, with its shape and dtype, by feature name.
         texts: nested lists of strings, by feature name.
         facts: stored with the arrays, such as the times of frames.
     """
 
+    arrays: dict[str, ArrayEntry]
     texts: dict[str, Any]
     facts: dict[str, JsonValue]
 
@@ -106,7 +108,7 @@ def record_of(column: Column, item: MediaItem) -> Record | Failure | None:
     with column.blamed(item.shard):
         for entry in sidecar.items:
             if entry.key == item.key:
-                return Record(_texts(column, item.shard, entry), _facts(column, item.shard, entry))
+                return Record(entry.arrays, _texts(column, item.shard, entry), _facts(column, item.shard, entry))
         raise DamagedError(f"{column.storage.where(column.path(shard_name(item.shard, 'json')))}: lacks {item.key}")
 
 

@@ -1,9 +1,11 @@
 """Looking at a store by scans finds what loading it whole would find."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from store import (
     Candidate,
@@ -15,10 +17,12 @@ from store import (
     Feature,
     Storage,
     Turn,
+    UserError,
     browse,
     create_column,
     save_conversations,
 )
+from store.__main__ import app
 from store.browse import Record, conversations_about, count_items, find_items, items_of, record_of
 
 
@@ -71,21 +75,30 @@ def test_conversations_about_an_item_are_bounded_and_in_order(planned):
     assert conversations_about(storage, "talk", "unknown") == []
 
 
-def test_a_record_is_what_was_written(tmp_path):
-    """Facts lie behind the arrays in the tar, whatever their size; a changed byte of a record is damage."""
+@pytest.fixture
+def written(tmp_path):
+    """A column of six items: two usable, one failed, the shard of three not published."""
     storage, corpus = Storage(tmp_path / "store"), Corpus()
     corpus.append([Candidate(f"{i}.mp4", f"/x/{i}.mp4", "video") for i in range(6)], shard_size=3)
     corpus.save(storage)
     features = {"said": Feature(shape=(None,), dtype="text"), "seen": Feature(shape=(None, 3), dtype="float16")}
     column = create_column(storage, ColumnSpec(name="x", modality="visual", numerics={}, features=features), {})
-    first, failed, last, *unpublished = corpus.items
+    first, failed, last, *_ = corpus.items
     with column.write_shard(0) as writer:
         for item, length in ((first, 1), (last, 513)):
             arrays = {"said": np.array(["a" * length, "<é>"]), "seen": np.zeros((length, 3), np.float16)}
             writer.add(item.key, arrays, {"times": [0.5] * length})
         writer.fail(Failure(key=failed.key, code="truncated", reason="half"))
-    assert record_of(column, first) == Record({"said": ["a", "<é>"]}, {"times": [0.5]})
-    assert record_of(column, last) == Record({"said": ["a" * 513, "<é>"]}, {"times": [0.5] * 513})
+    return storage, corpus, column
+
+
+def test_a_record_is_what_was_written(written):
+    """Facts lie behind the arrays in the tar, whatever their size; a changed byte of a record is damage."""
+    storage, corpus, column = written
+    first, failed, last, *unpublished = corpus.items
+    arrays = {item.key: item.arrays for item in column.sidecar(0).items}
+    assert record_of(column, first) == Record(arrays[first.key], {"said": ["a", "<é>"]}, {"times": [0.5]})
+    assert record_of(column, last) == Record(arrays[last.key], {"said": ["a" * 513, "<é>"]}, {"times": [0.5] * 513})
     assert record_of(column, failed) == Failure(key=failed.key, code="truncated", reason="half")
     assert [record_of(column, item) for item in unpublished] == [None] * 3
     path = Path(storage.path(column.path("000000.tar")))
@@ -94,3 +107,33 @@ def test_a_record_is_what_was_written(tmp_path):
         path.write_bytes(whole[:place] + b"?" + whole[place + 1 :])
         with pytest.raises(DamagedError, match=r"000000\.tar"):
             record_of(column, first)
+
+
+def test_the_command_shows_all_that_is_known_of_an_item(written):
+    storage, corpus, column = written
+    first, failed, last, unpublished, *_ = corpus.items
+    talks = [Conversation(str(i), first.key, (Turn("What?", "visual", f"answer {i}"),)) for i in range(30)]
+    save_conversations(storage, "talk", talks)
+
+    def shown(item, *options):
+        done = CliRunner().invoke(app, ["show", storage.url, item.key, *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    said = shown(first)
+    for words in ("0-mp4: video, /x/0.mp4", "seen", "1 x 3", "float16", "times: [0.5]", '["a", "<é>"]'):
+        assert words in said
+    assert "conversations talk: 20 or more" in said
+    assert "answer 19" in said
+    known = json.loads(shown(first, "--json"))
+    assert known["item"]["key"] == first.key
+    assert known["columns"][column.name]["arrays"] == {"said": [[2], "text"], "seen": [[1, 3], "float16"]}
+    assert known["conversations"]["talk"][1]["turns"] == [
+        {"instruction": "What?", "modality": "visual", "response": "answer 1"}
+    ]
+    assert "truncated: half" in shown(failed)
+    assert "not featurized" in shown(unpublished)
+    assert max(map(len, shown(last).splitlines())) > 513  # captions are not cut
+    unknown = CliRunner().invoke(app, ["show", storage.url, "2.mp4"])
+    assert isinstance(unknown.exception, UserError)
+    assert str(unknown.exception) == f"{storage.url}: no item has the key '2.mp4'; there are: 2-mp4"
