@@ -1,10 +1,13 @@
 """Statistics of answers: means, other functions of sums, and paired differences, with confidence intervals.
 
-Intervals are 95%, by bootstrap over videos (all questions about one are drawn together), with a fixed seed.
+Intervals are 95%, by bootstrap over videos (all questions about one are drawn together), with a fixed seed. Their
+percentiles are expanded as Student's t is wider than a normal distribution: with few videos plain ones are too narrow.
+Source: Hesterberg's expanded percentiles, https://arxiv.org/abs/1411.5279.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,8 +53,18 @@ def estimate(
     chances = np.full(count, 1 / count)
     drawn = np.concatenate([rng.multinomial(count, chances, size) @ sums for size in _sizes(DRAWS, count)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = np.nanpercentile(value(drawn), [2.5, 97.5])
+        low, high = np.nanquantile(value(drawn), [tail(count), 1 - tail(count)])
     return Estimate(float(value(parts.sum(0))), float(low), float(high))
+
+
+def tail(count: int) -> float:
+    """The share of bootstrap draws that lies beyond each end of a 95% interval over `count` groups."""
+    if count < 2:
+        return 0.0
+    z, freedom = QUANTILE, count - 1
+    # Student's quantile by Cornish and Fisher's expansion
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return NormalDist().cdf(-t * (count / freedom) ** 0.5)
 
 
 def unseen(groups: ArrayLike) -> float:

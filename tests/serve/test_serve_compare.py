@@ -1,7 +1,9 @@
 """Two evaluations are compared question by question, or not at all."""
 
 import json
+import math
 from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from serve.evals.folder import RunInfo, claim
 from serve.evals.paper_tables import show_tables
 from serve.evals.report import write_report
 from serve.evals.scores import score
-from serve.evals.statistics import bootstrap, p_value
+from serve.evals.statistics import bootstrap, p_value, tail
 from serve.evals.tasks import TASKS, queries
 from store import Conversation, Turn, UserError
 
@@ -164,6 +166,12 @@ def test_p_is_that_of_all_ways_to_swap_whole_videos():
         mine, other = np.where(swapped, theirs, ours), np.where(swapped, ours, theirs)
         extreme += abs(ratio(mine.sum(0)) - ratio(other.sum(0))) >= measured - 1e-12
     assert p_value(ours, theirs, ratio, clusters) == pytest.approx(extreme / 2**8, abs=0.02)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(10, 2.2622), (50, 2.0096), (200, 1.9720)])
+def test_percentiles_are_as_wide_as_students_t(count, quantile):
+    """By a table of its quantiles."""
+    assert tail(count) == pytest.approx(NormalDist().cdf(-quantile * math.sqrt(count / (count - 1))), rel=0.02)
 
 
 def test_intervals_cover_what_they_should():
