@@ -158,7 +158,7 @@ def python(forks):
 def free_port():
     """A function that gives a port for a process that will listen later.
 
-    It is none of those that the system gives to whoever asks for any, from 32,768 on.
+    It is none of those that Ray gives to its workers, below 20,000, or the system to anybody, from 32,768 on.
     """
     ports = iter(random.SystemRandom().sample(range(20_000, 32_000), 1000))
 

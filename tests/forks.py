@@ -7,8 +7,10 @@ fork's output and where its id and its exit status are written.
 
 import atexit
 import contextlib
+import fcntl
 import importlib
 import json
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -21,7 +23,8 @@ from typing import NoReturn
 
 HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
          "serve.assistant", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray",
-         "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job")  # fmt: skip
+         "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job",
+         "featurize.encoders.clip", "featurize.encoders.clap")  # fmt: skip
 MAX_REQUEST = 1 << 18  # bytes
 
 
@@ -87,7 +90,43 @@ def become(request: dict, out: int, err: int) -> None:
     os.environ.update(request["env"])
     sys.path[:0] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = request["words"]
+    if sys.argv[:2] in (["featurize", "run"], ["featurize", "repair"]):
+        lend_fork_server()
     runpy.run_module(request["words"][0], run_name="__main__", alter_sys=True)
+
+
+def lend_fork_server() -> None:
+    """Make multiprocessing's fork server a fork too, when this process starts it.
+
+    It is made now, while this process has one thread, and waits for the code that it would be started with.
+    """
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = os.fork()
+    if not server:
+        ours.close()
+        request, files, _, _ = socket.recv_fds(its, MAX_REQUEST, 2)
+        its.close()
+        if not request:
+            os._exit(0)
+        code, numbers = json.loads(request)
+        copies = [fcntl.fcntl(file, fcntl.F_DUPFD, 200) for file in files]
+        for file in files:
+            os.close(file)
+        for file, number in zip(copies, numbers, strict=True):
+            os.dup2(file, number)
+            os.close(file)
+        end(lambda: exec(code, {}))
+    its.close()
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def start(path: str, words: list[str], files: list[int]) -> int:
+        if ours.fileno() == -1 or "multiprocessing.forkserver" not in words[-1]:
+            return spawn(path, words, files)
+        with ours:
+            socket.send_fds(ours, [json.dumps([words[-1], files]).encode()], files)
+        return server
+
+    multiprocessing.util.spawnv_passfds = start
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Films whose frames carry their own number, so that the frames that were taken can be read off."""
 
 import fcntl
-import os
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,22 +102,6 @@ def grid(shown: Iterable[int], count: int) -> list[int]:
     """What `numbers` is to give where decoding shows these."""
     shown = list(shown)
     return [shown[place * len(shown) // count] for place in range(count)]
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """Give a function that gives a port below those that Ray gives to its workers, never one twice."""
-    given = set[int]()
-
-    def find() -> int:
-        for port in range(6400 + os.getpid() % 1000, 9000):
-            with socket.socket() as probe:
-                if port not in given and probe.connect_ex(("127.0.0.1", port)):
-                    given.add(port)
-                    return port
-        raise AssertionError("no free port")
-
-    return find
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,13 @@ def build(family, **changes):
     return build_encoder(CLASSES[family](**{**FAMILIES[family][0], **changes}))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Free the encoders at the end: they take gigabytes."""
+    yield
+    build.cache_clear()
+
+
 @pytest.mark.parametrize("family", ["clip", "clap", "whisper"])
 def test_a_fingerprint_follows_all_that_shapes_the_numbers(family):
     """Two columns of one name and other numbers would be mixed in silence."""

@@ -141,8 +141,8 @@ def api_process(forks, tmp_path_factory):
     """A context manager: the URL and the process of a `serve api` on a port of its own."""
 
     @contextlib.contextmanager
-    def running(checkpoint, *words, env=None):
-        cache = tmp_path_factory.mktemp("cache")
+    def running(checkpoint, *words, env=None, cache=None):
+        cache = cache or tmp_path_factory.mktemp("cache")
         words = ["--checkpoint", checkpoint, "--port", 0, *words, f"cache={cache}"]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             fork = forks.start("serve", "api", *words, out=out, err=err, env=env)

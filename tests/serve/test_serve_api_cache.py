@@ -298,15 +298,19 @@ def test_a_decoder_that_hangs_takes_neither_the_server_nor_its_place(serving, me
         assert count_of(client, "avllm_requests_running") == 0
 
 
-def test_uploads_leave_neither_bytes_in_memory_nor_files(serving, tmp_path):
+def test_uploads_leave_neither_bytes_in_memory_nor_files(api_process, trained, tmp_path):
     """However many; what is on disk keeps its bound."""
     count, size = (500, 4 << 20) if LONG else (30, 1 << 20)
     most = 20 * 2 * ITEM_BYTES
-    with serving(cache=str(tmp_path), cache_bytes=max(most, 1 << 20), memory_bytes=1 << 20) as client:
-        process, sizes = psutil.Process(), []
+    words = (f"cache_bytes={max(most, 1 << 20)}", f"memory_bytes={1 << 20}")
+    with api_process(trained / "run" / "checkpoint", *words, cache=tmp_path) as (url, server):
+        process, sizes = psutil.Process(server.pid), []
         for number in range(count):
-            answer = client.chat([video(random.Random(number).randbytes(size))])
-            assert answer.status_code == 422
+            body = {
+                "model": "avllm",
+                "messages": [{"role": "user", "content": [video(random.Random(number).randbytes(size))]}],
+            }
+            assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 422
             sizes.append(process.memory_info().rss)
         assert not list(tmp_path.glob(".tmp-*"))
         assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= max(most, 1 << 20)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -101,6 +102,7 @@ def small(tmp_path, build_store):
     return store
 
 
+LONG = "AVLLM_LONG" in os.environ
 TABLES = [(name, damaged_tables, read_tables) for name in ("corpus.parquet", "conversations/talk.parquet")]
 COLUMN = [("column.json", damaged_columns, read_columns), ("000000.json", damaged_columns, read_columns)]
 TAR = ("000000.tar", damaged_shards, read_shards)
@@ -112,11 +114,13 @@ def path_of(small, name):
 
 @pytest.mark.parametrize(("name", "damaged", "read"), [*TABLES, *COLUMN, TAR])
 def test_any_flipped_byte_is_reported_and_never_read(small, name, damaged, read):
-    """Every byte of every file: headers, footers and padding too. Else training reads noise, or another item."""
+    """Headers, footers and padding too. Else training reads noise, or another item."""
     path = path_of(small, name)
     good = path.read_bytes()
+    places = range(0, len(good), 1 if LONG or len(good) < 5000 else 7)
+    entries = [entry for item in small.column.sidecar(0).items for entry in item.arrays.values()]
     times = 0
-    for place in range(len(good)):
+    for place in places:
         with open(path, "r+b") as file:
             file.seek(place)
             file.write(bytes([good[place] ^ (1 << place % 8)]))
@@ -127,8 +131,8 @@ def test_any_flipped_byte_is_reported_and_never_read(small, name, damaged, read)
         with open(path, "r+b") as file:
             file.seek(place)
             file.write(good[place : place + 1])
-    numbers = sum(array.nbytes for number in (0, 1) for array in small.arrays(number).values())
-    assert times == (numbers if name.endswith("tar") else len(good))  # the rest of a tar is not read by us
+    read_by_us = [place for place in places if any(e.offset <= place < e.offset + e.nbytes for e in entries)]
+    assert times == len(read_by_us if name.endswith("tar") else places)
     assert damaged(small) == []
 
 
