@@ -153,6 +153,11 @@ def test_an_installed_wheel_plans_and_looks_after_a_store(installed, corpus, med
     ):
         done = installed(*words)
         assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
-    done = installed("trainer", "train", tmp_path / "mine" / "stage1.yaml")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert done.stderr.endswith("pip install 'avllm[train]'\n")
+    train = ("trainer", "train", tmp_path / "mine" / "stage1.yaml")
+    for words, said in (
+        (train, "avllm featurize run makes them\n"),
+        ((*train, "--dry-run", "--conversations", "1000"), "pip install 'avllm[train]'\n"),
+    ):
+        done = installed(*words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert done.stderr.endswith(said)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,6 +125,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(python, whole, work):
     assert shas(work / "killed") == shas(whole[0])
 
 
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_submitted_job_fills_the_same_store(only_cluster, python, whole, work, tmp_path, free_port):
     """The same command under `ray job submit` on a running cluster gives the same digests and bytes."""
     run = planned(python, work, work / "submitted")
@@ -148,10 +154,11 @@ def test_a_submitted_job_fills_the_same_store(only_cluster, python, whole, work,
             check=False,
         )
 
-    def start(dashboard):
+    def start():
         """A head node. Its ports are given: Ray's node gives up if its agents take 15 s to say theirs."""
-        words = ["--node-ip-address", "127.0.0.1", "--num-cpus", 2, "--dashboard-port", dashboard]
-        for option in ("", "dashboard-agent-listen-", "dashboard-agent-grpc-", "runtime-env-agent-", "metrics-export-"):
+        words = ["--node-ip-address", "127.0.0.1", "--num-cpus", 2]
+        words += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+        for option in ("", "dashboard-agent-grpc-", "runtime-env-agent-", "metrics-export-"):
             words += [f"--{option}port", free_port()]
         return subprocess.Popen(
             [f"{bin_folder}/ray", "start", "--head", "--block", *map(str, words)],
@@ -163,10 +170,14 @@ def test_a_submitted_job_fills_the_same_store(only_cluster, python, whole, work,
         return ray("job", "submit", "--address", address, "--working-dir", REPO, "--", "python", "-m", *words)
 
     assert ray("get-auth-token", "--generate").returncode == 0
-    dashboard = free_port()
-    head = start(dashboard)
+    dashboard, agent = free_port(), free_port()
+    head = start()
     try:
-        for _ in range(60):  # until the dashboard is up, and its agents can take jobs
+        for port in (dashboard, agent):
+            while not listens(port):
+                assert head.poll() is None, "the cluster ended"
+                time.sleep(0.2)
+        for _ in range(60):  # until the dashboard knows its agent
             done = submit(*run)
             if not any(word in done.stderr for word in ("No available agent", "ConnectionError", "Failed to connect")):
                 break
