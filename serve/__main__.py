@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from store import Arrays, Sense, UserError, parse_settings
+from store import Sense, UserError, parse_settings
 from store.console import console, make_app, make_table, run
 from store.settings import override
 
 if TYPE_CHECKING:
-    from serve.assistant import Assistant
+    pass
 
 app = make_app("Ask a trained checkpoint.")
 
@@ -48,7 +48,7 @@ def chat(
 
     assistant = Assistant.load(checkpoint, vllm)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
-    arrays = _features(assistant, media, store, key, chosen)
+    arrays = assistant.features.perceive(media, store, key, chosen)
     chat = Chat(assistant, arrays, Limits(max_new_tokens, temperature, top_p), seed, system)
     if question is not None:
         chat.say(question)
@@ -56,19 +56,33 @@ def chat(
         chat.talk()
 
 
-def _features(
-    assistant: "Assistant", media: str | None, store: str | None, key: str | None, chosen: list[Sense]
-) -> Arrays:
-    """The item's features for the chosen senses; for every sense it has if none is chosen."""
-    source = assistant.features
-    senses = chosen or source.senses
-    features = source.encode(media, senses) if media else source.load(str(store), str(key), senses)
-    reasons = [f"{sense}: {error}" for sense, error in features.failures.items()]
-    if not features.arrays:
-        raise UserError(f"{media or key}: nothing to perceive: {'; '.join(reasons)}")
-    if any(chosen or error.code != "absent" for error in features.failures.values()):
-        raise UserError(f"{media or key}: {'; '.join(reasons)}")
-    return features.arrays
+@app.command()
+def answer(
+    questions: Annotated[
+        Path,
+        typer.Option(
+            "--in", help='JSON lines: {"key": ..., "question": ...}, or "media", a raw file, in place of a key.'
+        ),
+    ],
+    answers: Annotated[Path, typer.Option("--out", help="JSON lines of answers, in the same order.")],
+    checkpoint: Annotated[str, typer.Option(help="Folder of a checkpoint.")],
+    store: Annotated[str | None, typer.Option(help="A store with the features of the keys.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="Of sampling; 0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Sample from the likeliest tokens of this sum.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling; the line's number is added.")] = 0,
+    vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
+) -> None:
+    """Answer a file of questions, many at once; the same command goes on where it was stopped."""
+    from serve.questions import read_questions
+
+    lines = read_questions(questions, store is not None)
+    from serve.answers import answer_lines  # after the check: it takes seconds to import torch
+    from serve.assistant import Assistant
+    from serve.engine import Limits
+
+    limits = Limits(max_new_tokens, temperature, top_p, seed)
+    answer_lines(Assistant.load(checkpoint, vllm), lines, answers, store, limits)
 
 
 @app.command()

@@ -101,6 +101,27 @@ class FeatureSource:
         readers = {sense: self.open(store, sense) for sense in senses}
         return self.select({sense: _kept(lambda r=reader: _read(r, key)) for sense, reader in readers.items()})  # type: ignore[misc]
 
+    def perceive(self, media: str | None, store: str | None, key: str | None, chosen: Sequence[Sense]) -> Arrays:
+        """The features of a raw file, or of an item of a store, by which it is asked.
+
+        Args:
+            media: the file; None takes the item.
+            store: of the item.
+            key: of the item.
+            chosen: senses; none takes every sense that the medium has.
+
+        Raises:
+            UserError: a sense cannot be used, or none is there.
+        """
+        senses = chosen or self.senses
+        features = self.encode(media, senses) if media else self.load(str(store), str(key), senses)
+        reasons = [f"{sense}: {error}" for sense, error in features.failures.items()]
+        if not features.arrays:
+            raise UserError(f"{media or key}: nothing to perceive: {'; '.join(reasons)}")
+        if any(chosen or error.code != "absent" for error in features.failures.values()):
+            raise UserError(f"{media or key}: {'; '.join(reasons)}")
+        return features.arrays
+
     def select(self, found: Mapping[Sense, Arrays | MediaError]) -> Features:
         """What a checkpoint reads of columns' arrays."""
         features = Features()
