@@ -40,7 +40,7 @@ def answer_lines(assistant: Assistant, lines: Sequence[Line], answers: Path, sto
     with open(answers, "a+b", buffering=0) as file:
         done = _kept(file, lines, answers)
         failed = 0
-        with Meter("answers", len(lines) - done, "answers") as meter:
+        with Meter("answers", len(lines), "answers", before=done) as meter:
             given = _answers(assistant, lines, done, store, limits)
             for line, answer in zip(lines[done:], given, strict=True):
                 entry = line.model_dump(exclude_none=True) | answer

@@ -98,12 +98,19 @@ def _say(line: str, status: int) -> int:
 
 
 class Meter:
-    """Progress of a long job: a bar on a terminal, else a line every few seconds (for a log)."""
+    """Progress of a long job: a bar on a terminal, else a line every few seconds (for a log).
+
+    Args:
+        what: the job.
+        total: its size.
+        unit: in which the size is counted, in the plural.
+        before: how much of it was done earlier; rate and ETA are of the rest.
+    """
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, what: str, total: int, unit: str, before: int = 0) -> None:
+        self.what, self.total, self.unit, self._before = what, total, unit, before
         self.done = 0
         self._note = ""
         self._began = self._last_line = time.monotonic()
@@ -118,7 +125,7 @@ class Meter:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(what, total=total, note="")
+        self._task = self._bar.add_task(what, total=total, completed=before, note="")
 
     def __enter__(self) -> "Meter":
         self._bar.start()
@@ -144,6 +151,7 @@ class Meter:
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        left = (self.total - self.done) / self.rate if self.done else float("nan")
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {self.rate:.2f}/s, ETA {left:.0f} s {self._note}"
+        done = self._before + self.done
+        left = (self.total - done) / self.rate if self.done else float("nan")
+        line = f"{self.what}: {done}/{self.total} {self.unit}, {self.rate:.2f}/s, ETA {left:.0f} s {self._note}"
         console.print(line.rstrip())

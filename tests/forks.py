@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 HEAVY = ("torch", "transformers.models.llama.modeling_llama", "transformers.generation", "deepspeed", "trainer.stage",
-         "serve.assistant", "trainer.checkpoint.export", "pyarrow.parquet", "peft", "av", "fsspec", "ray",
-         "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job",
+         "serve.assistant", "trainer.checkpoint.export", "pyarrow.parquet", "matplotlib.pyplot", "peft", "av", "fsspec",
+         "ray", "featurize.plan", "featurize.leaks", "featurize.pool", "featurize.shard_job",
          "featurize.encoders.clip", "featurize.encoders.clap")  # fmt: skip
 MAX_REQUEST = 1 << 18  # bytes
 

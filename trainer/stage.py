@@ -20,6 +20,7 @@ from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
 from trainer.checkpoint.weights import gather_weights
 from trainer.checks import check_run
+from trainer.curves import PLOT, plot_losses
 from trainer.data import TrainingData
 from trainer.engine import Engine
 from trainer.evaluation import HeldOut, held_out_of, summary
@@ -107,6 +108,7 @@ class Run:
     _peak: float = field(default=0.0, init=False)
     _best_step_floor: int = field(default=0, init=False)
     _damaged: int = field(default=0, init=False)
+    _judged: str = field(default="", init=False)
     _loader: Loader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +126,9 @@ class Run:
             self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
         done = first
         with contextlib.ExitStack() as stack:
-            name = f"stage {config.stage}" + (f" from step {first}" if first else "")
-            meter = stack.enter_context(Meter(name, self.data.steps - first, "steps")) if self.log else None
+            meter = Meter(f"stage {config.stage}", self.data.steps, "steps", before=first) if self.log else None
+            if meter:
+                stack.enter_context(meter)
             batches = stack.enter_context(contextlib.closing(self._loader.batches(first)))
             while done < self.data.steps and not self._should_stop(done):
                 started = time.perf_counter()
@@ -140,7 +143,7 @@ class Run:
                 if self.log and meter:
                     if (done - 1) % config.log_every == 0 or done == self.data.steps or loss is not None:
                         self.log.write(done - 1, values)
-                    meter.advance(1, f"loss {values['loss']:.4f}")
+                    meter.advance(1, f"loss {values['loss']:.4f}{self._judged}")
                 best = loss is not None and self.best is not None and self.best[1] == done
                 if best or (config.save_every and done % config.save_every == 0 and done < self.data.steps):
                     self.saver.save(self._state(done, loss))
@@ -199,6 +202,7 @@ class Run:
         judged = self.held_out.judge(self.engine, self.tokenizer, self.config.prompt, self.config.max_tokens)
         values |= summary(self.engine, judged)
         loss = values["eval_loss"]
+        self._judged = f", held-out loss {loss:.4f} at step {done}"
         if loss < (self.best[0] if self.best else math.inf):
             self.best = loss, done
         return loss
@@ -236,7 +240,8 @@ class Run:
         if self.engine.rank == 0:
             folder = Path(self.config.output) / "checkpoint"
             save_checkpoint(folder, model.llm, weights, self.tokenizer, self._info(steps))
-            console.print(f"saved {folder}")
+            plot_losses(folder.parent)
+            console.print(f"saved {folder}, and its losses in {folder.parent / PLOT}")
             if self.best and self.best[1] != steps:
                 console.print(
                     f"lowest held-out loss: {self.best[0]:.4f} at step {self.best[1]}; for that model: "

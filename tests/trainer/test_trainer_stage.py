@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from store import ColumnReader, Storage, UserError, load_settings, open_column, parse_settings
 from trainer.checkpoint.folder import load_checkpoint, load_projectors
 from trainer.checkpoint.info import read_info
+from trainer.curves import plot_losses
 from trainer.data import TrainingData
 from trainer.llm import load_llm
 from trainer.optim import lr_factor
@@ -57,6 +59,20 @@ def test_stage_1_trains_the_projectors_alone(base, stage1):
     after = AutoModelForCausalLM.from_pretrained(stage1[0] / "checkpoint", dtype=torch.float32).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert stage1[1][-1] < stage1[1][0]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_losses_are_drawn(stage1, held_out, tmp_path):
+    assert (stage1[0] / "loss.png").exists()
+    lines = [{"step": n, "loss": 1 / (n + 1)} for n in range(90)]
+    for line in lines[::30] if held_out else []:
+        line["eval_loss"] = 0.5
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot_losses(tmp_path)
+    with Image.open(tmp_path / "loss.png") as plot:
+        colours = {colour for _, colour in plot.convert("RGB").getcolors(1 << 20)}
+    assert (31, 119, 180) in colours
+    assert ((255, 127, 14) in colours) == held_out
 
 
 def test_stage_2_goes_on_where_stage_1_ended_and_trains_the_llm_too(base, stage1, stage2):
