@@ -86,15 +86,16 @@ def relative(found: "torch.Tensor", exact: "torch.Tensor") -> float:
 
 
 def race(contenders: Mapping[str, Callable[[], Any]], device: "torch.device", rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; they take turns, after two warm-up rounds."""
+    """Seconds of each contender in each round; they take turns, after at most two warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 2):
+    warm_up = min(rounds, 2)
+    for number in range(warm_up + rounds):
         for name, contender in contenders.items():
             wait_for(device)
             start = time.perf_counter()
             contender()
             wait_for(device)
-            if number >= 2:
+            if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -27,7 +27,7 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 1e-2}  # largest relative difference of
 def runs_of(report: Report, folder: Path) -> dict[str, TrainConfig]:
     """Settings of a run for each precision and way of sharding, on a folder's small LLM."""
     runs = {}
-    config = configuration_of(report, 2, str(folder / "store"), "", 4, 9 if report.tiny else 40)
+    config = configuration_of(report, 2, str(folder / "store"), "", 4, 7 if report.tiny else 40)
     for precision in ROUNDING:
         for name, zero in {"plain": None, "ZeRO 2": {"stage": 2}, "ZeRO 3": {"stage": 3}}.items():
             changes = {"model": str(folder / "llm"), "precision": precision, "zero": zero, "save_every": SAVED,

@@ -1,6 +1,6 @@
 """Drivers, workers and whole nodes are killed at random; the store ends as if nothing had happened.
 
-`AVLLM_KILLS=100 python -m pytest -s tests/featurize/test_featurize_chaos.py` is the long form.
+`AVLLM_LONG=1 python -m pytest -s tests/featurize/test_featurize_chaos.py` is the long form.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import yaml
 from store import Corpus, Storage, column_stats, list_columns, verify_column
 
 REPO = Path(__file__).parents[2]
-KILLS = int(os.environ.get("AVLLM_KILLS", "3"))
+KILLS = 100 if os.environ.get("AVLLM_LONG") else 3
 CONFIG = {
     "columns": [
         {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [2], "batch": 5},

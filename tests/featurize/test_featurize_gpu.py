@@ -15,6 +15,17 @@ HALF = CLIP.model_copy(update={"dtype": "float16"})
 CLAP = ClapSettings(encoder="clap:HTSAT-tiny/random", segments=(1, 2), batch=4)
 
 
+def test_rows_survive_that_their_host_memory_is_used_again():
+    """Pinned buffers take turns; a row is what it was when it was given, whatever came after."""
+    transfers = build_encoder(CLIP).transfers
+    rng = np.random.default_rng(0)
+    given = [rng.integers(0, 256, (7, 50_000 + 1000 * n), np.uint8) for n in range(9)]
+    there = [transfers.upload(rows.copy()) for rows in given]
+    transfers.begin_batch()
+    with transfers.results_of_earlier_batches():
+        assert all(np.array_equal(tensor.cpu().numpy(), rows) for tensor, rows in zip(there, given, strict=True))
+
+
 def test_a_shard_holds_what_each_of_its_items_gives_alone(media, tmp_path):
     """Batches cross items, results are fetched while the next batch runs: an item must not get its neighbour's rows."""
     items = [
@@ -43,17 +54,6 @@ def test_a_shard_holds_what_each_of_its_items_gives_alone(media, tmp_path):
             found = reader.read(item.key)
             assert found.keys() == wanted.keys()
             assert all(np.array_equal(found[name], wanted[name]) for name in wanted), item.key
-
-
-def test_rows_survive_that_their_host_memory_is_used_again():
-    """Pinned buffers take turns; a row is what it was when it was given, whatever came after."""
-    transfers = build_encoder(CLIP).transfers
-    rng = np.random.default_rng(0)
-    given = [rng.integers(0, 256, (7, 50_000 + 1000 * n), np.uint8) for n in range(9)]
-    there = [transfers.upload(rows.copy()) for rows in given]
-    transfers.begin_batch()
-    with transfers.results_of_earlier_batches():
-        assert all(np.array_equal(tensor.cpu().numpy(), rows) for tensor, rows in zip(there, given, strict=True))
 
 
 @pytest.mark.gpu

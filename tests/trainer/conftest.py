@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import pytest
 
@@ -44,6 +45,49 @@ def tiny_run(feature_store, tiny_llm):
 def tied_stage2(tiny_run, tied_llm):
     """Stage 2 on that LLM, with several passes in a step."""
     return tiny_run | {"stage": 2, "steps": 6, "model": str(tied_llm), "batch_tokens": 256, "max_tokens": 256}
+
+
+@pytest.fixture(scope="session")
+def end_well():
+    """A function that waits for the processes of a run; as soon as one fails it kills the others, who wait for it."""
+
+    def end_well(processes, seconds=900) -> bool:
+        deadline = time.monotonic() + seconds
+        while any(statuses := [process.poll() for process in processes]) or None in statuses:
+            if any(statuses) or time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
+                return False
+            time.sleep(0.05)
+        return True
+
+    return end_well
+
+
+@pytest.fixture(scope="session")
+def start_ranks(forks, free_port):
+    """A function that starts the processes of a run, without a launcher's."""
+
+    def start_ranks(config, processes) -> list:
+        many = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        with open(config.with_suffix(".log"), "ab") as log:
+            return [
+                forks.start("trainer", "train", config, out=log, err=log, env=ranks)
+                for rank in range(processes)
+                for ranks in [many | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}]
+            ]
+
+    return start_ranks
+
+
+@pytest.fixture(scope="session")
+def finish_ranks(start_ranks, end_well):
+    """A function that trains to the end."""
+
+    def finish_ranks(config, processes) -> None:
+        assert end_well(start_ranks(config, processes)), config.with_suffix(".log").read_text()[-5000:]
+
+    return finish_ranks
 
 
 def mark(text):

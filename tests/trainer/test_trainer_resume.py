@@ -19,7 +19,7 @@ from trainer.checkpoint.states import States
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
-KILLS = int(os.environ.get("AVLLM_KILLS", "2"))  # 20 in the long form
+KILLS = 20 if os.environ.get("AVLLM_LONG") else 2
 STEPS = 10 * KILLS + 4
 
 
@@ -29,38 +29,11 @@ def base(tiny_run):
 
 
 @pytest.fixture
-def start(forks, free_port):
-    """Start the processes of a run, without a launcher's."""
-
-    def start(config: Path, processes: int) -> list:
-        many = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        with open(config.with_suffix(".log"), "ab") as log:
-            return [
-                forks.start("trainer", "train", config, out=log, err=log, env=ranks)
-                for rank in range(processes)
-                for ranks in [many | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}]
-            ]
-
-    return start
-
-
-@pytest.fixture
-def finish(start):
-    """Train to the end."""
-
-    def finish(config: Path, processes: int) -> None:
-        ended = [process.wait(timeout=900) for process in start(config, processes)]
-        assert not any(ended), config.with_suffix(".log").read_text()[-5000:]
-
-    return finish
-
-
-@pytest.fixture
-def kill_at(start):
+def kill_at(start_ranks):
     """Start the run and `kill -9` all its processes once it has logged a step; False if it ended before."""
 
     def kill_at(config: Path, processes: int, output: Path, step: int) -> bool:
-        running = start(config, processes)
+        running = start_ranks(config, processes)
         deadline = time.monotonic() + 900
         while any(process.poll() is None for process in running) and time.monotonic() < deadline:
             try:
@@ -97,16 +70,16 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("processes", "zero"), [(1, None), (2, 2), (2, 3)])
-def test_kill_9_at_any_step_leaves_no_trace_in_the_weights(base, finish, kill_at, processes, zero, tmp_path):
+def test_kill_9_at_any_step_leaves_no_trace_in_the_weights(base, finish_ranks, kill_at, processes, zero, tmp_path):
     """The loss curve and the final weights are those of a run that nobody killed, bit for bit."""
     settings = base | ({"zero": {"stage": zero}} if zero else {})
     undisturbed, killed = (write(tmp_path, name, settings) for name in ("undisturbed", "killed"))
-    finish(undisturbed, processes)
+    finish_ranks(undisturbed, processes)
     chance = random.Random(zero or 0)
     kills = 0
     for step in sorted(chance.sample(range(STEPS - 3), KILLS)):
         kills += kill_at(killed, processes, tmp_path / "killed", step)
-    finish(killed, processes)
+    finish_ranks(killed, processes)
     assert kills >= KILLS - 1  # a run may go on to its end between a line of the log and the signal
     whole, resumed = (weights(tmp_path / name) for name in ("undisturbed", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -121,7 +94,7 @@ def run(settings, output):
     train(parse_settings(TrainConfig, {**settings, "output": str(output)}, "test"))
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(base, finish, kill_at, tmp_path):
+def test_a_run_goes_on_with_another_number_of_ranks(base, finish_ranks, kill_at, tmp_path):
     """Saved by one process, gone on with by two (ZeRO-3), then by one again: the same run up to rounding."""
     settings = base | {"steps": 60}
     run(settings, tmp_path / "whole")
@@ -131,7 +104,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(base, finish, kill_at, tmp_p
     assert kill_at(path, 2, tmp_path / "moved", 20)
     assert States(tmp_path / "moved").state(States(tmp_path / "moved").steps()[-1]).ranks == 2
     path = write(tmp_path, "moved", settings)
-    finish(path, 1)
+    finish_ranks(path, 1)
     curves = [[line["loss"] for line in logged(tmp_path / name)] for name in ("whole", "moved")]
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 

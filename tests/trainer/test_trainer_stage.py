@@ -197,11 +197,6 @@ def launch(config, *launchers):
     assert not any(ended), "".join(log.read_text() for log in config.parent.glob("*.log"))
 
 
-def torchrun(port):
-    """A machine with two processes."""
-    return [["torchrun", "--standalone", "--nproc-per-node=2", "-m"]]
-
-
 def torchrun_nodes(port):
     """Two nodes with a process each."""
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "-m"]
@@ -231,7 +226,7 @@ def test_two_zero_processes_train_as_one_process_without(base, stage1, stage2, z
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3, msg=name)
 
 
-def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, port, tmp_path):
+def test_a_rank_that_never_hears_does_not_hang_the_others(base, finish_ranks, tmp_path):
     """ZeRO-3, two processes, 50 steps: one gets sights only, the other sounds only; the run is that of one process."""
     mixture = {"visual": 1, "audio": 1}
     settings = {**base, "stage": 2, "mixture": mixture, "global_batch": 2, "steps": 50, "zero": {"stage": 3}}
@@ -242,7 +237,7 @@ def test_a_rank_that_never_hears_does_not_hang_the_others(base, feature_store, p
     assert shares == [{"0.visual"}, {"0.audio"}]
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**settings, "output": str(tmp_path / "zero")}))
-    launch(config, *torchrun(port))
+    finish_ranks(config, 2)
     alone = run(settings, tmp_path / "alone")
     assert losses(tmp_path / "zero") == pytest.approx(alone, rel=1e-3)
     assert losses(tmp_path / "zero")[-1] < losses(tmp_path / "zero")[0]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ for port, settings, saved in json.load(open(sys.argv[1])):
 """
 
 
-def in_two_processes(forks, free_port, runs, folder):
+def in_two_processes(forks, free_port, end_well, runs, folder):
     """Train configurations, each from a saved state if one is named, one after the other in the same two processes.
 
     Starting processes is what takes time.
@@ -51,13 +50,7 @@ def in_two_processes(forks, free_port, runs, folder):
         env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with open(folder / f"rank{rank}.log", "w") as log:
             ranks.append(forks.start("all_runs", folder / "runs.json", out=log, err=log, env=env))
-    deadline = time.monotonic() + 600
-    while (statuses := [process.poll() for process in ranks]) != [0, 0]:
-        if time.monotonic() > deadline or any(statuses):  # the other rank would wait for the one that failed
-            for process in ranks:
-                process.kill()
-            pytest.fail("".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(2)))
-        time.sleep(0.1)
+    assert end_well(ranks), "".join((folder / f"rank{rank}.log").read_text()[-3000:] for rank in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +84,14 @@ def choices(tied_stage2, feature_store, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(forks, free_port, choices, tmp_path_factory):
+def shared(forks, free_port, end_well, choices, tmp_path_factory):
     """The runs by two processes, and again from the states that they saved on the way."""
     folder = tmp_path_factory.mktemp("zero")
     runs = [(s | {"zero": zero, "output": str(folder / name)}, None) for name, (s, zero) in choices.items()]
     for settings, _ in runs.copy():
         saved = Path(settings["output"], "steps", f"{SAVED:08d}")
         runs.append((settings | {"output": str(folder / "resumed" / saved.parts[-3])}, str(saved)))
-    in_two_processes(forks, free_port, runs, folder)
+    in_two_processes(forks, free_port, end_well, runs, folder)
     return folder
 
 
