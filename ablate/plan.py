@@ -54,7 +54,7 @@ class RequiredArray:
 
 @dataclass(frozen=True)
 class Run:
-    """The training of one stage for one point and seed; points that differ only in later stages share it.
+    """The training of one stage for one point and seed. Points whose digests of it are equal share it.
 
     Attributes:
         config: the settings it is started with.

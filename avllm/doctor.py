@@ -146,7 +146,7 @@ def _disks(store: str | None) -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    """Each GPU, with what attention runs on it."""
+    """Each GPU: its memory, and whether it computes in bfloat16."""
     if not _is_installed("torch"):
         yield Finding("GPU", "torch is missing", "pip install 'avllm[train]'")
         return

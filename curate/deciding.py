@@ -24,7 +24,7 @@ class Decided:
 
     Attributes:
         item: the item.
-        result: whether it passed; `undecided` if a model could not be asked.
+        result: whether it passed; `undecided` while a request of it has no reply (`Curation.decided`).
         turns: questions and answers; empty if there was no usable reply.
         verdicts: of rules and judge.
         reason: why it did not pass; empty if it did.

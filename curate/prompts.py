@@ -166,7 +166,7 @@ def _places_of(text: str) -> Iterable[str]:
     return template.get_identifiers() if template.is_valid() else ["(a lone $; write $$)"]
 
 
-def block(name: Literal["captions", "turns"], content: Sequence[object]) -> str:
+def untrusted_block(name: Literal["captions", "turns"], content: Sequence[object]) -> str:
     """Untrusted texts as JSON between marks that they cannot hold: the marks have a digest of the texts.
 
     `<` and `>` are escaped, so that no text is a control token of a chat model.
@@ -178,4 +178,4 @@ def block(name: Literal["captions", "turns"], content: Sequence[object]) -> str:
 
 def turns_block(turns: Sequence[Turn]) -> str:
     """Questions and answers for a judge."""
-    return block("turns", [{"question": turn.instruction, "answer": turn.response} for turn in turns])
+    return untrusted_block("turns", [{"question": turn.instruction, "answer": turn.response} for turn in turns])

@@ -1,4 +1,6 @@
-"""Which items are kept: of each cell the first that pass, in rank order, unless they repeat an earlier one.
+"""Which items are kept: of each cell the first that pass, in rank order, unless they repeat one that is kept.
+
+Of two that repeat each other, in whichever cells, the lower rank is kept; at one rank, the cell that comes first.
 
 Pure: the order in which replies came, and items asked beyond the last that is needed, change nothing.
 """

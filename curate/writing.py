@@ -9,7 +9,7 @@ from curate.captions import Captions, Clip, Span
 from curate.curation import Cell, CurationSettings, Perceived, Sampling
 from curate.judging import Judgement, read_judgement
 from curate.ledger import Ledger
-from curate.prompts import Template, Templates, block, turns_block
+from curate.prompts import Template, Templates, turns_block, untrusted_block
 from curate.ranking import draw, pick
 from curate.replies import FORMS, read_caption, read_exchanges, schema_of
 from curate.texts import clean
@@ -182,6 +182,6 @@ def captions_block(clip: Clip, modality: Perceived, fused: Mapping[Perceived, st
     if modality != "visual":
         timed += [("heard", span) for span in clip.segments]
     timed.sort(key=lambda pair: pair[1].start or 0.0)
-    return block(
+    return untrusted_block(
         "captions", lines + [f"{head}, {span}" if modality == "audio_visual" else str(span) for head, span in timed]
     )

@@ -149,7 +149,7 @@ class Local:
                 self._fail(error)
             return
         self._running += admitted
-        self._deliver(len(self._running) - len(admitted))
+        self._deliver_and_end(len(self._running) - len(admitted))
 
     def _read_prompts(self, admitted: list[_Answer]) -> torch.Tensor:
         """Join the cache; returns the logits [n, V] of the first tokens."""
@@ -195,7 +195,7 @@ class Local:
         )
         self._cache.end_step()
         self._next = choose_tokens(logits, [answer.sampler for answer in self._running])
-        self._deliver(0)
+        self._deliver_and_end(0)
 
     def _logits(self, *, cache: Any, **inputs: torch.Tensor) -> torch.Tensor:
         """The logits of the last position of each row, [n, V]."""
@@ -203,7 +203,7 @@ class Local:
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _deliver(self, first: int) -> None:
+    def _deliver_and_end(self, first: int) -> None:
         """Deliver the tokens just chosen, of the rows from `first` on; answers that end with them leave."""
         for row in reversed(range(first, len(self._running))):
             answer, token = self._running[row], self._next[row]

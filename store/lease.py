@@ -1,4 +1,5 @@
-"""One writer at a time for a store. An object store has no locks, so its writer holds a lease: an object it renews.
+"""One writer at a time for an object store. It has no locks (a local store has flock: `Storage.lock`), so its writer
+holds a lease: an object that it renews.
 
 Leases are numbered. Once the last lease has ended, a writer creates the next number with an exclusive create, which
 succeeds for one writer only. A lease ends when it is released, is not renewed for two minutes, or its process is

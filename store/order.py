@@ -17,11 +17,11 @@ BLOCK = 100  # conversations: neighbours stay together, so reads stay nearly seq
 WINDOW = 16  # blocks shuffled together
 
 
-def _hash(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.uint64]:
+def _hash(seed: int, epoch: int, part: int, count: int) -> NDArray[np.uint64]:
     """`count` pseudo-random 64-bit numbers (SplitMix64), identical on every machine and numpy version."""
     with np.errstate(over="ignore"):
         base = np.asarray(0, np.uint64)
-        for word in (seed, epoch, stream):
+        for word in (seed, epoch, part):
             base = _mix(base + np.uint64(word) + np.uint64(0x9E3779B97F4A7C15))
         return _mix(base + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 

@@ -34,7 +34,7 @@ class ArrayEntry(Settings):
         offset: start of the data, in bytes from the start of the tar.
         shape: the array's shape.
         dtype: the array's dtype; `text` for strings.
-        xxh3: xxh3-64 of the data, in hexadecimal.
+        xxh3: xxh3-64 of the data alone, without the header of the .npy file, in hexadecimal.
         size: length of a text's JSON in bytes; None for numbers, as shape and dtype give it.
     """
 
@@ -69,7 +69,17 @@ class Failure(Settings):
 
 
 class Sidecar(Settings):
-    """The content of a shard's JSON file, such as `000012.json`."""
+    """The content of a shard's JSON file, such as `000012.json`.
+
+    Attributes:
+        format: of the store, in which it was written.
+        shard: its number.
+        column: `name.digest` of its column.
+        tar_bytes: size of the tar.
+        tar_xxh3: xxh3-128 of the whole tar, in hexadecimal.
+        items: that are usable, in the order of the tar.
+        failed: the others.
+    """
 
     format: int = FORMAT
     shard: int

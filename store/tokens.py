@@ -1,7 +1,7 @@
 """Modality tokens such as `<VIS>`: remove them from an instruction, and tell which modality it refers to.
 
-A token must match exactly, at the start or end of the text or alone on a line. Any lookalike elsewhere is plain text,
-for example HTML's `<video>...</video>` (docs/corpora.md).
+A token must match exactly, at the start or end of the text or alone on a line. Any lookalike elsewhere is plain text.
+A token whose every occurrence has a closing tag, as in `<video>...</video>`, is HTML (docs/corpora.md).
 """
 
 import re
@@ -37,10 +37,10 @@ def split_tokens(text: str, tokens: Collection[str] = tuple(TOKENS)) -> tuple[st
     if not _TOKEN.search(text):
         return text, "text"
     removed: list[str] = []
-    while (match := _FRONT.match(text)) and _stands(match[1], text, tokens):
+    while (match := _FRONT.match(text)) and _is_no_html(match[1], text, tokens):
         removed.append(match[1])
         text = text[match.end() :]
-    while (match := _BACK.search(text.rstrip())) and _stands(match[1], text, tokens):
+    while (match := _BACK.search(text.rstrip())) and _is_no_html(match[1], text, tokens):
         removed.append(match[1])
         text = text[: match.start()].rstrip()
     text, alone = _take_lines(text, tokens) if _TOKEN.search(text) else (text, [])
@@ -50,8 +50,8 @@ def split_tokens(text: str, tokens: Collection[str] = tuple(TOKENS)) -> tuple[st
     return text, "visual" if "visual" in senses else "audio" if senses else "text"
 
 
-def _stands(token: str, text: str, tokens: Collection[str]) -> bool:
-    """Whether a token stands for media; if each occurrence has a closing tag, it is HTML."""
+def _is_no_html(token: str, text: str, tokens: Collection[str]) -> bool:
+    """Whether a token stands for media: not each of its occurrences has a closing tag."""
     return token in tokens and text.count(token) > text.count(f"</{token[1:]}")
 
 
@@ -61,7 +61,7 @@ def _take_lines(text: str, tokens: Collection[str]) -> tuple[str, list[str]]:
     for line in text.splitlines(keepends=True):
         in_code ^= line.lstrip().startswith(FENCES)
         line_tokens = _TOKEN.findall(line) if not in_code and _ALONE.fullmatch(line) else []
-        if line_tokens and all(_stands(token, text, tokens) for token in line_tokens):
+        if line_tokens and all(_is_no_html(token, text, tokens) for token in line_tokens):
             removed += line_tokens
         else:
             kept.append(line)
@@ -75,4 +75,4 @@ def stray_token(text: str) -> str | None:
     candidates = [match[1] for pattern in _EDGES if (match := pattern.search(text))]
     ends = (_FRONT.match(text), _BACK.search(text.rstrip()))
     candidates += [match[1] for match in ends if match and match[1] in OURS]
-    return next((token for token in candidates if _stands(token, text, TOKENS)), None)
+    return next((token for token in candidates if _is_no_html(token, text, TOKENS)), None)

@@ -96,7 +96,7 @@ def _to(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True)
 
 
-def share_out(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def fill_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Distribute samples over passes of at most `budget` rows: the longest first, each into the fullest pass it fits.
 
     Args:

@@ -204,7 +204,8 @@ class TrainingData:
     def draw(self, step: int, rank: int, ranks: int) -> list[tuple[str, int]]:
         """One rank's share of a global batch: pairs of a pool `<source>.<modality>` and a conversation's number in it.
 
-        It is a pure function of the step, the seed and the data.
+        It is a pure function of the step, the rank, the number of ranks, the seed and the data; ranks take equal parts
+        that follow each other.
         """
         chosen = (self._schedule[place] for place in places_of(step, self._config.global_batch, rank, ranks))
         return [(pool, self._orders[pool][cursor]) for pool, cursor in chosen]

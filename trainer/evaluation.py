@@ -13,7 +13,7 @@ import numpy as np
 
 from store import MODALITIES, Conversation, Modality, Order, Sense, UserError
 from store.console import Meter
-from trainer.batch import Sample, pack, share_out
+from trainer.batch import Sample, fill_passes, pack
 from trainer.engine import Engine
 from trainer.features import FEATURES_OF, Grid
 from trainer.joined import Joined
@@ -153,7 +153,7 @@ class HeldOut:
 def _judge(engine: Engine, samples: list[Sample], max_tokens: int) -> list[tuple[int, float, bool]]:
     """Tokens, loss and exactness of each sample."""
     lengths = [min(len(s.tokens.ids), max_tokens) for s in samples]
-    shares = share_out(lengths, max(max_tokens, *lengths))
+    shares = fill_passes(lengths, max(max_tokens, *lengths))
     results: dict[int, tuple[int, float, bool]] = {}
     for number in range(engine.largest(len(shares))):
         chosen = shares[min(number, len(shares) - 1)]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from store import DamagedError
-from trainer.batch import Allocate, Batch, Parts, lay_out, share_out
+from trainer.batch import Allocate, Batch, Parts, fill_passes, lay_out
 from trainer.data import TrainingData
 from trainer.pool import PendingSample
 from trainer.settings import TrainConfig
@@ -111,7 +111,7 @@ def rank_batch(
         lengths = [min(len(sample.tokens.ids), config.max_tokens) for sample in pending]
         passes: list[Batch] = []
         destinations: list[tuple[int, Parts]] = []
-        for numbers in share_out(lengths, config.batch_tokens):
+        for numbers in fill_passes(lengths, config.batch_tokens):
             texts = [(pending[n].tokens, pending[n].rows) for n in numbers]
             batch, parts = lay_out(texts, data.rows, config.max_tokens, allocate)
             passes.append(batch)

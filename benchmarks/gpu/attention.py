@@ -9,7 +9,7 @@ from benchmarks.conversations import draw, lengths_of, make_samples
 from benchmarks.gpu.llms import shape_of, word_tokenizer
 from benchmarks.gpu.report import Report, median_ratio, race, relative
 from trainer.attention import KERNELS, Packing, has_flash_attn, kernel_of
-from trainer.batch import share_out
+from trainer.batch import fill_passes
 from trainer.engine import compute_repeatably
 from trainer.planning.memory import build_shape, pass_without_data
 from trainer.settings import TrainConfig
@@ -73,7 +73,7 @@ def fullest(rows: int) -> list[int]:
     """Lengths of conversations like the paper's that best fill a pass of so many rows."""
     samples = make_samples(draw(256, ("LLaVA", "Valley", "paper")), word_tokenizer())
     lengths = [min(length, rows) for length in lengths_of(samples)]
-    numbers = max(share_out(lengths, rows), key=lambda numbers: sum(lengths[i] for i in numbers))
+    numbers = max(fill_passes(lengths, rows), key=lambda numbers: sum(lengths[i] for i in numbers))
     return [lengths[i] for i in numbers]
 
 

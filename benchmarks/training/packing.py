@@ -19,7 +19,7 @@ from benchmarks.padded import PaddedLM, collate
 from benchmarks.training.setup import BUDGET, SMOLLM, Model, Stage, configuration, make_llm, show_machine
 from store.console import Meter, console
 from trainer.attention import NAME as PACKED
-from trainer.batch import Sample, pack, share_out
+from trainer.batch import Sample, fill_passes, pack
 from trainer.engine import PlainEngine
 from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
@@ -56,7 +56,7 @@ def report_shares(samples: Sequence[Sample]) -> None:
         rows = [
             len(pack([samples[step[i]] for i in part], WIDTHS, MAX_TOKENS).ids)
             for step in cut(numbers, batch)
-            for part in share_out([lengths[n] for n in step], BUDGET)
+            for part in fill_passes([lengths[n] for n in step], BUDGET)
         ]
         full = sum(rows) / (BUDGET * len(rows))
         table.add_row(f"packed (passes {full:.0%} full)", str(batch), f"{sum(lengths) / sum(rows):.3f}")
@@ -88,7 +88,7 @@ def packed(
     def packed_step(numbers: Sequence[int]) -> None:
         llm.set_attn_implementation(PACKED)
         mine = [samples[n] for n in numbers]
-        for part in share_out([lengths[n] for n in numbers], BUDGET):
+        for part in fill_passes([lengths[n] for n in numbers], BUDGET):
             engine.backward(pack([mine[n] for n in part], WIDTHS, MAX_TOKENS).to(engine.device), 1000, last=True)
         engine.step()
 

@@ -4,8 +4,6 @@ from typing import Literal, NamedTuple
 
 from curate.curation import Criterion
 
-Outcome = Literal["pass", "fail", "undecided"]
-
 
 class Verdict(NamedTuple):
     """A verdict.
@@ -13,7 +11,7 @@ class Verdict(NamedTuple):
     Attributes:
         criterion: by which.
         by: who gave it.
-        outcome: `undecided` if a judge could not be asked.
+        outcome: whether the instruction passes.
         score: the higher, the better.
         threshold: from which on an instruction passes.
         reason: why it does not; empty if it does.
@@ -21,8 +19,8 @@ class Verdict(NamedTuple):
     """
 
     criterion: Criterion
-    by: Literal["rule", "judge", "review"]
-    outcome: Outcome
+    by: Literal["rule", "judge"]
+    outcome: Literal["pass", "fail"]
     score: float
     threshold: float
     reason: str = ""

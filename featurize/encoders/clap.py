@@ -80,7 +80,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
 
     def _plain(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
         length = self.config["clip_samples"]
-        return np.stack([fit(sound[a:b], length) for a, b in (middle(*segment, length) for segment in bounds)])
+        return np.stack([repeat_pad(sound[a:b], length) for a, b in (middle(*segment, length) for segment in bounds)])
 
     def _fused(self, sound: Sound, bounds: list[tuple[int, int]]) -> NDArray[Any]:
         pairs = [self._mels(sound, start, end) for start, end in bounds]
@@ -92,7 +92,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         length = self.config["clip_samples"]
         if end - start > length:
             return fusion_mels(sound, start, end, self.config)
-        return fusion_mels(fit(sound[start:end], length), 0, length, self.config)
+        return fusion_mels(repeat_pad(sound[start:end], length), 0, length, self.config)
 
     @torch.inference_mode()
     def encode(self, rows: NDArray[Any]) -> torch.Tensor:
@@ -121,7 +121,7 @@ class ClapEncoder(TokenEncoder[ClapSettings]):
         return by_count("audio", self.store(torch.stack(list(rows))[index]), self.settings.segments)
 
 
-def fit(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+def repeat_pad(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     """Extend a segment to `length` samples: whole repetitions of it, then silence."""
     repeated = np.tile(samples, length // len(samples))
     return np.pad(repeated, (0, length - len(repeated)))

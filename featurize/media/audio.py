@@ -12,10 +12,10 @@ import av
 from featurize.media.decoding import TAGGED, Beside, Losses, decode
 from featurize.media.errors import MediaError
 from featurize.media.file import bounded, open_container, picture_of
-from featurize.media.promises import check_sound, seconds_promised
 from featurize.media.recorder import Recorder
 from featurize.media.sound import Sound, check_length
 from featurize.media.stills import is_folder
+from featurize.media.truncation import check_sound, seconds_promised
 
 DEFAULT = 5_000_000  # channels that the default flag is worth when streams are ranked
 LEAD = 1.0  # seconds decoded before a part, since codecs depend on earlier packets

@@ -1,4 +1,4 @@
-"""Decoded frames, as visual encoders take them."""
+"""Decoded frames, as visual encoders take them; `featurize.grid` says which."""
 
 from dataclasses import dataclass
 

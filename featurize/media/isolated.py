@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from featurize.media.errors import MediaError
 
 MEMORY = 2 << 30  # bytes of data that a child may allocate
-SECONDS = 3600.0  # that one call may take
+CALL_SECONDS = 3600.0  # that decoding one file may take; serve gives its own
 START_SECONDS = 300.0  # that a child may take to start, which a busy machine makes long
 READY = "ready"
 ATTEMPTS = 2  # retry once; a second death is blamed on the file
@@ -33,7 +33,7 @@ class Isolated:
     A context manager. Functions, arguments and results are pickled, so functions must be importable by name.
     """
 
-    def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
+    def __init__(self, memory: int = MEMORY, seconds: float = CALL_SECONDS) -> None:
         self._memory, self._seconds = memory, seconds
         self._child: Any = None
         self._is_stopped = False

@@ -28,8 +28,8 @@ from featurize.media.frames import Frames
 from featurize.media.image import scale
 from featurize.media.orientation import upright
 from featurize.media.packets import WORTH, Packets, Run, read_packets
-from featurize.media.promises import check_frames, check_video, frames_promised
 from featurize.media.stills import is_folder, read_folder
+from featurize.media.truncation import check_frames, check_video, frames_promised
 
 BACK = (0.0, 10.0)  # seconds to seek before a part for a keyframe; failing both, decode from the film's start
 STREAMED = ("mpegts", "mpeg")  # formats in which FFmpeg guesses the times of the first packets after a seek

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.evals.judge_replies import Judgement
 from serve.evals.judgements import Given, Judgements, name_of
-from serve.evals.replies import Judgement
 from serve.evals.statistics import Estimate, estimate, percentage
 
 Floats = NDArray[np.float64]

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
+from serve.evals.judge_replies import HIGHEST
 from serve.evals.judgements import Item, Judgements
 from serve.evals.protocols import Kind
-from serve.evals.replies import HIGHEST
 from serve.evals.statistics import percentage
 from store import Settings, load_settings
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from curate.ledger import Reply
 from serve.evals.answers import Answer
+from serve.evals.judge_replies import Judgement
 from serve.evals.protocols import Kind
-from serve.evals.replies import Judgement
 from serve.evals.statistics import Estimate
 from serve.evals.tasks import Query, Task
 

@@ -1,8 +1,8 @@
-"""When a short answer equals its reference, by MUSIC-AVQA's rule and by a lenient one."""
+"""When a short answer equals its reference, by the rule of VideoLLaMA2 for MUSIC-AVQA and by a lenient one."""
 
 
 def matches(reply: str, answer: str) -> bool:
-    """VideoLLaMA2's rule: case, and blanks and full stops at the reply's end, are ignored. No reply matches none."""
+    """Whether they are equal, but for case, and blanks and full stops at the reply's end. Nothing matches no reply."""
     reply = reply.rstrip(" .")
     return reply != "" and reply.upper() == answer.upper()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serve.evals.compare import Difference
-from serve.evals.replies import HIGHEST
+from serve.evals.judge_replies import HIGHEST
 from serve.evals.scores import TaskScores
 from serve.evals.statistics import shown
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from curate.ledger import Request
-from serve.evals.replies import (
+from serve.evals.judge_replies import (
     Judgement,
     Unusable,
     parse_score,

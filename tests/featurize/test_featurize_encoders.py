@@ -12,7 +12,7 @@ import torch
 from transformers import ClapFeatureExtractor
 
 from featurize.encoders import build_encoder
-from featurize.encoders.clap import fit, fuses, load_tower
+from featurize.encoders.clap import fuses, load_tower, repeat_pad
 from featurize.encoders.fusion import fusion_mels
 from featurize.encoders.segments import middle
 from featurize.media import read_audio, read_video
@@ -136,8 +136,8 @@ def test_a_long_segment_gives_its_middle_whatever_the_time():
     """laion-clap takes a random stretch, so the same file gives other features each time."""
     assert middle(20, 30, 4) == (23, 27)
     assert middle(20, 23, 4) == (20, 23)
-    assert fit(np.arange(4.0), 4).tolist() == [0, 1, 2, 3]
-    assert fit(np.arange(3.0), 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
+    assert repeat_pad(np.arange(4.0), 4).tolist() == [0, 1, 2, 3]
+    assert repeat_pad(np.arange(3.0), 8).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_fusion_spectrograms_are_the_packages(seconds, monkeypatch):
     if len(sound) > 480_000:
         ours, longer = fusion_mels(np.concatenate([sound[:9], sound]), 9, 9 + len(sound), config)
     else:
-        ours, longer = fusion_mels(fit(sound, 480_000), 0, 480_000, config)
+        ours, longer = fusion_mels(repeat_pad(sound, 480_000), 0, 480_000, config)
     monkeypatch.setattr("numpy.random.choice", lambda places: places[len(places) // 2])
     extractor = ClapFeatureExtractor(frequency_min=50, truncation="fusion", padding="repeatpad")
     plain, plain_longer = extractor._get_input_mel(sound.astype(np.float64), 480_000, "fusion", "repeatpad")
@@ -180,8 +180,8 @@ def test_fusion_tokens_equal_the_packages_own_forward(media, fusion_checkpoint, 
     ours = features(encoder, tmp_path / "noise.wav", "audio")
     sound = read_audio(str(tmp_path / "noise.wav"), [48_000], 60)[48_000]
     count = len(sound)
-    quarters = [fusion_mels(fit(sound[n * count // 4 : (n + 1) * count // 4], 480_000), 0, 480_000, encoder.config)
-                for n in range(4)]  # fmt: skip
+    parts = [repeat_pad(sound[n * count // 4 : (n + 1) * count // 4], 480_000) for n in range(4)]
+    quarters = [fusion_mels(part, 0, 480_000, encoder.config) for part in parts]
     rows = [fusion_mels(sound, 0, count, encoder.config), *quarters]
     assert [longer for _, longer in rows] == [True] + [False] * 4
     sample = {

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.evals.choices import choose
-from serve.evals.matching import matches, matches_leniently
-from serve.evals.replies import (
+from serve.evals.judge_replies import (
     Judgement,
     Unusable,
     parse_score,
@@ -18,6 +17,7 @@ from serve.evals.replies import (
     published_score,
     published_verdict,
 )
+from serve.evals.matching import matches, matches_leniently
 
 FIXTURE = Path(__file__).parent / "fixtures" / "parsing.json"
 JUDGED = st.text(st.sampled_from(list("{}'\":, predscoyn0459.‘”\n")), max_size=60)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batch import Sample, pack, share_out
+from trainer.batch import Sample, fill_passes, pack
 from trainer.loader import RankBatch
 from trainer.prompt import ROW, Tokens
 
@@ -31,23 +31,23 @@ def _without(rooms, room):
 @given(LENGTHS)
 def test_samples_are_shared_out_once_within_the_budget(lengths):
     """A sample lost or doubled would change the loss; a pass above the budget could run out of memory."""
-    passes = share_out(lengths, BUDGET)
+    passes = fill_passes(lengths, BUDGET)
     assert sorted(n for numbers in passes for n in numbers) == list(range(len(lengths)))
     assert all(numbers and sum(lengths[n] for n in numbers) <= BUDGET for numbers in passes)
-    assert passes == share_out(lengths, BUDGET)
+    assert passes == fill_passes(lengths, BUDGET)
 
 
 @given(LENGTHS)
 def test_no_two_passes_would_fit_into_one(lengths):
     """So all but one are more than half full."""
-    rows = sorted(sum(lengths[n] for n in numbers) for numbers in share_out(lengths, BUDGET))
+    rows = sorted(sum(lengths[n] for n in numbers) for numbers in fill_passes(lengths, BUDGET))
     assert len(rows) == 1 or rows[0] + rows[1] > BUDGET
 
 
 @given(st.lists(st.integers(1, BUDGET), min_size=1, max_size=8))
 def test_passes_are_few(lengths):
     """The bound that is proved for best fit, the longest first: 11/9 of the fewest possible and 6/9."""
-    assert len(share_out(lengths, BUDGET)) <= math.floor(11 / 9 * fewest(lengths) + 6 / 9)
+    assert len(fill_passes(lengths, BUDGET)) <= math.floor(11 / 9 * fewest(lengths) + 6 / 9)
 
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=12)
@@ -65,7 +65,7 @@ def test_passes_are_split_where_another_rank_needs_more(drawn, data):
         answers = [False] * (1 + rows + prompt) + [True] * response
         samples.append(Sample(Tokens(ids, answers, [("visual", 1)]), arrays, "visual", "drawn"))
     widths = {"temporal": 2, "spatial": 2, "audio": 3}
-    shares = share_out([len(sample.tokens.ids) for sample in samples], BUDGET)
+    shares = fill_passes([len(sample.tokens.ids) for sample in samples], BUDGET)
     passes = [pack([samples[n] for n in numbers], widths, BUDGET) for numbers in shares]
     count = data.draw(st.integers(1, len(samples)))
     found = RankBatch(passes, passes, 0, []).split(count)

@@ -21,7 +21,7 @@ from store import (
     parse_settings,
     save_conversations,
 )
-from trainer.batch import pack, share_out
+from trainer.batch import fill_passes, pack
 from trainer.data import TrainingData
 from trainer.features import FEATURES_OF
 from trainer.llm import load_shape
@@ -73,7 +73,7 @@ def equal(found, expected):
 def packed(data, config, step, rank, ranks):
     """The batch by the plain way: whole items in memory, selected, cut and copied."""
     samples = data.samples(step, rank, ranks)
-    shares = share_out([min(len(s.tokens.ids), config.max_tokens) for s in samples], config.batch_tokens)
+    shares = fill_passes([min(len(s.tokens.ids), config.max_tokens) for s in samples], config.batch_tokens)
     return [pack([samples[n] for n in numbers], data.widths, config.max_tokens) for numbers in shares]
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from store import UserError
 from store.console import console
-from trainer.batch import Batch, Sample, pack, share_out
+from trainer.batch import Batch, Sample, fill_passes, pack
 from trainer.checkpoint.info import is_checkpoint
 from trainer.checks import check_plan
 from trainer.data import TrainingData
@@ -99,14 +99,14 @@ def load_of(
     flops = step_flops(forward_flops(shape, lengths, targets), config.stage == 2 and not config.lora)
     full = min(config.batch_tokens, share * max(lengths))
     repeated = lengths * (1 + 2 * full // sum(lengths))  # enough for one full pass
-    filled = share_out(repeated, full)
+    filled = fill_passes(repeated, full)
     numbers = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
     fullest = pack([samples[i % len(samples)] for i in numbers], widths, config.max_tokens)
     a_row = sum(tensor.nbytes for tensor in fullest.tensors()) / len(fullest.ids)
     return Load(
         rows=sum(lengths) / len(samples),
         flops=flops / len(samples),
-        passes=max(len(share_out(part, config.batch_tokens)) for part in shares),
+        passes=max(len(fill_passes(part, config.batch_tokens)) for part in shares),
         fullest=fullest,
         inputs=a_row * share * sum(lengths) / len(lengths),
     )

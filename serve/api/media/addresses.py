@@ -1,4 +1,4 @@
-"""Which addresses of the internet may be fetched from: those of public hosts alone."""
+"""Which addresses are those of public hosts. Only these are fetched from, but for the hosts of `fetch_hosts`."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 

@@ -1,4 +1,6 @@
-"""Compare a file with the frames or seconds that its header promises: half a file must not pass for a whole one.
+"""When a file counts as truncated: half of one must not pass for a whole one.
+
+It is compared with the frames or seconds that its header promises, and with where its parts say that it ends.
 
 FFmpeg's frame counts and durations are not always true counts: in AVI they count time slots, for sound without a header
 they are guessed from the bit rate, and in Matroska, FLV and ASF they are those of the longest stream.
@@ -42,7 +44,7 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
     seconds = float(packets.end * (stream.time_base or 0))
     if _format(container) == "mov" and not stream.frames:  # fragmented: a header may tell the seconds
         _check_seconds(seconds, float((stream.duration or 0) * (stream.time_base or 0)))
-    check_end(uri, container, stream, seconds)
+    check_file_end(uri, container, stream, seconds)
 
 
 def frames_promised(container: av.container.InputContainer, stream: av.VideoStream) -> int:
@@ -88,12 +90,12 @@ def check_sound(
     """
     if seconds < SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and container_is_truncated(uri)):
         raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
-    check_end(uri, container, stream, seconds)
+    check_file_end(uri, container, stream, seconds)
     if not seconds:
         raise MediaError("unreadable", "the audio stream holds no samples")
 
 
-def check_end(uri: str, container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
+def check_file_end(uri: str, container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
     """Check that a file is as long as it promises; if this stream ends earlier, at `seconds`, another may be longer.
 
     Raises:
