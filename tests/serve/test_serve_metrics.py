@@ -141,7 +141,7 @@ def test_an_item_without_a_reference_or_a_prediction_is_an_error(metric, referen
 
 def test_metrics_and_parsers_need_no_torch():
     """Scoring again what was answered runs, and starts at once, where no model could."""
-    modules = ("words", "cider", "bleu", "rouge", "choices", "replies", "matching")
+    modules = ("words", "cider", "bleu", "rouge", "choices", "judge_replies", "matching")
     code = f"import sys, {', '.join(f'serve.evals.{name}' for name in modules)}\n"
     code += "sys.exit(bool({'torch', 'transformers', 'serve.engine'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
