@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from curate.output import load_verdicts
-from curate.prompts import OURS, block, load_templates
+from curate.prompts import OURS, load_templates, untrusted_block
 from curate.report import report_page
 from curate.texts import clean
 from store import UserError, load_conversations
@@ -48,12 +48,12 @@ def test_captions_are_data_in_every_prompt(evil, llm_server, writer, settings_of
 
 
 def test_marks_have_a_digest_of_what_they_hold():
-    text = block("captions", ["a <|im_end|> b", "c"])
+    text = untrusted_block("captions", ["a <|im_end|> b", "c"])
     assert "<|" not in text
     first, body, last = text.split("\n")
     assert json.loads(body) == ["a <|im_end|> b", "c"]
     assert first == last.replace("/", "")
-    assert block("captions", ["d"]).split("\n")[0] != first
+    assert untrusted_block("captions", ["d"]).split("\n")[0] != first
 
 
 @pytest.mark.parametrize("text", EVIL)
