@@ -59,7 +59,8 @@ def _ask(page: Page, question: str) -> None:
 @contextmanager
 def _server() -> Iterator[str]:
     """The URL of a server of the demo's checkpoint and store."""
-    from serve.api.server import listen, make_server  # not at the top: decoding processes import this module
+    from serve.api.listening import listen  # not at the top: decoding processes import this module
+    from serve.api.server import make_server
     from serve.api.settings import ApiSettings
     from serve.assistant import Assistant
 

@@ -8,6 +8,7 @@ import typer
 from store import Sense, UserError, parse_settings
 from store.console import console, make_app, make_table, run
 from store.settings import override
+from trainer.checkpoint.info import read_info
 
 if TYPE_CHECKING:
     pass
@@ -41,7 +42,10 @@ def chat(
     A token in a question (<VIS>, <AUD>, <AUD_VIS>) says by which sense it asks.
     """
     if (media is None) == (store is None) or (store is None) != (key is None):
-        raise UserError("give either --media FILE, or --store STORE with --key KEY")
+        raise UserError("give either --media FILE, or --store STORE with --key KEY (avllm store keys lists them)")
+    read_info(checkpoint)
+    if media and "://" not in media and not Path(media).exists():
+        raise UserError(f"{media}: no such file")
     from serve.assistant import Assistant
     from serve.chat import Chat
     from serve.engine import Limits
@@ -77,6 +81,7 @@ def answer(
     from serve.questions import read_questions
 
     lines = read_questions(questions, store is not None)
+    read_info(checkpoint)
     from serve.answers import answer_lines  # after the check: it takes seconds to import torch
     from serve.assistant import Assistant
     from serve.engine import Limits
@@ -255,14 +260,20 @@ def api(
     ] = None,
 ) -> None:
     """Serve a checkpoint to programs that speak OpenAI's API, until Ctrl-C."""
-    from serve.api.keys import load_keys
-    from serve.api.server import serve as serve_api
+    from serve.api.listening import check_exposure, listen, load_keys
     from serve.api.settings import ApiSettings
 
     data = {"checkpoint": checkpoint, "stores": _labelled(store or []), "host": host, "port": port, "vllm": vllm}
     for word in limits or []:
         override(data, word)
-    serve_api(parse_settings(ApiSettings, data, "serve api"), load_keys(key_file))
+    settings, keys = parse_settings(ApiSettings, data, "serve api"), load_keys(key_file)
+    check_exposure(settings, keys)
+    read_info(checkpoint)
+    with listen(settings) as listener:
+        console.print(f"loading {checkpoint}", markup=False)
+        from serve.api.server import serve as serve_api  # after the checks: it takes seconds to import torch
+
+        serve_api(settings, keys, listener)
 
 
 def _labelled(words: list[str]) -> dict[str, str]:

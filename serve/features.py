@@ -115,11 +115,14 @@ class FeatureSource:
         """
         senses = chosen or self.senses
         features = self.encode(media, senses) if media else self.load(str(store), str(key), senses)
-        reasons = [f"{sense}: {error}" for sense, error in features.failures.items()]
+        said = {str(error) for error in features.failures.values()}
+        reasons = "; ".join(f"{sense}: {error}" for sense, error in features.failures.items())
+        if len(said) == 1 < len(features.failures):  # a file that is no medium is none by both senses
+            reasons = said.pop()
         if not features.arrays:
-            raise UserError(f"{media or key}: nothing to perceive: {'; '.join(reasons)}")
+            raise UserError(f"{media or key}: nothing to perceive: {reasons}")
         if any(chosen or error.code != "absent" for error in features.failures.values()):
-            raise UserError(f"{media or key}: {'; '.join(reasons)}")
+            raise UserError(f"{media or key}: {reasons}")
         return features.arrays
 
     def select(self, found: Mapping[Sense, Arrays | MediaError]) -> Features:

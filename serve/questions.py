@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from store import Settings, UserError, parse_settings
 
+EXAMPLE = '{"key": "clip-mp4", "question": "What is seen?"}'
+
 
 class Line(Settings):
     """A question about one item.
@@ -48,9 +50,9 @@ def read_questions(path: Path, has_store: bool) -> list[Line]:
         try:
             fields = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{where}: not JSON: {error}") from None
+            raise UserError(f"{where}: not JSON: {error}; expected {EXAMPLE}") from None
         if not isinstance(fields, dict):
-            raise UserError(f'{where}: expected an object, such as {{"key": "clip-mp4", "question": "What is seen?"}}')
+            raise UserError(f"{where}: expected an object, such as {EXAMPLE}")
         lines.append(parse_settings(Line, fields, where))
         if lines[-1].key and not has_store:
             raise UserError(f"{where}: field 'key': names an item of a store; give --store")

@@ -136,7 +136,7 @@ def _expand(url: str, format: str | None) -> Sequence[str]:
     """The source itself; or the annotation files in a folder that holds no media, or for which a format was given."""
     if not _is_folder(url):
         if not _exists(url):
-            raise UserError(f"{url}: no such file or folder")
+            raise UserError(f"{url}: no such file or folder; give a folder of media, or a file of annotations or paths")
         if PurePosixPath(url).suffix.lower() not in SUFFIXES:
             raise UserError(f"{url}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         return [url]

@@ -2,41 +2,15 @@
 
 import hashlib
 import hmac
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.api.errors import ApiError
-from store import UserError
 
-VARIABLE = "AVLLM_API_KEY"
 OPEN = frozenset({"/", "/health"})
 OPEN_BELOW = ("/static/", "/media/")  # the page's files; media, whose links are signed
-SHORTEST = 8  # characters of a key
 NO_KEY = ApiError(401, "no valid API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-
-def load_keys(path: str | None) -> list[str]:
-    """The keys of a file, one a line, or else the one of the variable AVLLM_API_KEY; empty if there is neither.
-
-    Raises:
-        UserError: the file cannot be read or has no key, or a key is short or not plain ASCII.
-    """
-    if path is None:
-        keys = [key for key in [os.environ.get(VARIABLE, "")] if key]
-    else:
-        try:
-            keys = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
-        if not keys:
-            raise UserError(f"{path}: has no key; expected one a line")
-    for key in keys:
-        if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"{path or VARIABLE}: a key needs {SHORTEST} or more printable ASCII characters, no blanks")
-    return keys
 
 
 class KeyCheck:

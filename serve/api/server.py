@@ -9,43 +9,11 @@ import uvicorn
 
 from serve.api.app import make_app
 from serve.api.connections import Connection
-from serve.api.keys import VARIABLE
 from serve.api.settings import ApiSettings
 from serve.assistant import Assistant
-from store import UserError
 from store.console import console
 
 GRACE_SECONDS = 5  # for answers under way when the server is stopped
-
-
-def check_exposure(settings: ApiSettings, keys: Sequence[str]) -> None:
-    """Refuse to let other machines in without a key.
-
-    Raises:
-        UserError: they would be.
-    """
-    if not settings.is_loopback and not keys:
-        raise UserError(
-            f"--host {settings.host} lets other machines in; give --key-file FILE or the variable {VARIABLE}"
-        )
-
-
-def listen(settings: ApiSettings) -> socket.socket:
-    """A socket on the host and port, which nobody else has.
-
-    Raises:
-        UserError: they cannot be had.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise UserError(f"{settings.host}:{settings.port}: {error.strerror}") from None
-    return listener
 
 
 def make_server(assistant: Assistant, settings: ApiSettings, keys: Sequence[str]) -> uvicorn.Server:
@@ -69,14 +37,12 @@ def make_server(assistant: Assistant, settings: ApiSettings, keys: Sequence[str]
     return uvicorn.Server(config)
 
 
-def serve(settings: ApiSettings, keys: Sequence[str]) -> None:
-    """Load the checkpoint and serve it until Ctrl-C.
+def serve(settings: ApiSettings, keys: Sequence[str], listener: socket.socket) -> None:
+    """Load the checkpoint and serve it on a socket until Ctrl-C.
 
     Raises:
-        UserError: the checkpoint or a store cannot be used, or the server would be open to other machines.
+        UserError: the checkpoint or a store cannot be used.
     """
-    check_exposure(settings, keys)
-    listener = listen(settings)
     server = make_server(Assistant.load(settings.checkpoint, settings.vllm), settings, keys)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

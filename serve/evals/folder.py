@@ -95,5 +95,7 @@ def read_run(folder: Path) -> RunInfo:
     """
     path = folder / "run.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no evaluation: there is no run.json in it; run without --only scores")
+        raise UserError(
+            f"{folder}: no evaluation: there is no run.json in it; avllm serve evaluate ... --out {folder} makes one"
+        )
     return parse_settings(RunInfo, json.loads(path.read_text()), str(path))

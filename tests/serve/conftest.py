@@ -98,7 +98,8 @@ class ApiClient(httpx.Client):
 @pytest.fixture(scope="session")
 def serving(trained, tmp_path_factory):
     """A context manager: a client of a server that listens on a port of its own, with a cache of its own."""
-    from serve.api.server import listen, make_server
+    from serve.api.listening import listen
+    from serve.api.server import make_server
     from serve.api.settings import ApiSettings
     from serve.assistant import Assistant
 

@@ -21,8 +21,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from serve.api.keys import load_keys
-from serve.api.server import check_exposure
+from serve.api.listening import check_exposure, load_keys
 from serve.api.settings import ApiSettings
 from store import UserError
 

@@ -57,7 +57,9 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder")
     if not path.is_file():
-        raise UserError(f"{folder}: not a checkpoint of avllm: there is no {FOLDER}/config.json in it")
+        below = Path(folder) / "checkpoint"
+        hint = f"; give {below}" if (below / FOLDER / "config.json").is_file() else ""
+        raise UserError(f"{folder}: not a checkpoint of avllm: there is no {FOLDER}/config.json in it{hint}")
     return parse_settings(CheckpointInfo, json.loads(path.read_text()), str(path))
 
 
