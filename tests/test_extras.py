@@ -60,6 +60,9 @@ def corpus(tmp_path_factory, media, feature_store, tiny_llm, python):
     }
     for name, more in {"plain": {}, "lora": {"lora": {"rank": 2}}}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(stage | more))
+    (folder / "asked" / "avllm").mkdir(parents=True)
+    info = {"frames": 4, "segments": 2, "columns": {}, "builds": {}, "prompt": {}, "stage": 1, "steps": 1}
+    (folder / "asked" / "avllm" / "config.json").write_text(json.dumps(info))
     planned = python("featurize", "plan", media, "--store", folder / "store")
     assert planned.returncode == 0, planned.stderr
     return folder
@@ -71,9 +74,9 @@ COMMANDS = {
     "train, adapters": ("peft", "trainer train {}/lora.yaml", "train"),
     "dry run": ("transformers", "trainer train {}/plain.yaml --dry-run", "train"),
     "export": ("torch", "trainer export {}/run {}/x", "train"),
-    "chat": ("torch", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
-    "chat, media": ("av", "serve chat --checkpoint {}/run --media x.mp4 what", "serve"),
-    "api": ("uvicorn", "serve api --checkpoint {}/run", "serve"),
+    "chat": ("torch", "serve chat --checkpoint {}/asked --media {}/talk.json what", "serve"),
+    "chat, media": ("av", "serve chat --checkpoint {}/asked --media {}/talk.json what", "serve"),
+    "api": ("uvicorn", "serve api --checkpoint {}/asked --port 0", "serve"),
     "probe": ("av", "featurize plan {}/talk.json {media} --media-root {media} --store {}/new --probe", "featurize"),
     "run": ("torch", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
     "run, cluster": ("ray", "featurize run --store {}/store --config {}/featurize.yaml", "featurize"),
