@@ -77,7 +77,7 @@ def answer(
     seed: Annotated[int, typer.Option(min=0, help="Of sampling; the line's number is added.")] = 0,
     vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
 ) -> None:
-    """Answer a file of questions, many at once; the same command goes on where it was stopped."""
+    """Answer a file of questions in parallel. To resume after a stop, repeat the command."""
     from serve.questions import read_questions
 
     lines = read_questions(questions, store is not None)

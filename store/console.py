@@ -103,7 +103,7 @@ class Meter:
     Args:
         what: the job.
         total: its size.
-        unit: in which the size is counted, in the plural.
+        unit: of the size, in the plural, such as `steps`.
         before: how much of it was done earlier; rate and ETA are of the rest.
     """
 

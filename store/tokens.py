@@ -51,7 +51,7 @@ def split_tokens(text: str, tokens: Collection[str] = tuple(TOKENS)) -> tuple[st
 
 
 def _is_no_html(token: str, text: str, tokens: Collection[str]) -> bool:
-    """Whether a token stands for media: not each of its occurrences has a closing tag."""
+    """Whether a token occurs more often than its closing tag; else it is HTML, not a reference to media."""
     return token in tokens and text.count(token) > text.count(f"</{token[1:]}")
 
 

@@ -1,4 +1,4 @@
-"""A file of questions is answered line by line, as each would be alone, and goes on after a kill."""
+"""Each line of a file gets the answer that it gets alone, and a stopped command resumes."""
 
 import json
 
