@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator
 from serve.evals.judge_settings import JudgeSettings
 from serve.evals.tasks import TASKS, Task, load_tasks
 from store import Modality, Sense, Settings, UserError, load_settings, parse_settings
+from store.settings import guess
 from trainer.settings import Positive, TrainConfig
 
 Value = str | int
@@ -148,7 +149,8 @@ class AblateConfig(Settings):
             return None
         known = load_tasks(self.tasks) if self.tasks else TASKS
         if benchmark.task not in known:
-            raise UserError(f"field 'benchmarks': no task {benchmark.task!r}; there are: {', '.join(known)}")
+            near = guess(benchmark.task, known)
+            raise UserError(f"field 'benchmarks': no task {benchmark.task!r}{near}; there are: {', '.join(known)}")
         task, modality = known[benchmark.task], sense or benchmark.modality
         if modality in (None, task.modality):
             return task

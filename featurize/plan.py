@@ -51,6 +51,8 @@ def plan(
         raise UserError(f"--name {name}: expected a name without slashes, which does not begin with a dot")
     if report:
         _check_report(report)
+    if media_root and "://" not in media_root and not Path(media_root).is_dir():
+        raise UserError(f"--media-root {media_root}: no such folder; expected one, or an fsspec URL")
     read = read_sources(sources, media_root, format, instruction=instruction, strict=strict, fps=fps)
     reports = join(read, probe)
     show(reports)

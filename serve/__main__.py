@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from store import Sense, UserError, parse_settings
 from store.console import console, make_app, make_table, run
@@ -11,7 +12,7 @@ from store.settings import override
 from trainer.checkpoint.info import read_info
 
 if TYPE_CHECKING:
-    pass
+    from serve.assistant import Assistant
 
 app = make_app("Ask a trained checkpoint.")
 
@@ -46,18 +47,26 @@ def chat(
     read_info(checkpoint)
     if media and "://" not in media and not Path(media).exists():
         raise UserError(f"{media}: no such file")
-    from serve.assistant import Assistant
+    assistant = _load(checkpoint, vllm)
+    chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
+    with console.status(Text(f"encoding {media}" if media else f"reading {key}")):
+        arrays = assistant.features.perceive(media, store, key, chosen)
     from serve.chat import Chat
     from serve.engine import Limits
 
-    assistant = Assistant.load(checkpoint, vllm)
-    chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
-    arrays = assistant.features.perceive(media, store, key, chosen)
     chat = Chat(assistant, arrays, Limits(max_new_tokens, temperature, top_p), seed, system)
     if question is not None:
         chat.say(question)
     else:
         chat.talk()
+
+
+def _load(checkpoint: str, vllm: str | None) -> "Assistant":
+    """Load a checkpoint; a terminal shows what is waited for."""
+    with console.status(Text(f"loading {checkpoint}")):
+        from serve.assistant import Assistant  # after the checks: it takes seconds to import torch
+
+        return Assistant.load(checkpoint, vllm)
 
 
 @app.command()
@@ -82,12 +91,11 @@ def answer(
 
     lines = read_questions(questions, store is not None)
     read_info(checkpoint)
-    from serve.answers import answer_lines  # after the check: it takes seconds to import torch
-    from serve.assistant import Assistant
+    assistant = _load(checkpoint, vllm)
+    from serve.answers import answer_lines
     from serve.engine import Limits
 
-    limits = Limits(max_new_tokens, temperature, top_p, seed)
-    answer_lines(Assistant.load(checkpoint, vllm), lines, answers, store, limits)
+    answer_lines(assistant, lines, answers, store, Limits(max_new_tokens, temperature, top_p, seed))
 
 
 @app.command()

@@ -38,12 +38,20 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a YAML file of {model.__name__}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not YAML: {_yaml_fault(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     for word in overrides:
         override(data, word)
-    return parse_settings(model, data, str(path))
+    return parse_settings(model, data, str(path), overrides)
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Where YAML is broken and how."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    tab = "; indent with blanks instead of tabs" if "'\\t'" in str(error.problem) else ""
+    return f"line {error.problem_mark.line + 1}: {error.problem}{tab}"
 
 
 def find_config(model: type[Settings], name: str | Path) -> Path:
@@ -67,24 +75,42 @@ def shipped(model: type[Settings]) -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(inspect.getfile(model)).parent / "configs").glob("*.yaml"))}
 
 
-def guess(word: str, known: Iterable[str]) -> str:
-    """Ask `; did you mean ...?` where a known word is close to `word`."""
+def guess(word: str, known: Iterable[str], before: str = "") -> str:
+    """Ask `; did you mean ...?` where a known word is close to `word`; `before` is put before it."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {before + near[0]!r}?" if near else ""
 
 
-def parse_settings(model: type[S], data: Mapping[str, Any], where: str) -> S:
+def parse_settings(model: type[S], data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> S:
     """Build `model` from plain data.
 
+    Args:
+        model: of the settings.
+        data: plain data, in which overrides are applied.
+        where: the data come from.
+        overrides: that were applied; a field that they set is told as theirs.
+
     Raises:
-        UserError: a field is unknown or its value is not accepted; the message names `where` and the field.
+        UserError: a field is unknown or its value is not accepted; the message names the field and `where`, or the
+            override.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
         errors = error.errors()
         deepest = [e for e in errors if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in errors)]
-        raise UserError(f"{where}: " + "; ".join(_explain(model, data, e) for e in deepest)) from None
+        faults: dict[str, list[str]] = {}
+        for fault in deepest:
+            faults.setdefault(_origin(data, fault["loc"], where, overrides), []).append(_explain(model, data, fault))
+        raise UserError("; ".join(f"{origin}: {'; '.join(said)}" for origin, said in faults.items())) from None
+
+
+def _origin(data: Any, loc: Sequence[str | int], where: str, overrides: Sequence[str]) -> str:
+    """The last override that set a field, or what encloses it; else `where`."""
+    field = ".".join(_as_typed(data, loc))
+    return next(
+        (f"override {o!r}" for o in reversed(overrides) if f"{field}.".startswith(f"{o.split('=')[0]}.")), where
+    )
 
 
 def override(data: dict[str, Any], word: str) -> None:
@@ -116,7 +142,8 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
         inner = _model_at(model, error["loc"][:-1])
         known = sorted(inner.model_fields) if inner else []
         accepted = f" (accepted: {', '.join(known)})" if known else ""
-        return f"unknown field {field!r}{guess(str(error['loc'][-1]), known)}{accepted}"
+        before, dot, last = field.rpartition(".")
+        return f"unknown field {field!r}{guess(last, known, before + dot)}{accepted}"
     return f"field {field!r}: {_message(error)}"
 
 

@@ -44,7 +44,10 @@ def check_llm_folder(model: str) -> None:
         UserError: it is missing.
     """
     if is_missing_folder(model):
-        raise UserError(f"field 'model': {model}: no such folder here")
+        raise UserError(
+            f"field 'model': {model}: no such folder here; accepted: a folder of an LLM that transformers can load, "
+            "or its name on the hub, such as lmsys/vicuna-7b-v1.5"
+        )
 
 
 def _check_sources(config: TrainConfig) -> None:

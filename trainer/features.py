@@ -58,13 +58,25 @@ class Grid:
             for feature in (f for f in FEATURES if f in FEATURES_OF[spec.modality]):
                 stored = self.stored[feature]
                 if stored not in spec.features:
-                    field = "segments" if feature == "audio" else "frames"
-                    has = ", ".join(sorted(spec.features))
-                    raise UserError(f"field {field!r}: column {spec.folder} does not hold {stored}; it holds {has}")
+                    raise UserError(self._missing(spec, feature))
                 width = spec.features[stored].shape[-1]
                 assert width is not None
                 types[feature] = RowType(width, np.dtype(spec.features[stored].dtype))
         return types
+
+    def _missing(self, spec: ColumnSpec, feature: str) -> str:
+        """Why a column does not give a feature: it has another grid, or is of another kind."""
+        stored = self.stored[feature]
+        before = stored.rstrip("0123456789")
+        grids = sorted(
+            int(name.removeprefix(before)) for name in spec.features if name.startswith(before) and name != before
+        )
+        if before == stored or not grids:
+            has = ", ".join(sorted(spec.features))
+            return f"field {spec.modality!r}: column {spec.folder} does not hold {stored}; it holds {has}"
+        field, asked = ("segments", self.segments) if feature == "audio" else ("frames", self.frames)
+        held = " or ".join(map(str, grids))
+        return f"field {field!r}: column {spec.folder} was not featurized with {asked} {field}, but with {held}"
 
     def widths(self, specs: Mapping[str, ColumnSpec]) -> dict[str, int]:
         """The width D of each feature that the columns give. Raises as `row_types`."""

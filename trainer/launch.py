@@ -31,4 +31,8 @@ def check_world(config: TrainConfig, ranks: int | None = None) -> None:
     if ranks > 1 and config.zero is None:
         raise UserError(f"field 'zero': {ranks} processes share the steps; set zero.stage to 1, 2 or 3")
     if config.global_batch % ranks:
-        raise UserError(f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks")
+        below = config.global_batch // ranks * ranks
+        divisible = " or ".join(str(size) for size in (below, below + ranks) if size)
+        raise UserError(
+            f"field 'global_batch': {config.global_batch} is not divisible by {ranks} ranks; {divisible} would be"
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from serve.evals.answers import Answer, Key, key_of, limited
 from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
 from store import Storage, UserError, list_conversations, load_conversations
+from store.settings import guess
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         task, _, conversations = name.partition("=")
         conversations = conversations or task
         if task not in known:
-            raise UserError(f"no task {task!r}; there are: {', '.join(known)}")
+            raise UserError(f"no task {task!r}{guess(task, known)}; there are: {', '.join(known)}")
         if conversations not in there:
             raise UserError(
                 f"task {task}: {store} has no conversations {conversations!r}; it has: {', '.join(there) or 'none'}; "

@@ -184,7 +184,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(killed):
     assert status == 1
     (failure,) = json.loads((command.output / "results.json").read_text())["failed"]
     assert "no-such-llm" in failure["what"]
-    assert failure["said"] == "error: field 'model': ./no-such-llm: no such folder here"
+    assert failure["said"].startswith("error: field 'model': ./no-such-llm: no such folder here; accepted: ")
     assert f"failed: {failure['what']}" in command.log.read_text()
     assert "no-such-llm: no such folder here" in (command.output / "results.md").read_text()
     first, second = ablation.runs(Point("llm", "./no-such-llm"), 0)
@@ -544,7 +544,10 @@ def test_the_papers_numbers_stand_beside_its_own_benchmarks_only():
 
 def test_a_task_that_is_not_there_is_refused_before_anything_starts(settings, tmp_path):
     for benchmark, message in (
-        ({"task": "msrvtt", "conversations": "mixed"}, "no task 'msrvtt'; there are: msrvtt-qa"),
+        (
+            {"task": "msrvtt", "conversations": "mixed"},
+            r"no task 'msrvtt'; did you mean 'msrvtt-qa'\?; there are: msrvtt-qa",
+        ),
         ({"task": "msrvtt-qa"}, "there are no conversations 'msrvtt-qa'"),
         ({"limit": 3}, "give conversations, or a task"),
     ):

@@ -278,7 +278,7 @@ def test_questions_without_features_are_told_and_counted(featurized, trained, tm
 def test_what_cannot_be_evaluated_is_one_line(evaluated, featurized, trained, tmp_path, python):
     out, checkpoint = evaluated[0], str(trained / "run" / "checkpoint")
     for tasks, message in (
-        (["msrvtt"], "no task 'msrvtt'; there are: msrvtt-qa"),
+        (["msrvtt"], r"no task 'msrvtt'; did you mean 'msrvtt-qa'\?; there are: msrvtt-qa"),
         (["vatex=nothing"], "has no conversations 'nothing'; it has: "),
         (["next-qa=vatex"], "field 'meta.options': expected a list of texts"),
     ):

@@ -204,6 +204,9 @@ def test_a_clip_is_asked_by_both_senses_and_by_each(page, client, media):
     page.get_by_role("switch", name="Sound").uncheck()
     ask(page, "Alone?")
     assert answers(page).keys() == {"Sight only"}
+    by_sight = page.locator(".answer.visual").last
+    assert "what is heard can only be guessed" in by_sight.inner_text(), "else a lucky guess looks like a leak"
+    assert "guessed" not in page.locator(".answer.both").last.inner_text()
 
 
 def test_the_copied_command_asks_the_same(page, client, media, tmp_path):
@@ -288,6 +291,7 @@ def test_a_store_is_browsed_searched_and_asked(locked_page, locked, trained):
     assert page.locator(".captions li").all_inner_texts() == ["a red ground", HOSTILE]
     assert page.locator(".replied").inner_text() == f"Said {HOSTILE}"
     page.get_by_role("button", name="Ask about this item").click()
+    assert page.locator("#question").get_attribute("placeholder") == f"Asked {HOSTILE}"
     limit(page, 8)
     ask(page, "What?")
     item = {"type": "store_item", "store_item": {"store": "browsed", "key": "gone-001-mp4"}}

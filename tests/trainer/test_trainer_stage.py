@@ -178,7 +178,7 @@ def test_a_column_that_first_comes_in_stage_2_has_its_projector_started(base, fe
 
 def test_a_global_batch_that_ranks_do_not_divide_is_refused(base, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"field 'global_batch': 8 is not divisible by 3 ranks$"):
+    with pytest.raises(UserError, match=r"field 'global_batch': 8 is not divisible by 3 ranks; 6 or 9 would be$"):
         run({**base, "zero": {"stage": 2}}, tmp_path / "x")
     with pytest.raises(UserError, match=r"field 'zero': 3 processes"):
         run(base, tmp_path / "x")

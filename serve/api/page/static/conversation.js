@@ -6,8 +6,8 @@ import { announce, byId, make, say, show } from "./dom.js";
 
 const WAYS = {
   both: { label: "Sight and sound", senses: ["visual", "audio"] },
-  visual: { label: "Sight only", senses: ["visual"] },
-  audio: { label: "Sound only", senses: ["audio"] },
+  visual: { label: "Sight only", senses: ["visual"], guessed: "what is heard can only be guessed" },
+  audio: { label: "Sound only", senses: ["audio"], guessed: "what is seen can only be guessed" },
   words: { label: "Words only", senses: [] },
 };
 const COMPARED = ["both", "visual", "audio"];
@@ -39,6 +39,7 @@ export class Conversation {
   // Ask about another clip from now on: a new conversation.
   setClip(clip) {
     this.clip = clip;
+    byId("question").placeholder = clip.medium.question ?? "What happens here?";
     this.restart();
   }
 
@@ -65,7 +66,14 @@ export class Conversation {
     show(byId("compare-row"), canCompare);
     this.clip?.fix(canCompare && byId("compare").checked);
     const ways = this.#ways;
-    say(byId("asked-by"), ways.length > 1 ? "" : this.clip ? `By ${WAYS[ways[0]].label.toLowerCase()}` : "");
+    const [way] = ways;
+    const words = [this.clip && `By ${WAYS[way].label.toLowerCase()}`, this.#guessed(way)].filter(Boolean);
+    say(byId("asked-by"), ways.length > 1 ? "" : words.join(": "));
+  }
+
+  // Said of an answer that rests on one of two senses: a model without a sense guesses rather than says so.
+  #guessed(way) {
+    return this.clip?.senses.length === 2 ? WAYS[way].guessed : null;
   }
 
   async ask() {
@@ -100,8 +108,10 @@ export class Conversation {
     const text = make("p", { className: "text", ariaBusy: "true" });
     const facts = make("span", { className: "facts" });
     const copy = make("button", { type: "button", className: "quiet", textContent: "Copy as curl" });
+    const guessed = this.#guessed(way);
     const box = make("section", { className: `answer ${way}`, ariaLabel: WAYS[way].label },
-      make("h3", { textContent: WAYS[way].label }), text, make("footer", {}, facts, copy));
+      make("div", {}, make("h3", { textContent: WAYS[way].label }), guessed && make("p", { className: "facts", textContent: guessed })),
+      text, make("footer", {}, facts, copy));
     answers.append(box);
     const history = this.histories[way];
     const clip = WAYS[way].senses.length ? this.clip : null;

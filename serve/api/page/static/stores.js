@@ -64,6 +64,7 @@ export class Stores {
     const medium = getJson(`${where}/preview`).then((preview) => ({
       name: item.name, kind: item.kind, bytes: item.bytes, url: item.url, offset: item.start ?? 0, preview,
       part: async () => ({ type: "store_item", store_item: { store, key } }),
+      question: item.conversations[0]?.turns[0]?.instruction,
     }));
     medium.then((made) => {
       const { senses } = new Clip(clip, made, this.about.senses);
