@@ -17,7 +17,10 @@ def frame_indices(total: int, count: int) -> NDArray[np.int64]:
 
 
 def segment_bounds(samples: int, count: int) -> list[tuple[int, int]]:
-    """Start and end (in samples) of `count` equal segments. Source: paper, section 3 (K even segments)."""
+    """Start and end (in samples) of `count` segments, whose lengths differ by one sample at most.
+
+    Source: paper, section 3 (K even segments).
+    """
     edges = [i * samples // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))
 

@@ -25,7 +25,7 @@ class Leak:
 
     Attributes:
         by: the strongest sign that the two share: `key`, `uri`, `content`, `stem` of the file or `youtube` id.
-        value: the shared key, URI, stem or id.
+        value: the shared key, URI, stem or id; for `content` the URI of the first copy.
         train: the training item.
         evaluation: the evaluation item.
     """

@@ -21,7 +21,9 @@ class ShardReport:
 def find_columns(storage: Storage, encoders: Sequence[EncoderSettings]) -> list[Column | None]:
     """The stored column of each encoder, found without loading the encoder; None unless exactly one matches.
 
-    A column matches if it was built with the same settings, numerics version and weights.
+    A column matches if it was built with the same settings, numerics version and weights. After a change of
+    `max_seconds` alone none matches, though a run, which loads the encoders then, finds the same column: its old
+    `too_large` records stay until --retry.
     """
     stored = list_columns(storage)
     matches = [[column for column in stored if _made_with(column, settings.pinned())] for settings in encoders]
@@ -41,7 +43,7 @@ def missing_shards(
 ) -> Iterator[tuple[int, list[str]]]:
     """Each shard that some column lacks, with the names of those columns.
 
-    With `retry`, a shard with a failure that is not `absent` counts as missing: its files may have been repaired.
+    With `retry`, a shard with a failure that is not `absent` counts as missing: its files may have been put right.
     """
     finished = {column.name: set(column.shards()) for column in columns}
     if retry:

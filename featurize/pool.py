@@ -11,7 +11,7 @@ from featurize.settings import FeaturizeConfig
 from featurize.worker import Task, WorkerLostError
 from store import UserError
 
-CAREFUL = 2  # after losing this many workers a shard is decoded in child processes: a file may crash FFmpeg
+CAREFUL = 2  # after losing this many workers a shard is decoded in child processes: a file may crash or hang FFmpeg
 LOST_IN_A_ROW = 30  # workers lost without a finished shard in between: not one file's fault, so the run stops
 LOOK_SECONDS = 5.0  # between checks for cluster growth
 
@@ -186,5 +186,5 @@ class Pool:
         self._workers.remove(worker)
         self._lost_in_a_row += 1
         self._looked = 0.0  # replace it at once
-        if self._lost_in_a_row > LOST_IN_A_ROW:
+        if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise UserError(f"{LOST_IN_A_ROW} workers in a row were lost; the last: {' '.join(str(error).split())}")

@@ -1,9 +1,11 @@
 """Decode each item once for all encoders that need it, in threads that run ahead of the encoders."""
 
 import math
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,10 +14,10 @@ from pydantic import JsonValue
 
 from featurize.encoders import Encoder, MediaCache, Units
 from featurize.media import Frames, Isolated, MediaError, Sound, check_length, read_audio, read_image, read_video
+from featurize.media.isolated import CALL_SECONDS
 from store import MediaItem
 
 A = TypeVar("A")
-B = TypeVar("B")
 Prepared = tuple[MediaItem, list[Units | MediaError]]
 
 
@@ -29,9 +31,9 @@ class ItemMedia(MediaCache):
 
     Args:
         item: the media file.
-        encoders: every encoder that will read the item; one decode serves their sizes, finest grid and rates.
+        encoders: every encoder that will read the item; one decode serves their sizes, grids and rates.
         call: runs a decoder, in this process or in a child.
-        max_seconds: of sound, where the encoders take more.
+        max_seconds: a lower limit on the sound than the encoders' own.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ItemMedia(MediaCache):
         self._sounds: dict[int, Sound] | MediaError | None = None
 
     def frames(self, size: int, count: int) -> Frames:
-        """The item's frames on the grid of `count`, taken from the finest grid."""
+        """The item's frames on the grid of `count`, taken from one grid in which those of all encoders nest."""
         if self._frames is None:
             self._frames = _kept(self._read_frames)
         if isinstance(self._frames, MediaError):
@@ -75,11 +77,9 @@ class ItemMedia(MediaCache):
         sizes = sorted({encoder.size for encoder in self._watching})
         if self._item.kind == "image":
             return self._call(read_image, self._item.uri, sizes)  # type: ignore[no-any-return]
-        finest = math.lcm(
-            *(encoder.frame_count for encoder in self._watching)
-        )  # every encoder's grid nests in this one
+        common = math.lcm(*(encoder.frame_count for encoder in self._watching))  # every encoder's grid nests in it
         part = [self._item.start, self._item.end, self._item.fps]
-        return self._call(read_video, self._item.uri, sizes, finest, *_given(part))  # type: ignore[no-any-return]
+        return self._call(read_video, self._item.uri, sizes, common, *_given(part))  # type: ignore[no-any-return]
 
     def _read_sounds(self) -> dict[int, Sound]:
         if self._item.kind == "image":
@@ -102,15 +102,32 @@ def decoded(
 ) -> Iterator[Prepared]:
     """Each item, in order, with its units for each encoder; holds at most `2 * threads` items in memory.
 
-    With `careful`, items are decoded one at a time in a child process: an item that crashes the decoder is recorded,
-    and this process survives. The results are the same.
+    Threads of this process decode, and an item that they do not finish in `CALL_SECONDS` ends the process. With
+    `careful`, items are decoded one at a time in a child process: one that crashes the decoder, hangs or takes too much
+    memory is recorded, and this process survives. The results are the same.
     """
-    if not careful:
-        yield from _ahead(lambda item: _prepared(item, encoders, call), items, threads)
+    if careful:
+        with Isolated() as isolated:
+            for item in items:
+                yield _prepared(item, encoders, isolated)
         return
-    with Isolated() as isolated:
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[MediaItem, Future[Prepared]]] = deque()
         for item in items:
-            yield _prepared(item, encoders, isolated)
+            ahead.append((item, pool.submit(_prepared, item, encoders, call)))
+            if len(ahead) >= 2 * threads:
+                yield _awaited(*ahead.popleft())
+        while ahead:
+            yield _awaited(*ahead.popleft())
+
+
+def _awaited(item: MediaItem, prepared: Future[Prepared]) -> Prepared:
+    """An item's result. A thread that hangs cannot be ended, so its process ends: a run has lost a worker."""
+    if not wait([prepared], CALL_SECONDS).done:
+        reason = f"decoding took more than {CALL_SECONDS:g} s; the worker ends, and a run tries its shard again"
+        print(f"{item.uri}: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)
+    return prepared.result()
 
 
 def _prepared(item: MediaItem, encoders: Sequence[Encoder[Any]], call: Callable[..., Any]) -> Prepared:
@@ -129,15 +146,3 @@ def _bounded(item: MediaItem, units: Units) -> Units:
 def _given(part: Sequence[float | None]) -> Sequence[float | None]:
     """The bounds of a part; empty for a whole file."""
     return part if any(value is not None for value in part) else ()
-
-
-def _ahead(work: Callable[[A], B], inputs: Iterable[A], threads: int) -> Iterator[B]:
-    """Map in order with threads, buffering at most `2 * threads` results."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Any] = deque()
-        for value in inputs:
-            waiting.append(pool.submit(work, value))
-            if len(waiting) >= 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -62,7 +62,7 @@ class EncoderSettings(Settings):
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """The arrays of its column, one for each time grid where there are several, such as `spatial.t8`."""
+        """The arrays of its column, one per grid size, such as `spatial.t8`; without `temporal`."""
         raise NotImplementedError
 
     def pinned(self) -> Self:
@@ -140,7 +140,8 @@ class ClapSettings(TokenSettings):
     Attributes:
         fusion: whether a long segment is taken as a shrunk whole plus three stretches; published weights tell.
         segments: the numbers K of equal segments.
-        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR. It affects no
+            numbers, so it is not part of the column's spec.
     """
 
     fusion: bool | None = None
@@ -170,7 +171,8 @@ class WhisperSettings(TokenSettings):
     Attributes:
         layer: which hidden state to take, as Hugging Face counts them: -1 is the last, after the final norm.
         segments: the numbers K of equal segments.
-        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR. It affects no
+            numbers, so it is not part of the column's spec.
     """
 
     layer: int = -1
@@ -208,7 +210,8 @@ class AudioCaptionSettings(EncoderSettings):
     Attributes:
         style: text prefix of the decoder; the published weights know three styles, one per training data set.
         segments: the numbers K of equal segments.
-        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR.
+        max_seconds: longer sounds are recorded as `too_large`; decoding an hour takes 0.7 GB of TMPDIR. It affects no
+            numbers, so it is not part of the column's spec.
         max_tokens: maximum tokens per caption.
     """
 

@@ -100,8 +100,8 @@ def encode_shard(
 ) -> ShardReport:
     """Encode the items of one shard and publish the shard in each column.
 
-    `threads` threads decode ahead of the encoders. With `careful`, set after a shard has lost two workers, an item that
-    crashes the decoder is recorded as failed.
+    `threads` threads decode ahead of the encoders. With `careful`, set after a shard has lost two workers, a child
+    process decodes the items one by one, and one that crashes it, hangs or takes too much memory is recorded as failed.
     """
     shard = items[0].shard
     with contextlib.ExitStack() as stack:

@@ -37,7 +37,7 @@ def cached(column: Column, shard: int, sidecar_tar_bytes: int, sidecar_tar_xxh3:
     path = cache_folder() / "shards" / f"{sidecar_tar_xxh3}.tar"
     with _written(path.parent), _locked(path):
         if not _is_there(path, sidecar_tar_bytes):
-            _make_room(path.parent, sidecar_tar_bytes)
+            _make_room(path.parent, sidecar_tar_bytes, _checked_bound(sidecar_tar_bytes, "one shard"))
             _fetch(column, shard, path, sidecar_tar_bytes, sidecar_tar_xxh3)
     return str(path)
 
@@ -65,8 +65,7 @@ def made_once(name: str, make: Callable[[Path], None], load: Callable[[Path], Op
         part = path.with_suffix(".part")
         try:
             make(part)
-            _check_bound(part.stat().st_size, "this map")
-            _make_room(path.parent, 0)
+            _make_room(path.parent, 0, _checked_bound(part.stat().st_size, "this map"))
             publish(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -90,7 +89,7 @@ def cache_folder() -> Path:
 
 
 def _bound() -> int:
-    """The maximum size of the cache in bytes."""
+    """The maximum size in bytes of each of the cache's two folders."""
     limit = os.environ.get("AVLLM_CACHE_GB") or DEFAULT_GB
     try:
         return int(float(limit) * 1e9)
@@ -98,8 +97,8 @@ def _bound() -> int:
         raise UserError(f"AVLLM_CACHE_GB={limit}: expected a number of gigabytes, such as 50") from None
 
 
-def _check_bound(size: int, what: str) -> int:
-    """The maximum size of the cache; refuse what is larger."""
+def _checked_bound(size: int, what: str) -> int:
+    """The maximum size of each folder; refuse a file that is larger."""
     bound = _bound()
     if size > bound:
         raise UserError(f"AVLLM_CACHE_GB={bound / 1e9:g}: less than {what} of {size / 1e9:.3f} GB")
@@ -142,9 +141,8 @@ def _digest(path: Path) -> str:
         return tar_checksum(file)
 
 
-def _make_room(folder: Path, size: int) -> None:
+def _make_room(folder: Path, size: int, bound: int) -> None:
     """Evict the least recently used files, including what killed processes left, until `size` more bytes fit."""
-    bound = _check_bound(size, "one shard")
     files = [(Path(entry), stat) for entry in os.scandir(folder) if (stat := _stat(entry)) and stat.st_size]
     excess = sum(stat.st_size for _, stat in files) + size - bound
     for path, stat in sorted(files, key=lambda file: file[1].st_mtime):

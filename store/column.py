@@ -166,7 +166,7 @@ class Column:
             writer = ShardWriter(file, self.spec.features)
             yield writer
             sidecar = writer.close(shard, self.spec.fingerprint)
-            if not self._holds(sidecar):  # else it stays published: a killed run's worker was quicker
+            if not self._holds(sidecar):  # else an equal sidecar is already there
                 self.withdraw(shard)
         save_sidecar(self.storage, self.path(shard_name(shard, "json")), sidecar)
 

@@ -8,10 +8,10 @@ class UserError(ValueError):
 
 
 class DamagedError(UserError):
-    """Stored bytes do not match the checksum taken when they were written.
+    """Stored bytes are not those that were written, a file is missing, or a shard does not fit the plan or the spec.
 
     Attributes:
-        store: URL of the store; empty if no shard's file is damaged, as are the others then.
+        store: URL of the store; empty unless a shard's file is damaged; then column and shard are set too.
         column: folder name of the shard's column.
         shard: number of the shard.
     """

@@ -1,4 +1,7 @@
-"""Garbage collection: remove unwanted columns, and the leftovers of killed runs."""
+"""Garbage collection: remove unwanted columns, and the leftovers of killed runs.
+
+A file that is being written looks like a leftover: what protects it is its writer's lock, which `store gc --yes` takes.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,8 +36,15 @@ class Rubbish:
     bytes: int
 
 
+def find_temporary(storage: Storage) -> list[Rubbish]:
+    """List the temporary files."""
+    sizes = _sizes(storage)
+    names = (name for name in sizes if name.rpartition("/")[2].startswith(TEMPORARY))
+    return [_leftover(name, "temporary file", sizes) for name in names]
+
+
 def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -> list[Rubbish]:
-    """List what `store gc` removes: the columns in `remove`, or all columns not in `keep`, and always the leftovers.
+    """List the columns in `remove`, or all columns not in `keep`, and always the leftovers but for temporary files.
 
     A name is `name.digest`, or an encoder's name, which selects all its columns. A column that has sidecars but lost
     its `column.json` is damaged, not a leftover: it is removed only as an unwanted column.
@@ -48,7 +58,7 @@ def find_rubbish(storage: Storage, keep: Sequence[str], remove: Sequence[str]) -
     folders = storage.names(FOLDER)
     kept, unwanted = _named(storage, folders, keep), _named(storage, folders, remove)
     unwanted |= set(folders) - kept if keep else set()
-    rubbish = [_leftover(name, "temporary file", sizes) for name in sizes if TEMPORARY in name.rpartition("/")[2]]
+    rubbish: list[Rubbish] = []
     for folder in folders:
         inside = f"{FOLDER}/{folder}/"
         files = sorted(name for name in sizes if name.startswith(inside) and IN_COLUMN.fullmatch(name[len(inside) :]))

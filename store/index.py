@@ -1,8 +1,9 @@
-"""Index of a column: where each array lies, read from the sidecars into arrays of fixed width that are mapped.
+"""The index of a column as it is used: where each array lies, in arrays of fixed width that are mapped.
 
-The map is made once for each machine, from sidecars that match their checksums. Its name follows from what a listing
-tells of them (names, sizes, times or tags), so a column that did not change is opened by a listing alone. Beside a
-remote column may lie the map itself (`publish_index`), which is then copied in place of reading every sidecar.
+The map is made once for each machine, from sidecars that match their checksums (`store.indexing`). Its name follows
+from what a listing tells of them (names, sizes, times or tags), so a column that did not change is opened by a listing
+alone. Beside a remote column may lie the map itself (`publish_index`), which is then copied in place of reading every
+sidecar.
 """
 
 import re
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from store.column import Column, shards_in
 from store.errors import DamagedError
 from store.hashes import find, hash_keys
-from store.indexing import build_index
+from store.indexing import build_index, rank_of
 from store.maps import Map, Texts, open_map, write_arrays
 from store.shard import FAILURE_CODES, Failure, shard_name
 from store.spec import ColumnSpec, canonical_json
@@ -54,7 +55,7 @@ class ColumnIndex:
         self.offset: NDArray[np.int64] = numbers["offset"].reshape(rows)
         self.nbytes: NDArray[np.int64] = numbers["nbytes"].reshape(rows)
         self.xxh3: NDArray[np.uint64] = numbers["xxh3"].reshape(rows)
-        self.shape: NDArray[np.int32] = numbers["shape"].reshape(*rows, _rank(spec))
+        self.shape: NDArray[np.int32] = numbers["shape"].reshape(*rows, rank_of(spec.features))
         self.lengths = [numbers["length"][numbers["length_feature"] == n].tolist() for n in range(len(self.features))]
         self.failed: Mapping[str, Failure] = _Failures(self)
         self._sound = np.zeros(-(-len(self) // GROUP), bool)
@@ -192,7 +193,3 @@ def _digest(column: Column, files: Mapping[str, str]) -> str:
     """Names a column as it is now, by what a listing tells of its sidecars."""
     sidecars = [files.get(shard_name(shard, "json")) for shard in shards_in(files)]
     return xxhash.xxh3_128_hexdigest(canonical_json([column.spec.fingerprint, shards_in(files), sidecars]))
-
-
-def _rank(spec: ColumnSpec) -> int:
-    return max(len(feature.shape) for feature in spec.features.values())

@@ -1,8 +1,8 @@
-"""Reads a column's sidecars into the arrays of its index."""
+"""Makes what `store.index` maps: reads a column's sidecars into the arrays of its index."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,11 @@ from store.spec import FORMAT, Feature
 
 ITEMS, REST = b',"items":[', b'],"shard":'  # around the items in canonical JSON; no string matches: quotes are escaped
 FORMAT_FIELD = re.compile(rb'"format":([0-9]+)')
+
+
+def rank_of(features: Mapping[str, Feature]) -> int:
+    """The largest number of dimensions of a column's features."""
+    return max(len(feature.shape) for feature in features.values())
 
 
 def build_index(column: Column, shards: Sequence[int]) -> dict[str, pa.Array]:
@@ -145,7 +150,7 @@ class _Part:
         """Convert the groups of `_item_pattern`, one tuple per item."""
         size = len(matches), len(features)
         offset, xxh3 = np.empty(size, np.int64), np.empty(size, np.uint64)
-        shape = np.ones((*size, max(len(feature.shape) for feature in features.values())), np.int32)
+        shape = np.ones((*size, rank_of(features)), np.int32)
         nbytes = np.empty(size, np.int64)
         groups = iter(zip(*matches, strict=True))
         for number, feature in enumerate(features.values() if matches else ()):

@@ -2,8 +2,8 @@
 holds a lease: an object that it renews.
 
 Leases are numbered. Once the last lease has ended, a writer creates the next number with an exclusive create, which
-succeeds for one writer only. A lease ends when it is released, is not renewed for two minutes, or its process is
-known to be dead. The last lease is never deleted, so no number is used twice.
+succeeds for one writer only. A lease ends when it is released, is not renewed for two minutes, or its process, of the
+same boot and pid namespace, is dead. The last lease is never deleted, so no number is used twice.
 """
 
 import contextlib
@@ -63,7 +63,10 @@ class Holder:
 
     @property
     def ended(self) -> bool:
-        """Whether the lease was released, its process is dead, or it was not renewed for `STALE` seconds."""
+        """Whether the lease was released, its process is dead, or it was not renewed for `STALE` seconds.
+
+        The last is told by this machine's clock, which must differ from the holder's by less than `STALE - RENEWED`.
+        """
         dead = self.kernel == _kernel() and not Path(f"/proc/{self.pid}").exists()
         return self.released or dead or time.time() - self.renewed > STALE
 
@@ -109,7 +112,7 @@ class _Lease:
         while True:
             last = self._last()
             if last and not (holder := Holder.parse(storage.read(self._name(last)))).ended:
-                wait = f"; let it end (if it was killed: {STALE:.0f} s after its end the store is free)"
+                wait = f"; let it end (if it was killed: the store is free {STALE:.0f} s after its last renewal)"
                 raise UserError(f"{storage.url}: another process is writing to this store: {holder}{wait}")
             self._number = last + 1
             if storage.create(self._name(self._number), Holder.here(self._since).dump()):

@@ -1,4 +1,7 @@
-"""Conversations that are mapped: all processes of a machine share them, and rows become objects when they are used."""
+"""Conversations read from a map (`store.maps`): all processes of a machine share them.
+
+Rows become objects when they are used.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Maps: Arrow files in the cache that are made once for each machine and mapped by all of its processes.
+"""Maps, whatever they hold: Arrow files in the cache, made once for each machine and mapped by all of its processes.
 
     content of an Arrow IPC file, S bytes
     for each block of 256 KiB of it: xxh3-64, uint64

@@ -1,4 +1,6 @@
-"""The shuffled order of training samples: an endless stream in which each place depends only on the seed.
+"""The shuffled order of training samples, an endless stream.
+
+Each place depends only on the seed, the pools' sizes, the weights, the phases and the size of a global batch.
 
 `Order` shuffles one pool of conversations. `Schedule` decides how many samples each pool gives to each global batch,
 and `Mixture` interleaves them. All are pure functions of the place, so a run can resume at any step, and the global

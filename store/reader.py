@@ -36,7 +36,7 @@ class ColumnReader:
         column: the column being read.
         index: where its arrays are stored.
         failed: the failure record of each item that the column lacks, by key.
-        checked: bool [N, F], the arrays whose checksum was verified in this process.
+        checked: bool [N, F], the arrays whose checksum was verified by this reader, or the one it was copied from.
     """
 
     def __init__(self, column: Column) -> None:
@@ -128,9 +128,9 @@ class ColumnReader:
         return facts
 
     def read_row_into(self, row: int, targets: Sequence[tuple[int, NDArray[Any]]]) -> None:
-        """Read arrays of an item into given memory; each checksum is verified on first read in this process.
+        """Read arrays of an item into given memory. Thread-safe.
 
-        Thread-safe.
+        Each checksum is verified on first read by this reader, or the one it was copied from.
 
         Args:
             row: the item's row in the index.

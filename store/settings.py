@@ -38,7 +38,7 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a YAML file of {model.__name__}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {_yaml_fault(error)}") from None
+        raise UserError(f"{path}: not YAML: {yaml_fault(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     for word in overrides:
@@ -46,7 +46,7 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     return parse_settings(model, data, str(path), overrides)
 
 
-def _yaml_fault(error: yaml.YAMLError) -> str:
+def yaml_fault(error: yaml.YAMLError) -> str:
     """Where YAML is broken and how."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
@@ -57,8 +57,10 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
 def find_config(model: type[Settings], name: str | Path) -> Path:
     """A configuration: a file by its path, or one shipped with the model's package by its name, such as `demo`.
 
+    Where the package ships none, the path is returned whether there is a file or not.
+
     Raises:
-        UserError: there is no such file, and none of that name is shipped.
+        UserError: there is no such file, and of those that are shipped none has that name.
     """
     path, known = Path(name), shipped(model)
     if path.is_file() or not known:

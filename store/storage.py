@@ -72,7 +72,7 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         inside = (path.rpartition("/")[2] for path in paths if not path.endswith(self.path(folder)))
-        return sorted(name for name in inside if TEMPORARY not in name)
+        return sorted(name for name in inside if not name.startswith(TEMPORARY))
 
     def marks(self, folder: str) -> dict[str, str]:
         """The names in `folder`, as `names`; to each, a mark that changes when the file is written again."""
@@ -81,7 +81,7 @@ class Storage:
                 marks = _marks(self.path(folder)) if self.local else _tags(self.fs.ls(self.path(folder), detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return {name: marks[name] for name in sorted(marks) if TEMPORARY not in name}
+        return {name: marks[name] for name in sorted(marks) if not name.startswith(TEMPORARY)}
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes of `name`, or the range from `start` to `end`.

@@ -125,7 +125,7 @@ class Stream(ItemRows):
     A torch `DataLoader` uses indexing, which allocates new batches; pass it `collate_fn=lambda batch: batch`. Worker
     processes may be forked or spawned.
 
-    Each array's checksum is verified on first read in a process.
+    Each array's checksum is verified on first read by a reader, or the one it was copied from.
 
     Args:
         readers: readers of the columns; feature names must be unique across them.
@@ -134,7 +134,7 @@ class Stream(ItemRows):
         tolerate: how many damaged items batches may replace, each by the next sound place, before an error is raised.
 
     Attributes:
-        replaced: the damaged items that batches have replaced so far, by place.
+        replaced: the damaged items that batches have replaced so far, by place, and the one at which a batch raised.
 
     Raises:
         UserError: as for `ItemRows`, or no column holds a key.

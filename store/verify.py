@@ -28,9 +28,8 @@ KNOWN = {
     CONVERSATIONS: re.compile(r".+\.parquet"),
     FOLDER: COLUMN,
 }
-IN_COLUMN = re.compile(
-    r"column\.json|\d{6,}\.(tar|json)|index-[0-9a-f]{32}\.arrow"
-)  # any other file in a column's folder is not ours
+# Any other file in a column's folder is not ours.
+IN_COLUMN = re.compile(r"column\.json|\d{6,}\.(tar|json)|index-[0-9a-f]{32}\.arrow")
 
 
 @dataclass

@@ -27,7 +27,8 @@ class ClipEncoder(TokenEncoder[ClipSettings]):
     """Frames through the blocks of a visual tower, up to one layer, without the final norm.
 
     Temporal tokens E_t are the class token of each frame, spatial tokens E_s the patch tokens averaged over the frames
-    (paper, section 3.1). The layer is a setting since the paper is silent on it; -2 is LLaVA's and Valley's.
+    (paper, section 3.1); with `pooling: mean`, E_t are the mean of each frame's patches. The layer is a setting since
+    the paper is silent on it; -2 is LLaVA's and Valley's.
     """
 
     def __init__(self, settings: ClipSettings) -> None:

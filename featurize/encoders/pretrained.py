@@ -66,9 +66,8 @@ def load_model(kind: Any, source: str) -> Any:
     """
     import torch
 
-    model, loading = load(
-        kind, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )  # mismatches are refused below, by name
+    # Mismatches are refused below, by name.
+    model, loading = load(kind, source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
     wrong = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if wrong:
         raise UserError(f"{source}: not the weights of {kind.__name__}: {len(wrong)} tensors differ, first {wrong[0]}")

@@ -8,7 +8,7 @@ from featurize.media.errors import MediaError
 
 MAX_PIXELS = 36_000_000  # of a video's frame: 8K has 35 million; a decoder may hold 17 such frames
 MAX_STILL_PIXELS = 64_000_000  # of a still
-MAX_FRAMES = 5_000_000  # of a video: a day at 60 a second has 5.2 million
+MAX_FRAMES = 5_000_000  # of a video: 23 hours at 60 a second have 4.97 million
 ALONE = 9_000_000  # pixels of a frame (4K has 8.9 million) above which only one such file at a time is decoded
 _alone = threading.Lock()
 

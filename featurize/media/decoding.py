@@ -14,7 +14,7 @@ import av
 from featurize.media.bounds import MAX_PIXELS
 from featurize.media.errors import MediaError, blamed
 
-SHARE = 0.05  # of the packets since the first frame may be lost ...
+LOST_SHARE = 0.05  # of the packets since the first frame may be lost ...
 FEW = 4  # ... and this many more
 TAGGED = ("mp3", "aac", "ac3", "eac3", "dts", "flac", "ape", "wv", "tta")  # formats that may have tags after the sound
 MPEG4_SIZE = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # start code of the header that holds the frame size
@@ -69,7 +69,7 @@ class Losses:
         self._bound(self.between + self.after * (not tagged))
 
     def _bound(self, lost: int) -> None:
-        if lost > FEW + SHARE * self.packets:
+        if lost > FEW + LOST_SHARE * self.packets:
             raise MediaError("unreadable", f"FFmpeg: {self.reason} ({lost} of {self.packets} packets are lost)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from store import FailureCode
 
 OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-LONGEST = 200  # characters of a reason
+REASON_LENGTH = 200  # characters of a reason
 
 
 class MediaError(Exception):
@@ -49,4 +49,4 @@ def _code(error: Exception) -> FailureCode:
 def _words(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = OBJECT.sub("the file", str(text))  # the reason must not differ from run to run
-    return " ".join(text.split())[:LONGEST]
+    return " ".join(text.split())[:REASON_LENGTH]

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from featurize.media.errors import MediaError
 
 MEMORY = 2 << 30  # bytes of data that a child may allocate
-CALL_SECONDS = 3600.0  # that decoding one file may take; serve gives its own
+CALL_SECONDS = 3600.0  # that a call may take, and a file that a worker's threads decode; serve gives its own
 START_SECONDS = 300.0  # that a child may take to start, which a busy machine makes long
 READY = "ready"
 ATTEMPTS = 2  # retry once; a second death is blamed on the file

@@ -122,13 +122,11 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
     )
     with blamed("FFmpeg"):
         for packet in container.demux(stream):
-            if (
-                until is not None and packet.dts is not None and packet.dts >= until
-            ):  # no later packet is shown before this time
+            # No later packet is shown before this time.
+            if until is not None and packet.dts is not None and packet.dts >= until:
                 return reading.packets(complete=False)
-            if (
-                packet.size or packet.dts is not None or packet.pts is not None
-            ):  # the demuxer's last packet, which flushes, has none of these
+            # The demuxer's last packet, which flushes, has none of these.
+            if packet.size or packet.dts is not None or packet.pts is not None:
                 reading.add(packet)
     return reading.packets(complete=True)
 

@@ -14,12 +14,14 @@ from featurize.media.headers import asf_is_truncated, mp3_is_truncated, mp3_seco
 from featurize.media.packets import Packets
 from featurize.media.structure import container_is_truncated
 
-SHARE = 0.98  # a file that holds less than this share of what its header promises is truncated, bytes missing or not
+HELD_SHARE = 0.98  # a file with less than this share of what its header promises is truncated, bytes missing or not
 SLACK_FRAMES = 1  # ... unless it is only this much short
 SLACK_SECONDS = 0.25  # ... or this much, where the header counts seconds
 EXACT = 1e-3  # ... or this much, for a sound whose file lacks bytes
 UNKNOWN = 0xFFFFFFFF  # frame count in an IVF header while the film is being written
-LONGEST = ("matroska", "flv")  # formats whose header has one duration, that of the longest stream
+# Formats whose header has one duration, that of the longest stream; FFmpeg gives it to no stream. (That of ASF it gives
+# to each stream: there the packets tell, see `PACKED`.)
+ONE_DURATION = ("matroska", "flv")
 # Formats whose parts best tell where the file should end.
 SIZED = ("matroska", "flv", "ogg", "gif", "apng", "ivf", "obu", "rm", "mxf", "w64", "caf")
 # Likewise, but an index or a tag at the end may be missing: these functions judge the media data alone.
@@ -39,7 +41,7 @@ def check_video(uri: str, container: av.container.InputContainer, stream: av.Vid
         if packets.end - packets.partial < slots and riff_is_truncated(uri):
             raise MediaError("truncated", f"ends at frame {packets.end} of the {slots} that the header promises")
     ticks = stream.frames if _format(container) == "ivf" else 0  # some writers count frames, others time units
-    if ticks < UNKNOWN and max(packets.held, packets.end) < SHARE * ticks - SLACK_FRAMES:
+    if ticks < UNKNOWN and max(packets.held, packets.end) < HELD_SHARE * ticks - SLACK_FRAMES:
         raise MediaError("truncated", f"{packets.held} of the {ticks} frames that the header promises")
     seconds = float(packets.end * (stream.time_base or 0))
     if _format(container) == "mov" and not stream.frames:  # fragmented: a header may tell the seconds
@@ -63,7 +65,7 @@ def check_frames(uri: str, packets: Packets, promised: int) -> None:
     Raises:
         MediaError: there are fewer (`truncated`), or no frames (`unreadable`).
     """
-    if packets.held < SHARE * promised - SLACK_FRAMES or (
+    if packets.held < HELD_SHARE * promised - SLACK_FRAMES or (
         packets.held - packets.partial < promised and container_is_truncated(uri)
     ):
         raise MediaError("truncated", f"{packets.held} of the {promised} frames that the header promises")
@@ -88,7 +90,7 @@ def check_sound(
     Raises:
         MediaError: it is shorter (`truncated`), or holds nothing (`unreadable`).
     """
-    if seconds < SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and container_is_truncated(uri)):
+    if seconds < HELD_SHARE * promised - SLACK_SECONDS or (seconds < promised - EXACT and container_is_truncated(uri)):
         raise MediaError("truncated", f"{seconds:.1f} s of the {promised:.1f} s of sound that the header promises")
     check_file_end(uri, container, stream, seconds)
     if not seconds:
@@ -105,14 +107,15 @@ def check_file_end(uri: str, container: av.container.InputContainer, stream: av.
     cut_test = container_is_truncated if fragments or _format(container) in SIZED else PACKED.get(_format(container))
     if cut_test and cut_test(uri):
         raise MediaError("truncated", "the file ends before its last part does")
-    guessed = stream.duration is not None  # these headers give only the file's; a stream's is guessed from its bit rate
-    promised = 0.0 if guessed or _format(container) not in LONGEST else (container.duration or 0) / 1e6
-    if seconds < SHARE * promised - SLACK_SECONDS:
+    # Where a stream of these formats has a duration, FFmpeg guessed it and the file's from the bit rate.
+    guessed = stream.duration is not None
+    promised = 0.0 if guessed or _format(container) not in ONE_DURATION else (container.duration or 0) / 1e6
+    if seconds < HELD_SHARE * promised - SLACK_SECONDS:
         _check_seconds(max(seconds, _last_end(uri)), promised)
 
 
 def _check_seconds(end: float, promised: float) -> None:
-    if end < SHARE * promised - SLACK_SECONDS:
+    if end < HELD_SHARE * promised - SLACK_SECONDS:
         raise MediaError("truncated", f"{end:.1f} s of the {promised:.1f} s that the header promises")
 
 

@@ -19,10 +19,8 @@ from store import Kind, Modality, Turn, UserError
 
 KINDS: tuple[Kind, ...] = ("video", "image", "audio")
 MODALITIES: dict[Kind, Modality] = {"video": "audio_visual", "image": "visual", "audio": "audio"}
-REFERENCES = (
-    "_multiref.json",
-    "_cococap.json",
-)  # ends of the names of AVSD's references, as DSTC7 and OneLLM write them
+# Ends of the names of AVSD's references, as DSTC7 and OneLLM write them.
+REFERENCES = ("_multiref.json", "_cococap.json")
 
 
 @dataclass(frozen=True)

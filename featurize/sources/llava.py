@@ -26,11 +26,12 @@ CHATS = frozenset([
     "length", "objects", "question_id", "width", "height", "score", "meta", "metadata",
 ])  # fmt: skip
 MEDIA = ("image", "video", "audio", *LISTS)
+# Placeholders of a file, by its kind; LLaVA's descendants call a video `<image>` too.
 TOKENS = {
     "video": ("<video>", "<image>", "<audio>", "<VIS>", "<AUD>", "<AUD_VIS>"),
     "image": ("<image>", "<VIS>"),
     "audio": ("<audio>", "<AUD>"),
-}  # placeholders of a file, by its kind; LLaVA's descendants call a video `<image>` too
+}
 Find = Callable[[Row, str, str], Candidate]  # row, field and path to the media file
 
 

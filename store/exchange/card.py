@@ -1,6 +1,7 @@
 """A data card: what a store holds, with digests and provenance, as the README.md of a dataset repository.
 
-The card depends only on the store and the licence: it contains no time, no host and no path of a media file.
+The card depends only on the store and its folder's name, the licence, the version of avllm and an old README.md: it
+contains no time, no host and no path of a media file.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from store.conversation import MODALITIES, load_conversations
 from store.corpus import NAME, Corpus
 from store.errors import UserError
 from store.exchange.transfer import CARD
-from store.shard import shard_name
+from store.shard import TEXT, shard_name
 from store.spec import canonical_json
 from store.storage import Storage
 from store.verify import column_stats
@@ -29,7 +30,7 @@ END = "<!-- here ends what `store card` writes -->"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 READING = """## How to read it
 
-The tars are plain WebDataset; each holds `<key>.<feature>.npy` and `<key>.json`:
+The tars are plain WebDataset; each holds `<key>.<feature>.npy` (`.json` for texts) and `<key>.json`:
 
 ```python
 import webdataset
@@ -142,8 +143,13 @@ def _describe(storage: Storage, corpus: Corpus, header: dict[str, Any], corpus_t
         f"This card was written by avllm {importlib.metadata.version('avllm')}.",
     ]
     if columns:
-        parts.append(READING.format(column=columns[0].name).rstrip())
+        shown = next((column for column in columns if _holds_numbers(column)), columns[0])
+        parts.append(READING.format(column=shown.name).rstrip())
     return "\n\n".join(parts) + "\n"
+
+
+def _holds_numbers(column: Column) -> bool:
+    return any(feature.dtype != TEXT for feature in column.spec.features.values())
 
 
 def _column(column: Column, corpus: Corpus) -> str:

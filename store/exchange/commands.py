@@ -14,7 +14,7 @@ from store.corpus import NAME, Corpus, Kind
 from store.errors import UserError
 from store.exchange import export, hub, merge, transfer, video_chatgpt, webdataset
 from store.exchange.card import make_card
-from store.exchange.importing import Foreign, Placed, check_sources, import_column, place, plan_foreign, some
+from store.exchange.importing import NAMED, Foreign, Placed, check_sources, import_column, place, plan_foreign
 from store.storage import Storage
 from store.verify import column_stats, find_damaged
 
@@ -121,7 +121,8 @@ def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int, dry_run: 
 
 def _say_unmatched(placed: Placed) -> None:
     if placed.strangers:
-        console.print(f"not in the corpus: {len(placed.strangers)} of those imported: {some(placed.strangers)}")
+        named = f"{len(placed.strangers)}, such as {', '.join(placed.strangers[:NAMED])}"
+        console.print(f"not imported, as no item of the corpus matches: {named}", markup=False)
 
 
 @app.command()
@@ -137,8 +138,9 @@ def gc(
         raise UserError("give either --yes or --dry-run")
     storage = Storage(store)
     Corpus.load(storage)
+    temporary = collector.find_temporary(storage)  # first, since the lock removes them
     with storage.lock() if yes else contextlib.nullcontext():
-        rubbish = collector.find_rubbish(storage, keep or [], remove or [])
+        rubbish = temporary + collector.find_rubbish(storage, keep or [], remove or [])
         for heap in rubbish:
             console.print(f"{heap.name}: {heap.why}, {len(heap.files)} files, {heap.bytes / 1e9:.3f} GB", markup=False)
         for line in collector.orphaned(storage, rubbish):
@@ -190,7 +192,9 @@ def card(
 ) -> None:
     """Write a data card, README.md. It tells items, columns, digests and provenance, and names no media file."""
     storage = Storage(store)
-    storage.write(transfer.CARD, make_card(storage, licence))
+    Corpus.load(storage)  # first, since the lock would make a folder of a wrong name
+    with storage.lock():
+        storage.write(transfer.CARD, make_card(storage, licence))
     console.print(f"{storage.where(transfer.CARD)}: written")
 
 
@@ -224,7 +228,9 @@ def push(
         if hub.is_repository(target):
             sent = hub.send_to_hub(source, target, cargo, public=public, advance=meter.advance)
         else:
-            sent = transfer.send(Storage(target), cargo, meter.advance)
+            storage = Storage(target)
+            with storage.lock():
+                sent = transfer.send(storage, cargo, meter.advance)
     console.print(f"{target}: {sent} shards sent, {cargo.shards - sent} were there")
 
 

@@ -1,4 +1,7 @@
-"""Copy a whole store to or from any fsspec URL. Existing files are skipped; each sidecar follows its tar."""
+"""Copy a whole store to or from any fsspec URL.
+
+Shards that are there are skipped, tables and the card are overwritten if they differ. Each sidecar follows its tar.
+"""
 
 import tempfile
 from collections.abc import Callable

@@ -4,17 +4,23 @@ import ctypes
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from featurize.encoders import build_encoder
 from featurize.media import Isolated, MediaError, read_audio, read_video, sound
+from featurize.prepare import decoded
 from featurize.settings import ClapSettings, ClipSettings
 from featurize.shard_job import encode_shard
-from store import Candidate, Corpus, Storage, create_column
+from store import Candidate, Corpus, MediaItem, Storage, create_column
+
+REPO = Path(__file__).parents[2]
 
 CRASHING = """
 import ctypes
@@ -59,6 +65,38 @@ def test_what_kills_a_child_is_a_reason_and_the_next_call_works(function, words,
         assert error.value.code == code
         assert error.value.reason.startswith(reason)
         assert isolated(abs, -3) == 3
+
+
+HANGING = """
+import time
+from types import SimpleNamespace
+
+import featurize.prepare
+from store import MediaItem
+
+featurize.prepare.CALL_SECONDS = 2
+items = [MediaItem(key=key, uri=f"/{key}.mp4", kind="video", shard=0, position=0, bytes=None) for key in "abc"]
+hanging = SimpleNamespace(size=0, rate=0, prepare=lambda item, media: time.sleep(60 * (item.key == "b")))
+for item, _ in featurize.prepare.decoded(items, [hanging], threads=2):
+    print(item.key, flush=True)
+"""
+
+
+def test_a_hang_in_a_thread_ends_its_process():
+    """No thread can be ended: the run takes the process for a lost worker, and in the end decodes with care."""
+    words = [sys.executable, "-c", HANGING]
+    done = subprocess.run(words, cwd=REPO, capture_output=True, text=True, timeout=50, check=False)
+    told = "/b.mp4: decoding took more than 2 s; the worker ends, and a run tries its shard again\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "a\n", told)
+
+
+def test_a_timeout_of_the_work_itself_is_no_hang():
+    def prepare(item, media):
+        raise TimeoutError("of the work")
+
+    item = MediaItem(key="a", uri="", kind="video", shard=0, position=0, bytes=None)
+    with pytest.raises(TimeoutError, match="of the work"):
+        list(decoded([item], [SimpleNamespace(size=0, rate=0, prepare=prepare)], threads=1))
 
 
 def test_a_child_that_is_told_to_end_is_no_fault_of_the_file():

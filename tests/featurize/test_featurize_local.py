@@ -16,7 +16,8 @@ from featurize.encoders import build_encoder
 from featurize.local import Local
 from featurize.pool import Pool
 from featurize.settings import ClipSettings, FeaturizeConfig
-from store import Corpus, Storage, list_columns
+from featurize.worker import WorkerLostError
+from store import Corpus, Storage, UserError, list_columns
 
 REPO = Path(__file__).parents[2]
 CLIP = {"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [1, 2], "batch": 4}
@@ -135,6 +136,30 @@ def test_workers_do_not_outlive_the_run(python, planned, filled):
     done = python(*run)
     assert done.returncode == 0, done.stderr
     assert tars(store) == tars(filled[0])
+
+
+def test_a_run_stops_at_the_thirtieth_loss_in_a_row():
+    """So many are not one file's fault."""
+    started = []
+
+    class Losing:
+        def start(self):
+            started.append(None)
+            return len(started)
+
+        def call(self, worker, method, *words):
+            return worker
+
+        def wait(self, references, seconds):
+            return references[0]
+
+        def result(self, reference):
+            raise WorkerLostError("a worker ended with exit code 1")
+
+    pool = Pool(Losing(), FeaturizeConfig(columns=[CLIP], workers=1))
+    with pytest.raises(UserError, match="30 workers in a row were lost; the last: a worker ended with exit code 1"):
+        pool.columns(1)
+    assert len(started) == 30
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`python -m featurize` where the store is on S3, where it was damaged, and where its disk is full."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,19 @@ def test_settings_of_a_repair_are_checked_before_anything_is_read(feature_store,
     assert repair(str(feature_store), None, ["gpus=1"])
     with pytest.raises(UserError, match=word.partition("=")[0].partition(".")[0]):
         repair(str(feature_store / "no-such-store"), None, [word])
+
+
+def test_a_damaged_shard_that_is_not_planned_starts_no_run(feature_store, tmp_path, monkeypatch):
+    """It is withdrawn. A run that is told no shard would encode all that are missing, which is no repair."""
+    shutil.copytree(feature_store, tmp_path / "store")
+    storage = Storage(tmp_path / "store")
+    spec = list_columns(storage)[0].spec.model_copy(update={"name": "clip-new"})
+    column = create_column(storage, spec, CONFIG["columns"][0])
+    with column.write_shard(7):
+        pass
+    monkeypatch.setattr("featurize.repair.subprocess.run", None)
+    assert repair(storage.url, column.name, [])
+    assert column.shards() == []
 
 
 def test_an_imported_column_is_not_repaired_but_imported_again(tmp_path):

@@ -17,6 +17,7 @@ from store import (
     Conversation,
     Corpus,
     DamagedError,
+    Feature,
     Storage,
     Turn,
     UserError,
@@ -99,15 +100,24 @@ def test_gc_says_whose_questions_lose_their_features(toy, command):
 
 
 def test_gc_clears_leftovers(toy, command):
-    """Temporary files, tars without sidecar and columns without column.json go; a sidecar without its tar stays."""
+    """Temporary files, tars without sidecar and columns without column.json go; a sidecar without its tar stays.
+
+    What is said to go is what goes.
+    """
+    toy.storage.write("notes.tmp-1", b"mine")
+    assert "notes.tmp-1" in toy.storage.names("")
+    assert "notes.tmp-1" in toy.storage.marks("")
     before = files(toy.storage.url)
     toy.storage.write(toy.column.path("000007.tar"), b"x")
     toy.storage.write("columns/gone.abcdef/000000.tar", b"x")
     toy.storage.write("columns/gone.abcdef/notes.txt", b"mine")
-    (Path(toy.storage.url) / "columns" / ".tmp-1-x").write_bytes(b"x")
+    (Path(toy.storage.url) / "columns" / ".tmp-1-x").write_bytes(bytes(2_000_000))
     out = command("gc", toy.storage.url)[1]
-    assert ("temporary file" in out, "tar without its sidecar" in out, "no column.json" in out) == (True, True, True)
-    assert command("gc", toy.storage.url, "--yes")[0] == 0
+    assert "columns/.tmp-1-x: temporary file, 1 files, 0.002 GB" in out
+    assert ("tar without its sidecar" in out, "no column.json" in out) == (True, True)
+    assert "0.002 GB would go; --yes removes it" in out
+    code, done, _ = command("gc", toy.storage.url, "--yes")
+    assert (code, done) == (0, out.replace("would go; --yes removes it", "removed"))
     assert files(toy.storage.url) == {**before, "columns/gone.abcdef/notes.txt": b"mine"}
     (Path(toy.storage.url) / toy.column.path("000000.tar")).unlink()
     (Path(toy.storage.url) / toy.column.path("column.json")).unlink()
@@ -366,6 +376,17 @@ def test_the_card_tells_the_store_and_no_path(toy, command):
     assert str(Path(toy.storage.url).parent) not in card
     code = card.split("```python\n")[2].split("```")[0].replace('Storage(".")', f"Storage({toy.storage.url!r})")
     exec(compile(code, "card", "exec"), {})
+
+
+def test_the_card_shows_how_to_read_numbers(toy):
+    """A column of texts has none, though its name comes first."""
+    texts = toy.spec.model_copy(
+        update={"name": "a-caption", "features": {"caption": Feature(shape=(1,), dtype="text")}}
+    )
+    create_column(toy.storage, texts, {})
+    card = make_card(toy.storage, None).decode()
+    assert f"columns/{toy.column.name}/000000.tar" in card
+    assert f'open_column(Storage("."), "{toy.column.name}")' in card
 
 
 def test_a_private_path_in_a_spec_is_not_told(tmp_path):

@@ -121,7 +121,7 @@ def test_pickles_find_their_videos_by_name(pickles, tmp_path, command):
     corpus = plan(tmp_path / "store", "v_two", "other")
     code, out, _ = command("import", "video-chatgpt", tmp_path / "store", folder)
     assert code == 0
-    assert "not in the corpus: 4 of those imported" in out
+    assert "not imported, as no item of the corpus matches: 4, such as v_" in out
     reader = ColumnReader(list_columns(Storage(tmp_path / "store"))[0])
     assert reader.keys() == [corpus.key_of_part[Part("/videos/v_two.mp4")]]
     assert reader.failed[corpus.key_of_part[Part("/videos/other.mp4")]].code == "missing"
@@ -246,13 +246,13 @@ def test_tars_join_a_planned_store(toy, tmp_path, command):
     words = ("--name", "vit", "--modality", "visual", "--feature", "cls.npy=temporal", "--about", "layer=-2")
     code, out, _ = command("import", "webdataset", toy.storage.url, tar, *words, "--dry-run")
     assert code == 0
-    assert "not in the corpus: 1 of those imported: stranger" in out
+    assert "not imported, as no item of the corpus matches: 1, such as stranger\n" in out
     assert "5 of 6 items would be imported" in out
     assert [column.name for column in list_columns(toy.storage)] == [toy.column.name]
     code, out, err = command("import", "webdataset", toy.storage.url, tar, *words)
     assert code == 0, err
     assert "not imported: members jpg" in out
-    assert "not in the corpus: 1 of those imported: stranger" in out
+    assert "not imported, as no item of the corpus matches: 1, such as stranger\n" in out
     column = open_column(toy.storage, "vit")
     reader = ColumnReader(column)
     assert reader.keys() == ["clip-0", "clip-5"]

@@ -153,6 +153,21 @@ def test_another_store_is_not_written_over(talking, tmp_path, build_store, comma
     assert contents(other) == before
 
 
+def test_a_store_that_another_process_writes_is_left_alone(talking, tmp_path, command):
+    """A push, a pull and a card wait for nobody: each is refused in one line, and a card makes no store."""
+    far = Storage(tmp_path / "far")
+    send(far, load_cargo(talking.storage, strip_uris=False), nothing)
+    before = contents(far)
+    for words in (("push", talking.storage.url, far.url), ("pull", talking.storage.url, far.url), ("card", far.url)):
+        with far.lock():
+            code, _, err = command(*words)
+        assert (code, err.count("\n")) == (2, 0)
+        assert err.startswith(f"{far.url}: another process is writing to this store: process {os.getpid()} on ")
+        assert contents(far) == before
+    assert "no store is there" in command("card", tmp_path / "nowhere")[2]
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_damage_is_not_passed_on(talking, tmp_path, command):
     """A flipped byte in a tar stops the push with its name; a pull says so too; the shard does not become visible."""
     tar = Path(talking.storage.path(talking.column.path("000001.tar")))
