@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,14 +60,13 @@ def _write_column(column: Column, items: int) -> None:
         for n, key in enumerate(numbers):
             arrays = {name: np.full((4 if f.shape[0] is None else 2, 4), n, np.float16) for name, f in FEATURES.items()}
             writer.add(key, arrays, {})
-    first, storage = column.sidecar(0).model_dump(mode="json", exclude_none=True), column.storage
+    first, storage = column.sidecar(0), column.storage
     tar = Path(storage.path(column.path(shard_name(0, "tar"))))
     for shard in range(1, -(-items // PER_SHARD)):
-        for n, item in enumerate(first["items"]):
-            item["key"] = f"clip-{shard * PER_SHARD + n:09d}"
-        first["shard"] = shard
+        keys = tuple(f"clip-{shard * PER_SHARD + n:09d}" for n in range(PER_SHARD))
         os.link(tar, tar.with_name(shard_name(shard, "tar")))
-        tar.with_name(shard_name(shard, "json")).write_bytes(seal_json(first))
+        sidecar = seal_json(replace(first, shard=shard, keys=keys).dump())
+        tar.with_name(shard_name(shard, "json")).write_bytes(sidecar)
 
 
 def _conversations(items: int) -> Iterator[pa.RecordBatch]:

@@ -131,9 +131,9 @@ def _column(encoder: Encoder[Any], prepared: Sequence[tuple[MediaItem, Units | M
             batcher.flush()
         sidecar = column.sidecar(0)
     seconds = (time.perf_counter() - start) * _share_of_real_rows(encoder, list(map(len, rows)))
-    count, written = max(1, len(prepared)), sidecar.tar_bytes if sidecar.items else 0
+    count, written = max(1, len(prepared)), sidecar.tar_bytes if sidecar.keys else 0
     failed = frozenset(failure.key for failure in sidecar.failed if failure.code != "absent")
-    return ColumnEstimate(column.name, len(sidecar.items) / count, seconds / count, written / count, failed)
+    return ColumnEstimate(column.name, len(sidecar.keys) / count, seconds / count, written / count, failed)
 
 
 def _share_of_real_rows(encoder: Encoder[Any], rows: Sequence[int]) -> float:

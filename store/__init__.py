@@ -22,7 +22,8 @@ from store.names import is_missing_folder, means_folder
 from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of
 from store.reader import Arrays, ColumnReader
 from store.settings import Settings, load_settings, parse_settings
-from store.shard import FAILURE_CODES, Failure, FailureCode, ShardWriter, Sidecar
+from store.shard import ShardWriter
+from store.sidecar import FAILURE_CODES, Failure, FailureCode, Sidecar
 from store.spec import ColumnSpec, Feature, canonical_json
 from store.storage import Storage
 from store.stream import ItemRows, Replacement, Stream, StreamBatch

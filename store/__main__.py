@@ -12,8 +12,8 @@ from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError
 from store.exchange.commands import app as care
-from store.shard import Failure
 from store.show import describe, find_item, say
+from store.sidecar import Failure
 from store.storage import Storage
 from store.verify import (
     ColumnStats,

@@ -17,7 +17,8 @@ from store.corpus import ADDED, SCHEMA, MediaItem
 from store.corpus import NAME as CORPUS
 from store.errors import DamagedError
 from store.mapped import MappedConversations
-from store.shard import TEXT, ArrayEntry, Failure, Item, shard_name
+from store.shard import shard_name
+from store.sidecar import TEXT, ArrayEntry, Failure, Item
 from store.storage import Storage
 from store.table import opened_table
 

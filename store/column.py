@@ -12,16 +12,8 @@ from store.corpus import NAME as CORPUS
 from store.errors import DamagedError, UserError
 from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
-from store.shard import (
-    ArrayEntry,
-    Failure,
-    ShardWriter,
-    Sidecar,
-    decode_array,
-    load_sidecar,
-    save_sidecar,
-    shard_name,
-)
+from store.shard import ShardWriter, decode_array, shard_name
+from store.sidecar import ArrayEntry, Failure, Sidecar, load_sidecar, save_sidecar
 from store.spec import FORMAT, ColumnSpec
 from store.storage import Storage
 
@@ -104,7 +96,7 @@ class Column:
         """
         tar = self.path(shard_name(shard, "tar"))
         data = self.storage.read(tar, entry.offset, entry.offset + entry.nbytes)
-        if xxhash.xxh3_64_hexdigest(data) != entry.xxh3:
+        if xxhash.xxh3_64_intdigest(data) != entry.xxh3:
             raise DamagedError(f"{self.storage.where(tar)}: {member} differs from its checksum")
         return decode_array(memoryview(data), entry.dtype, entry.shape)
 

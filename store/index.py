@@ -21,7 +21,8 @@ from store.errors import DamagedError
 from store.hashes import find, hash_keys
 from store.indexing import build_index, rank_of
 from store.maps import Map, Texts, open_map, write_arrays
-from store.shard import FAILURE_CODES, Failure, shard_name
+from store.shard import shard_name
+from store.sidecar import FAILURE_CODES, Failure
 from store.spec import ColumnSpec, canonical_json
 
 GROUP = 4096  # rows whose places are compared with their checksums at once, when the first of them is used

@@ -1,93 +1,20 @@
-"""One shard of a column: a plain WebDataset tar, and the sidecar that publishes it.
-
-A shard is published if and only if its sidecar exists. The sidecar holds the offset, shape, dtype and checksum of every
-array, so readers need not parse the tar; and it lists the items that failed, each with a reason.
-"""
+"""One shard of a column: a plain WebDataset tar, beside which its sidecar (`store.sidecar`) publishes it."""
 
 import io
 import json
-import math
 import tarfile
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from store.sealed import seal_json, unseal_json
-from store.settings import Settings, parse_settings
-from store.spec import FORMAT, Feature, canonical_json
-from store.storage import Storage
+from store.sidecar import TEXT, ArrayEntry, Failure, Places, Sidecar
+from store.spec import Feature, canonical_json
 
-TEXT = "text"
 BLOCK_BYTES = 4 << 20
-FailureCode = Literal["absent", "missing", "empty", "unreadable", "truncated", "too_large"]
-FAILURE_CODES: tuple[FailureCode, ...] = get_args(FailureCode)
-
-
-class ArrayEntry(Settings):
-    """Where an array's data lies in the tar: numbers in C order, little-endian, or a text's JSON.
-
-    Attributes:
-        offset: start of the data, in bytes from the start of the tar.
-        shape: the array's shape.
-        dtype: the array's dtype; `text` for strings.
-        xxh3: xxh3-64 of the data alone, without the header of the .npy file, in hexadecimal.
-        size: length of a text's JSON in bytes; None for numbers, as shape and dtype give it.
-    """
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-    xxh3: str
-    size: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the data in bytes."""
-        return self.size or math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-class Item(Settings):
-    """A usable item of a shard."""
-
-    key: str
-    arrays: dict[str, ArrayEntry]
-
-
-class Failure(Settings):
-    """An item that the column lacks, and why.
-
-    The code `absent` means that the medium has no such stream by nature (a still has no sound); all others are defects.
-    """
-
-    key: str
-    code: FailureCode
-    reason: str
-
-
-class Sidecar(Settings):
-    """The content of a shard's JSON file, such as `000012.json`.
-
-    Attributes:
-        format: of the store, in which it was written.
-        shard: its number.
-        column: `name.digest` of its column.
-        tar_bytes: size of the tar.
-        tar_xxh3: xxh3-128 of the whole tar, in hexadecimal.
-        items: that are usable, in the order of the tar.
-        failed: the others.
-    """
-
-    format: int = FORMAT
-    shard: int
-    column: str
-    tar_bytes: int
-    tar_xxh3: str
-    items: tuple[Item, ...]
-    failed: tuple[Failure, ...]
 
 
 def shard_name(shard: int, suffix: str) -> str:
@@ -102,7 +29,8 @@ class ShardWriter:
         self._file = file
         self._features = features
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
-        self._items: list[Item] = []
+        self._keys: list[str] = []
+        self._entries: dict[str, list[ArrayEntry]] = {name: [] for name in features}
         self._failed: list[Failure] = []
 
     def add(self, key: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, JsonValue]) -> None:
@@ -111,9 +39,10 @@ class ShardWriter:
         for name, array in arrays.items():
             dtype = TEXT if array.dtype.kind == "U" else str(array.dtype)
             assert self._features[name].admits(array.shape, dtype), f"{key}.{name}: {dtype} {array.shape}"
-        entries = {name: self._add_feature(f"{key}.{name}", array) for name, array in arrays.items()}
+        for name, array in arrays.items():
+            self._entries[name].append(self._add_feature(f"{key}.{name}", array))
         self._add_member(f"{key}.json", canonical_json(dict(facts)))
-        self._items.append(Item(key=key, arrays=entries))
+        self._keys.append(key)
 
     def fail(self, failure: Failure) -> None:
         """Record an item that failed."""
@@ -125,8 +54,7 @@ class ShardWriter:
     def _add_text(self, member: str, array: NDArray[Any]) -> ArrayEntry:
         data = canonical_json(array.tolist())
         start = self._add_member(f"{member}.json", data)
-        digest = xxhash.xxh3_64_hexdigest(data)
-        return ArrayEntry(offset=start, shape=array.shape, dtype=TEXT, xxh3=digest, size=len(data))
+        return ArrayEntry(start, array.shape, TEXT, xxhash.xxh3_64_intdigest(data), len(data))
 
     def _add_array(self, member: str, array: NDArray[Any]) -> ArrayEntry:
         array = np.ascontiguousarray(array)
@@ -134,12 +62,8 @@ class ShardWriter:
         np.save(buffer, array, allow_pickle=False)
         start = self._add_member(f"{member}.npy", buffer.getvalue())
         header = buffer.getbuffer().nbytes - array.nbytes
-        return ArrayEntry(
-            offset=start + header,
-            shape=array.shape,
-            dtype=str(array.dtype),
-            xxh3=xxhash.xxh3_64_hexdigest(array.data),
-        )
+        digest = xxhash.xxh3_64_intdigest(array.data)
+        return ArrayEntry(start + header, array.shape, str(array.dtype), digest, array.nbytes)
 
     def _add_member(self, name: str, data: bytes) -> int:
         info = tarfile.TarInfo(name)
@@ -159,7 +83,8 @@ class ShardWriter:
             column=column,
             tar_bytes=size,
             tar_xxh3=tar_checksum(self._file),
-            items=tuple(self._items),
+            keys=tuple(self._keys),
+            arrays={name: Places.of(self._entries[name], feature) for name, feature in self._features.items()},
             failed=tuple(self._failed),
         )
 
@@ -177,19 +102,3 @@ def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> NDArra
     if dtype == TEXT:
         return np.array(json.loads(bytes(data)), np.str_).reshape(shape)
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def save_sidecar(storage: Storage, name: str, sidecar: Sidecar) -> None:
-    """Write a sidecar, which publishes its shard."""
-    storage.write(name, seal_json(sidecar.model_dump(mode="json", exclude_none=True)))
-
-
-def load_sidecar(storage: Storage, name: str) -> Sidecar:
-    """Read a sidecar.
-
-    Raises:
-        UserError: the sidecar is missing, or its format is newer.
-        DamagedError: the sidecar does not match its checksum.
-    """
-    where = storage.where(name)
-    return parse_settings(Sidecar, unseal_json(storage.read(name), FORMAT, where), where)

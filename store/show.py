@@ -11,7 +11,7 @@ from store.console import console, make_table
 from store.conversation import list_conversations
 from store.corpus import MediaItem, make_key
 from store.errors import DamagedError, UserError
-from store.shard import Failure
+from store.sidecar import Failure
 from store.storage import Storage
 from store.verify import column_folders, open_folder
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from store.errors import DamagedError, UserError
 from store.reader import Arrays, ColumnReader
-from store.shard import TEXT
+from store.sidecar import TEXT
 
 
 class Replacement(NamedTuple):

@@ -16,7 +16,8 @@ from store.conversation import load_conversations
 from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError
-from store.shard import Failure, Sidecar, shard_name
+from store.shard import shard_name
+from store.sidecar import Failure, Sidecar
 from store.storage import LOCK, Storage
 
 BLOCK_BYTES = 8 << 20
@@ -68,7 +69,7 @@ def column_stats(column: Column, corpus: Corpus, damaged: list[DamagedError] | N
     stats = ColumnStats(0, len(corpus.shards))
     for _, sidecar in column.sidecars(damaged):
         stats.shards += 1
-        stats.usable += len(sidecar.items)
+        stats.usable += len(sidecar.keys)
         stats.bytes += sidecar.tar_bytes
         stats.failures += sidecar.failed
     return stats
@@ -140,16 +141,15 @@ def check_plan(column: Column, sidecar: Sidecar, planned: Sequence[str] | None) 
     """
     where = column.storage.where(column.path(shard_name(sidecar.shard, "json")))
     failed = {failure.key for failure in sidecar.failed}
-    usable = [item.key for item in sidecar.items]
-    features = column.spec.features
     with column.blamed(sidecar.shard):
-        if planned is None or usable != [key for key in planned if key not in failed] or failed - set(planned):
+        if (
+            planned is None
+            or list(sidecar.keys) != [key for key in planned if key not in failed]
+            or failed - set(planned)
+        ):
             raise DamagedError(f"{where}: its items are not those of the corpus plan")
-        for item in sidecar.items:
-            if item.arrays.keys() != features.keys() or not all(
-                features[name].admits(entry.shape, entry.dtype) for name, entry in item.arrays.items()
-            ):
-                raise DamagedError(f"{where}: the arrays of {item.key} are not those of the column's spec")
+        if name := sidecar.misfit(column.spec.features):
+            raise DamagedError(f"{where}: its arrays {name!r} do not fit the column's spec or the tar's size")
 
 
 def _check_tar(column: Column, sidecar: Sidecar) -> None:

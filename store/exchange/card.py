@@ -20,7 +20,8 @@ from store.conversation import MODALITIES, load_conversations
 from store.corpus import NAME, Corpus
 from store.errors import UserError
 from store.exchange.transfer import CARD
-from store.shard import TEXT, shard_name
+from store.shard import shard_name
+from store.sidecar import TEXT
 from store.spec import canonical_json
 from store.storage import Storage
 from store.verify import column_stats

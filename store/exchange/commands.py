@@ -8,6 +8,7 @@ import typer
 import yaml
 
 from store import gc as collector
+from store import upgrade as upgrading
 from store.column import list_columns, open_column
 from store.console import Meter, console, make_app
 from store.corpus import NAME, Corpus, Kind
@@ -15,6 +16,7 @@ from store.errors import UserError
 from store.exchange import export, hub, merge, transfer, video_chatgpt, webdataset
 from store.exchange.card import make_card
 from store.exchange.importing import NAMED, Foreign, Placed, check_sources, import_column, place, plan_foreign
+from store.index import publish_index
 from store.storage import Storage
 from store.verify import column_stats, find_damaged
 
@@ -149,6 +151,23 @@ def gc(
             collector.clear(storage, rubbish)
     size = sum(heap.bytes for heap in rubbish) / 1e9
     console.print(f"{size:.3f} GB {'removed' if yes else 'would go; --yes removes it' if rubbish else 'to remove'}")
+
+
+@app.command()
+def upgrade(store: Where, dry_run: DryRun = False) -> None:
+    """Write sidecars of format 1 as format 2, which is smaller and read faster. Stopped, the same command goes on."""
+    storage = Storage(store)
+    with contextlib.nullcontext() if dry_run else storage.lock():
+        for column in list_columns(storage):
+            shards, old = column.shards(), 0
+            with Meter(f"upgrade {column.name}", len(shards), "sidecars") as meter:
+                for is_old in upgrading.upgrade(column, write=not dry_run):
+                    old += is_old
+                    meter.advance(1)
+            if old and not dry_run:
+                publish_index(column)
+            would = " would be" if dry_run else " are"
+            console.print(f"{column.name}: {old}{would} upgraded, {len(shards) - old} are of format 2")
 
 
 @app.command("merge")

@@ -1,10 +1,12 @@
 """Copy a shard between stores: first the tar, then the sidecar; the checksum is verified on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from store.column import Column
 from store.errors import DamagedError
-from store.shard import Sidecar, save_sidecar, shard_name, tar_checksum
+from store.shard import shard_name, tar_checksum
+from store.sidecar import Sidecar, save_sidecar
 
 
 def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) -> None:
@@ -26,7 +28,7 @@ def copy_shard(source: Column, target: Column, sidecar: Sidecar, number: int) ->
     written = target.storage.fs.size(target.storage.path(name))
     if written != sidecar.tar_bytes:
         raise DamagedError(f"{target.storage.where(name)}: {written} bytes arrived of {sidecar.tar_bytes}")
-    save_sidecar(target.storage, sidecar_name, sidecar.model_copy(update={"shard": number}))
+    save_sidecar(target.storage, sidecar_name, replace(sidecar, shard=number))
 
 
 def _checksum(path: Path) -> str:

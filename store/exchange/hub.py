@@ -9,7 +9,8 @@ from typing import Any
 from store.column import Column
 from store.errors import UserError
 from store.exchange.transfer import CARD, Cargo, check_extends
-from store.shard import Sidecar, shard_name
+from store.shard import shard_name
+from store.sidecar import Sidecar
 from store.storage import Storage
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -15,7 +15,8 @@ from store.column import create_column, list_columns
 from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
 from store.errors import UserError
 from store.reader import Arrays
-from store.shard import Failure, FailureCode, ShardWriter
+from store.shard import ShardWriter
+from store.sidecar import Failure, FailureCode
 from store.spec import ColumnSpec
 from store.storage import Storage
 

@@ -192,7 +192,7 @@ def _merge_column(out: Storage, column: Column, incoming: Incoming, advance: Cal
         number = incoming.shards[shard]
         if number not in existing:
             copy_shard(column, target, sidecar, number)
-        elif target.sidecar(number) != sidecar.model_copy(update={"shard": number}):
+        elif target.sidecar(number) != replace(sidecar, shard=number):
             kept = target.sidecar(number)
             differing.append(
                 f"{target.name} shard {number}: other bytes in {column.storage.url}; those that were there are kept "

@@ -15,7 +15,8 @@ from store.corpus import NAME, Corpus
 from store.errors import UserError
 from store.exchange.copying import copy_shard
 from store.index import publish_index
-from store.shard import Sidecar, shard_name
+from store.shard import shard_name
+from store.sidecar import Sidecar
 from store.storage import Storage
 
 CARD = "README.md"

@@ -22,7 +22,7 @@ from store.browse import (
     record_of,
 )
 from store.index import open_index
-from store.shard import FAILURE_CODES, TEXT
+from store.sidecar import FAILURE_CODES, TEXT
 from store.verify import column_folders, open_folder
 from trainer.checkpoint.info import CheckpointInfo
 
