@@ -35,9 +35,7 @@ def ablate(
 
 def main() -> None:
     """Entry point."""
-    run_app(
-        app, "stopped; the same command goes on from the last saved state, if save_every asked for any", extra="train"
-    )
+    run_app(app, "stopped; the same command goes on from the last saved state", extra="train")
 
 
 if __name__ == "__main__":

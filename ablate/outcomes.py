@@ -99,7 +99,7 @@ def is_done(evaluation: Evaluation, judge: JudgeSettings | None) -> bool:
 
 
 def read_outcome(evaluation: Evaluation, judge: JudgeSettings | None) -> Outcome | None:
-    """The outcome of an evaluation; None if it is still to come, or was judged by somebody else."""
+    """The outcome of an evaluation; None if it is still to come, has no metrics, or was not judged as `judge` would."""
     if not evaluation.file.exists():
         return None
     report = json.loads(evaluation.file.read_bytes())
@@ -121,9 +121,7 @@ def _of_task(evaluation: Evaluation, report: Mapping[str, Any], judge: JudgeSett
     (entry,) = report["tasks"]
     assert evaluation.task
     judged = entry["judge"] or {}
-    if evaluation.task.judged and (
-        not judge or (judged.get("model"), judged.get("protocol")) != (judge.model, judge.protocol)
-    ):
+    if evaluation.task.judged and not (judge and is_by(judge, judged)):
         return None
     if not entry["metrics"]:
         return None

@@ -26,10 +26,10 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> None:
     scales = list(dict.fromkeys(scale_of(row.metric) for row in rows))
     figure, panels = plt.subplots(1, len(scales), figsize=(1 + 5 * len(scales), 4), squeeze=False)
     values = list(dict.fromkeys(row.value for row in rows))
-    for axes, scale in zip(panels[0], scales, strict=True):
-        _draw(axes, [row for row in rows if scale_of(row.metric) == scale], values)
-        axes.set(ylabel=scale)
-        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    for panel, scale in zip(panels[0], scales, strict=True):
+        _draw(panel, [row for row in rows if scale_of(row.metric) == scale], values)
+        panel.set(ylabel=scale)
+        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.suptitle(title)
     figure.tight_layout()
     with publishing(path) as temporary:
@@ -37,7 +37,7 @@ def plot(title: str, rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw(axes: Any, rows: Sequence[Row], values: Sequence[str | int]) -> None:
+def _draw(panel: Any, rows: Sequence[Row], values: Sequence[str | int]) -> None:
     """A line or points for each benchmark, and the paper's figures as crosses."""
     numeric = all(isinstance(value, int) for value in values)
     for number, benchmark in enumerate(dict.fromkeys(row.benchmark for row in rows)):
@@ -47,15 +47,15 @@ def _draw(axes: Any, rows: Sequence[Row], values: Sequence[str | int]) -> None:
         places = [row.value if numeric else values.index(row.value) + 0.08 * number for row in own]
         middle, low, high = (np.array([getattr(row.score, name) for row in own]) for name in ("value", "low", "high"))
         spread = np.maximum(0, [middle - low, high - middle])
-        line = axes.errorbar(places, middle, spread, fmt="o-" if numeric else "o", capsize=4, label=benchmark)
+        line = panel.errorbar(places, middle, spread, fmt="o-" if numeric else "o", capsize=4, label=benchmark)
         papers = [(place, row.paper) for place, row in zip(places, own, strict=True) if row.paper is not None]
         if papers:
             colour, label = line.lines[0].get_color(), f"{benchmark}, the paper"
-            axes.scatter(*zip(*papers, strict=True), marker="x", color=colour, label=label, zorder=3)
+            panel.scatter(*zip(*papers, strict=True), marker="x", color=colour, label=label, zorder=3)
     if numeric:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(values), [str(value) for value in sorted(values)])
-        axes.minorticks_off()
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sorted(values), [str(value) for value in sorted(values)])
+        panel.minorticks_off()
     else:
-        axes.set_xticks(range(len(values)), [str(value) for value in values])
-        axes.set_xlim(-0.5, len(values) - 0.5)
+        panel.set_xticks(range(len(values)), [str(value) for value in values])
+        panel.set_xlim(-0.5, len(values) - 0.5)

@@ -1,8 +1,7 @@
 """`avllm ablate`: show what an ablation takes, do the missing work, write the results.
 
 All work is done by the ordinary commands, each in its own process: `featurize run`, `trainer train`, `serve heldout`,
-`serve evaluate`.
-The only state is on disk, so the same command resumes after any stop.
+`serve evaluate`. The only state is on disk, so the same command resumes after any stop.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from ablate.plan import Ablation, Run
 from ablate.settings import AXES, AblateConfig
-from ablate.work import PYTHON, Work, shown
+from ablate.work import PYTHON, Work, as_typed
 from store import UserError
 from store.console import console
 
@@ -38,7 +37,7 @@ def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None =
         if not _show_costs(config, files):
             raise SystemExit(1)
         return
-    from trainer.planning.estimate import foretell, show_hours
+    from trainer.planning.estimate import MFU, forecast, show_hours
 
     hours: dict[str, float] = {}  # by settings without the seed
     total, where, failed = 0.0, "", False
@@ -48,16 +47,16 @@ def dry_run(config: AblateConfig, ranks: int | None = None, device: str | None =
         if without_seed not in hours:
             hours[without_seed] = 0.0
             try:
-                forecast = foretell(config_of_run, ranks, device)
+                foreseen = forecast(config_of_run, ranks, device)
             except UserError as error:
                 console.print(f"will fail: {run.folder.name}: {error}", markup=False)
                 failed = True
                 continue
-            assert forecast, "no launcher starts a dry run"
-            hours[without_seed], where = forecast.estimate.hours, f"{forecast.ranks} x {forecast.device.name}"
+            assert foreseen, "no launcher starts a dry run"
+            hours[without_seed], where = foreseen.estimate.hours, f"{foreseen.ranks} x {foreseen.device.name}"
         total += hours[without_seed]
     if where:
-        console.print(f"training: {show_hours(total)} on {where} at an assumed MFU of 0.4, asking not counted")
+        console.print(f"training: {show_hours(total)} on {where} at an assumed MFU of {MFU}, asking not counted")
     if failed:
         raise SystemExit(1)
 
@@ -69,19 +68,17 @@ def ablate(config: AblateConfig) -> None:
         UserError: settings, columns or conversations do not fit (nothing is started then), or featurizing failed.
         SystemExit: some runs or evaluations failed; the others' results are written.
     """
-    ablation = Ablation(config)
-    files = _show_plan(ablation)
-    _show_costs(config, files)
+    _show_costs(config, _show_plan(Ablation(config)))  # a cost that cannot be measured is no reason not to try
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output) as lock:
+        files = _to_featurize(Ablation(config))  # planned anew, as another ablation may have been waited for
         for file in files:
             if subprocess.run(_featurize(config, file), check=False).returncode:
-                raise UserError(f"field 'featurize': {shown(_featurize(config, file))} failed")
-        if files:
-            ablation = Ablation(config)
-            for need in ablation.missing():
-                raise UserError(f"field 'featurize': {', '.join(files)} did not make all of {need}")
+                raise UserError(f"field 'featurize': {as_typed(_featurize(config, file))} failed")
+        ablation = Ablation(config)
+        for need in ablation.missing():
+            raise UserError(f"field 'featurize': {', '.join(files)} did not make all of {need}")
         work = Work(ablation, lock)
         work.all_points()
     console.print(f"results: {output}/results.md, {output}/results.json, plots beside them")
@@ -95,14 +92,19 @@ def _show_plan(ablation: Ablation) -> list[str]:
     """Print what is read, trained and featurized first. Returns the configurations to featurize with."""
     _show_columns(ablation)
     _show_points(ablation)
+    files = _to_featurize(ablation)
+    for file in files:
+        console.print(f"to be featurized: {as_typed(_featurize(ablation.config, file))}")
+    return files
+
+
+def _to_featurize(ablation: Ablation) -> list[str]:
+    """The configurations to featurize with."""
     if not ablation.missing():
         return []
     from ablate.featurizing import configurations  # imports the featurizer, which finished columns need for nothing
 
-    files = configurations(ablation)
-    for file in files:
-        console.print(f"to be featurized: {shown(_featurize(ablation.config, file))}")
-    return files
+    return configurations(ablation)
 
 
 def _show_costs(config: AblateConfig, files: Sequence[str]) -> bool:
@@ -110,7 +112,7 @@ def _show_costs(config: AblateConfig, files: Sequence[str]) -> bool:
     status = 0
     for file in files:
         estimate = [*PYTHON, "featurize", "estimate", "--store", config.store, "--config", file]
-        console.print(f"what that costs: {shown(estimate)}")
+        console.print(f"what that costs: {as_typed(estimate)}")
         status |= subprocess.run(estimate, check=False).returncode
     return not status
 

@@ -112,17 +112,17 @@ class Results:
         lines = [
             "# Ablations",
             "",
-            "One axis is varied at a time. Scores are in %, but a judge's score, which is from 0 to 5. Exact answers",
+            "One axis is varied at a time. Scores are in %, except a judge's, which are from 0 to 5. Exact answers",
             "are the share of held-out conversations that the model would answer word for word; all else is of",
             "generated answers. Intervals are 95%, by bootstrap over media items (where all is right or all is wrong",
-            "they have no width); differences are paired, from the base point. The paper's figures were judged, by a",
-            "judge that it does not name whole; they stand in brackets, beside judged rows only. results.json has all",
-            "with its digests.",
+            "they have no width); differences are paired, from the base point. The paper's figures are a judge's, of",
+            "which it does not give the version or the prompt; they stand in brackets, beside judged rows only.",
+            "results.json has all with its digests.",
             "",
             f"Base point: {base}; seeds {', '.join(map(str, self._ablation.config.seeds))}.",
         ]
         if self._missing:
-            lines += ["", f"**Not whole: {self._missing} evaluations are still to come, or have failed.**"]
+            lines += ["", f"**Incomplete: {self._missing} evaluations are still to come, or have failed.**"]
         if self._undecided:
             lines += ["", f"**{self._undecided} answers are not judged yet; the same command asks again.**"]
         for table in tables:
@@ -146,11 +146,12 @@ def _grid(table: Table) -> list[str]:
     lines = [_line([table.axis, *benchmarks]), _line(["---"] * (1 + len(benchmarks)))]
     for value in dict.fromkeys(row.value for row in table.rows):
         rows = [cells.get((value, benchmark)) for benchmark in benchmarks]
-        lines.append(_line([str(value), *("" if row is None else _short(row) for row in rows)]))
+        lines.append(_line([str(value), *("" if row is None else _with_paper(row) for row in rows)]))
     return lines
 
 
-def _short(row: Row) -> str:
+def _with_paper(row: Row) -> str:
+    """A score, and the paper's in brackets."""
     paper = "" if row.paper is None else f" [{row.paper:.1f}]"
     return f"{row.score.value:.{_digits(row)}f}{paper}"
 
@@ -172,10 +173,10 @@ def _cells(row: Row) -> list[str]:
         row.metric,
         str(row.n),
         str(row.seeds),
-        _shown(row.score, f".{digits}f"),
+        _with_interval(row.score, f".{digits}f"),
         "" if row.deviation is None else f"{row.deviation:.{digits}f}",
-        "" if row.difference is None else _shown(row.difference, f"+.{digits}f"),
-        "" if row.loss is None else _shown(row.loss, ".4f"),
+        "" if row.difference is None else _with_interval(row.difference, f"+.{digits}f"),
+        "" if row.loss is None else _with_interval(row.loss, ".4f"),
         row.judge,
         "" if row.paper is None else f"{row.paper:.1f}",
     ]
@@ -185,7 +186,7 @@ def _digits(row: Row) -> int:
     return 2 if row.metric == "score" else 1
 
 
-def _shown(estimate: Estimate, form: str) -> str:
+def _with_interval(estimate: Estimate, form: str) -> str:
     value, low, high = (f"{number:{form}}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
 

@@ -24,14 +24,18 @@ SECONDS_BETWEEN_LINES = 30.0  # how often a command's last line is repeated
 class Work:
     """The runs and evaluations of an ablation, done one after the other.
 
+    Args:
+        ablation: the plan.
+        lock: descriptor of the lock of its folder, which the commands inherit.
+
     Attributes:
-        failed: a record of each command that failed.
+        failed: a record of each command that failed; of a run that points share, one for each of them.
     """
 
     def __init__(self, ablation: Ablation, lock: int) -> None:
         self.failed: list[dict[str, object]] = []
         self._ablation, self._lock = ablation, lock
-        self._tried: set[str] = set()
+        self._tried: dict[str, dict[str, object] | None] = {}  # by digest of a run, how it failed
 
     def all_points(self) -> None:
         """Do every point with every seed; write the results after each."""
@@ -49,13 +53,15 @@ class Work:
 
     def _train(self, run: Run, what: str) -> bool:
         """Start a run unless it is finished or was tried; the trainer resumes it. Returns whether it is finished."""
+        what = f"{what}: {run.folder.name}"
         if not run.checkpoint.is_dir() and run.digest not in self._tried:
-            self._tried.add(run.digest)
             run.folder.mkdir(parents=True, exist_ok=True)
             settings = run.folder / "train.yaml"
             settings.write_text(yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False))
             words = [*(self._ablation.config.launcher or PYTHON), "trainer", "train", str(settings)]
-            self._start(words, run.folder / "train.log", f"{what}: {run.folder.name}")
+            self._tried[run.digest] = self._start(words, run.folder / "train.log", what)
+        elif failure := self._tried.get(run.digest):
+            self.failed.append(failure | {"what": what})
         finished = run.checkpoint.is_dir()
         if finished:
             shutil.rmtree(run.folder / "steps", ignore_errors=True)  # each is as large as three checkpoints
@@ -93,11 +99,11 @@ class Work:
             words += ["--judges", _yaml(output / "judge.yaml", judge), "--ledger", str(output / LEDGER)]
         return words
 
-    def _start(self, words: Sequence[str], log: Path, what: str) -> None:
-        """Run a command with its output in a log, print its last line now and then, and record a failure."""
+    def _start(self, words: Sequence[str], log: Path, what: str) -> dict[str, object] | None:
+        """Run a command with its output in a log, print its last line now and then; record and return a failure."""
         console.print(f"{what}, log: {log}", markup=False)
         with open(log, "ab") as output:
-            output.write(f"$ {shown(words)}\n".encode())
+            output.write(f"$ {as_typed(words)}\n".encode())
             output.flush()
             process = subprocess.Popen(words, stdout=output, stderr=output, pass_fds=[self._lock])
             status, last = None, _last_line(log)
@@ -113,9 +119,12 @@ class Work:
                 if status is None:
                     process.kill()
                     process.wait()
-        if status:
-            failure = {"what": what, "said": last, "status": status, "log": str(log), "command": shown(words)}
-            self.failed.append(failure)
+        if not status:
+            return None
+        command = as_typed(words)
+        failure: dict[str, object] = {"what": what, "said": last, "status": status, "log": str(log), "command": command}
+        self.failed.append(failure)
+        return failure
 
     def _write(self) -> None:
         from ablate.tables import Results
@@ -136,6 +145,6 @@ def _last_line(log: Path) -> str:
     return [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
 
 
-def shown(words: Sequence[str]) -> str:
+def as_typed(words: Sequence[str]) -> str:
     """A command, as one types it."""
     return shlex.join("python" if word == sys.executable else word for word in words)

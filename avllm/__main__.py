@@ -14,14 +14,17 @@ from store.console import make_app, run
 
 
 class Packages(TyperGroup):
-    """Commands that are imported when they are named, since some take a second."""
+    """The packages and the commands of this file.
+
+    `main` runs a package itself, so here one is imported for shell completion alone: some take a second.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The packages, then the commands of this file."""
         return [*PACKAGES, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command; for the help page alone, a package is not imported."""
+        """A command; of a package that is not imported, with what the help page shows of it."""
         if cmd_name not in PACKAGES:
             return super().get_command(ctx, cmd_name)
         if ctx.resilient_parsing or "_AVLLM_COMPLETE" in os.environ:

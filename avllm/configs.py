@@ -1,37 +1,38 @@
 """The configurations that are shipped, by package and name."""
 
-import importlib.util
 from pathlib import Path
 
-from store import UserError
+from ablate.settings import AblateConfig
+from curate.curation import CurationSettings
+from featurize.settings import FeaturizeConfig
+from store import Settings, UserError
 from store.console import console, make_table
-from store.settings import guess
+from store.settings import guess, shipped
+from trainer.settings import TrainConfig
 
-TAKEN_BY = {
-    "featurize": "featurize run --config",
-    "curate": "curate run --config",
-    "trainer": "trainer train",
-    "ablate": "ablate",
+TAKEN_BY: dict[str, type[Settings]] = {
+    "featurize run --config": FeaturizeConfig,
+    "curate run --config": CurationSettings,
+    "trainer train": TrainConfig,
+    "ablate": AblateConfig,
 }
 
 
 def shipped_files() -> dict[str, Path]:
     """All of them, as `package/name`."""
-    found: dict[str, Path] = {}
-    for package in TAKEN_BY:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None
-        assert spec.origin is not None
-        found |= {f"{package}/{path.stem}": path for path in sorted(Path(spec.origin).parent.glob("configs/*.yaml"))}
-    return found
+    return {
+        f"{command.split()[0]}/{name}": path
+        for command, model in TAKEN_BY.items()
+        for name, path in shipped(model).items()
+    }
 
 
 def list_shipped() -> None:
     """Print a table of them, each with the command that takes it and its first line."""
     table = make_table("command", "what it is")
-    for name, path in shipped_files().items():
-        package, _, stem = name.partition("/")
-        table.add_row(f"avllm {TAKEN_BY[package]} {stem}", path.read_text().splitlines()[0].lstrip("# "))
+    for command, model in TAKEN_BY.items():
+        for name, path in shipped(model).items():
+            table.add_row(f"avllm {command} {name}", path.read_text().splitlines()[0].lstrip("# "))
     console.print(table)
     console.print("avllm configs PACKAGE/NAME prints one, such as trainer/demo-stage1")
 

@@ -1,24 +1,26 @@
 """What this machine has and lacks for the work at hand, each finding with its remedy."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
 import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
 from rich.text import Text
 
+from avllm import __version__
 from avllm.configs import shipped_files
 from store import Storage, UserError, list_columns
 from store.cache import cache_folder
 from store.console import console, make_table
 from store.corpus import NAME as CORPUS
+from store.settings import yaml_fault
 
 EXTRAS = {
     "featurize": "decoding media, encoders, Ray",
@@ -69,7 +71,7 @@ def examine(config: str | None, store: str | None) -> bool:
 
 def findings(config: str | None, store: str | None) -> Iterator[Finding]:
     """Look at everything in turn."""
-    yield Finding("avllm", f"{importlib.metadata.version('avllm')}, Python {platform.python_version()}")
+    yield Finding("avllm", f"{__version__}, Python {platform.python_version()}")
     yield from _extras()
     yield _processor()
     yield _memory()
@@ -127,22 +129,25 @@ def bfloat16_flag() -> str | None:
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    low = f"a 7B LLM takes 14 GB; below {LOW_MEMORY_GB} GB the demo's fits" if total < LOW_MEMORY_GB else ""
+    low = "train a small LLM, such as the demo's: one of 7B takes 14 GB" if total < LOW_MEMORY_GB else ""
     return Finding("memory", f"{total:.0f} GB", low)
 
 
 def _disks(store: str | None) -> Iterator[Finding]:
     """Free space here, of the cache, and of a store's disk."""
-    places = {"this folder": ".", "cache": str(cache_folder())}
+    places = {
+        "this folder": (".", "name an output on another disk"),
+        "cache": (str(cache_folder()), "set AVLLM_CACHE to a folder on another disk"),
+    }
     if store and Storage(store).local:
-        places["store"] = store
-    for what, path in places.items():
+        places["store"] = (store, "name a store on another disk")
+    for what, (path, elsewhere) in places.items():
         there = path
         while not os.path.exists(there):
             there = os.path.dirname(os.path.abspath(there))
         free = shutil.disk_usage(there).free / 1e9
-        low = "encoded features take 0.6 MB a clip; a 7B checkpoint 14 GB" if free < LOW_DISK_GB else ""
-        yield Finding(f"disk of {what}", f"{free:.0f} GB free", low)
+        low = f"free space, or {elsewhere}: a clip's features take 0.6 MB, a 7B checkpoint 14 GB"
+        yield Finding(f"disk of {what}", f"{free:.0f} GB free", low if free < LOW_DISK_GB else "")
 
 
 def _gpus() -> Iterator[Finding]:
@@ -211,15 +216,14 @@ def _store(store: str) -> Finding:
 
 
 def _configuration(name: str) -> Iterator[Finding]:
-    """What a configuration of any command needs: the model, stores and extras that it names."""
-    path = next((path for known, path in shipped_files().items() if name in (known, known.partition("/")[2])), name)
+    """What a configuration of any command needs: the model, weights and stores that it names."""
     try:
-        with open(path) as file:
+        with open(_path_of(name)) as file:
             data = yaml.safe_load(file)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; avllm configs lists those that are shipped") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: not YAML: {yaml_fault(error)}") from None
     fields = data if isinstance(data, dict) else {}
     if "model" in fields:
         yield _named("model", str(fields["model"]))
@@ -229,6 +233,20 @@ def _configuration(name: str) -> Iterator[Finding]:
             yield _named("weights", weights)
     for store in {str(source.get("store")): None for source in fields.get("sources", ())}:
         yield _store(store)
+
+
+def _path_of(name: str) -> str | Path:
+    """The file of a configuration: a path as it is, or one that is shipped.
+
+    Raises:
+        UserError: several packages ship one of that name.
+    """
+    if os.path.isfile(name):
+        return name
+    known = {each: path for each, path in shipped_files().items() if name in (each, each.partition("/")[2])}
+    if len(known) > 1:
+        raise UserError(f"{name}: give PACKAGE/NAME: {' or '.join(known)}")
+    return next(iter(known.values()), name)
 
 
 def _named(what: str, name: str) -> Finding:

@@ -142,7 +142,10 @@ def _stage(number: int, machine: Machine, size: float, count: int | None) -> dic
         fields |= {} if bfloat16_flag() else {"precision": "float32"}
     elif number == 1:
         tight = GB_OF_WEIGHT * size + WORKING_GB > machine.memory
-        fields["zero"] = {"stage": 3} if tight else {"stage": 2} if machine.gpus > 1 else None
+        if machine.gpus > 1:
+            fields["zero"] = {"stage": 3 if tight else 2}
+        else:  # alone it has nobody to share with, and what offload moves is small in stage 1: smaller passes help
+            fields |= {"zero": None} | ({"batch_tokens": fields["max_tokens"]} if tight else {})
     elif GB_OF_TRAINED * size / machine.gpus + WORKING_GB < machine.memory:
         fields["zero"] = {"stage": 3} if machine.gpus > 1 else None
     elif GB_OFFLOADED * size < machine.host:
@@ -156,8 +159,8 @@ def _stage(number: int, machine: Machine, size: float, count: int | None) -> dic
 
 
 def _batch(paper: int, ranks: int, count: int | None) -> int:
-    """The paper's batch, or less, so that ranks divide it and an epoch has some steps."""
-    batch = paper // ranks * ranks
+    """The paper's batch, or less, so that ranks divide it and an epoch has some steps; at least `ranks`."""
+    batch = max(ranks, paper // ranks * ranks)
     while count and count < FEWEST_STEPS * batch and batch > ranks:
         batch = max(ranks, batch // 2 // ranks * ranks)
     return batch

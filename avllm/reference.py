@@ -25,7 +25,7 @@ MODELS = {
     "outside LLMs": "curate.settings:ClientSettings",
 }
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "(at least {})", "max_length": "(at most {})"}
-MADE = "<!-- made by `python -m avllm reference docs/reference`; a test compares it with the code -->"
+MADE = "<!-- made by `python -m avllm reference docs/reference`; tests/test_front_door.py compares it with the code -->"
 
 
 def pages(root: Any) -> dict[str, str]:
@@ -41,7 +41,7 @@ def write(folder: Path, root: Any) -> None:
 
 
 def settings_page() -> str:
-    """Every field of every settings model: its type, default and meaning."""
+    """Every field of the settings in MODELS, and of those in them: its type, default and meaning."""
     lines = [
         "# Settings",
         "",
@@ -53,7 +53,7 @@ def settings_page() -> str:
     done: set[type[BaseModel]] = set()
     for command, path in MODELS.items():
         module, _, name = path.partition(":")
-        lines += [f"## Of `{command}`" if " " in command and command != "outside LLMs" else f"## Of {command}", ""]
+        lines += [f"## Of {command}" if command == "outside LLMs" else f"## Of `{command}`", ""]
         for model in _nested(getattr(importlib.import_module(module), name)):
             if model not in done:
                 done.add(model)
@@ -63,7 +63,7 @@ def settings_page() -> str:
 
 def commands_page(root: Any) -> str:
     """Every command with its arguments and options."""
-    lines = ["# Commands", "", MADE, "", "`avllm X` is `python -m X`.", ""]
+    lines = ["# Commands", "", MADE, "", "`avllm X` is `python -m X`, except for `init`, `configs` and `doctor`.", ""]
     lines += [
         line
         for name, command in root.commands.items()

@@ -101,9 +101,7 @@ def make_samples(drawn: Sequence[Drawn], tokenizer: Any) -> list[Sample]:
     rng = np.random.default_rng(0)
     arrays = {medium: random_arrays(medium, rng) for medium in {d.medium for d in drawn}}
     return [
-        Sample(
-            tokenize(c.turns, rows_of(arrays[medium]), tokenizer, PromptFormat()), arrays[medium], c.modality, str(c.id)
-        )
+        Sample(tokenize(c.turns, rows_of(arrays[medium]), tokenizer, PromptFormat()), arrays[medium])
         for medium, c in drawn
     ]
 

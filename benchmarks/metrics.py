@@ -9,7 +9,7 @@ import time
 from itertools import accumulate
 
 from serve.evals.bleu import count_bleu
-from serve.evals.cider import cider
+from serve.evals.cider import DocumentFrequencies, cider
 from serve.evals.rouge import rouge
 from serve.evals.words import tokenize
 from store.console import console, run
@@ -36,9 +36,13 @@ def metrics() -> None:
     console.print(f"{len(texts):,} captions: tokenize {time.process_time() - started:.1f} s")
     predictions, rest = tokens[:ITEMS], tokens[ITEMS:]
     references = [rest[start : start + REFERENCES] for start in range(0, len(rest), REFERENCES)]
-    for name, metric in (("CIDEr", cider), ("BLEU", count_bleu), ("ROUGE-L", rouge)):
+    for name, metric in (
+        ("CIDEr", lambda: cider(predictions, references, DocumentFrequencies.of(references))),
+        ("BLEU", lambda: count_bleu(predictions, references)),
+        ("ROUGE-L", lambda: rouge(predictions, references)),
+    ):
         started = time.process_time()
-        metric(predictions, references)
+        metric()
         console.print(f"{name} {time.process_time() - started:.1f} s")
 
 

@@ -171,7 +171,7 @@ def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
     encoders, grid = setup.encoders(), Grid(config.frames, config.segments)
     items = {item.key: item for item in Corpus.load(Storage(folder)).items}
     conversations = {c.key: c for c in load_conversations(Storage(folder), "train")}
-    order = [[s.origin.split()[0] for s in data.samples(step, 0, 1)] for step in range(steps)]  # the items' keys
+    order = [[str(pending.conversation.key) for pending in data.pending(step, 0, 1)] for step in range(steps)]
 
     def load(step: int) -> tuple[list[str], list[list[Units]]]:
         keys = order[step]
@@ -183,7 +183,7 @@ def online(setup: Setup, folder: Path, threads: int, stage: Literal[1, 2], model
         for key, encoded in zip(keys, encode_together(encoders, units), strict=True):
             arrays = grid.select(encoded)
             tokens = tokenize(conversations[key].turns, rows_of(arrays), tokenizer, config.prompt)
-            samples.append(Sample(tokens, arrays, setup.modality, key))
+            samples.append(Sample(tokens, arrays))
         return [pack(samples, data.widths, config.max_tokens)]
 
     yield from _turns(engine, load, encode, steps)

@@ -1,1 +1,1 @@
-"""Ask outside LLMs: one client of any OpenAI-style server, and the ledger of what was asked and what it cost."""
+"""Instructions from the captions of a store: outside LLMs write them, and rules and a judge verify them."""

@@ -20,7 +20,7 @@ Store = Annotated[str, typer.Option("--store", help="The store: a folder or an f
 Config = Annotated[str, typer.Option("--config", help="YAML of CurationSettings.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="field=value, such as mix.description.audio=20.")]
 Name = Annotated[str, typer.Argument(help="Of the curation, as its settings name it.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; ask and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked; ask nothing.")]
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def curate(
 
 @app.command()
 def status(store: Store, name: Name) -> None:
-    """Say how far a curation is; ask and write nothing."""
+    """Say how far a curation is; ask nothing."""
     from curate.tables import say_chosen, say_pending, say_spent
 
     with _opened(store, name) as curation:
@@ -177,7 +177,11 @@ def review(
     decided: Annotated[Path | None, typer.Option("--in", help="CSV with decisions: keep or drop.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Kept and dropped items to show, each.")] = 50,
 ) -> None:
-    """Write a sample of the verdicts for a person, or read the person's decisions, which override the verdicts."""
+    """Write a sample of the verdicts for a person, or read the decisions, which take the place of rules and judge.
+
+    `keep` brings back no repeat, and nothing for which a full cell has no place. A decision that is emptied later
+    stands.
+    """
     if (out is None) == (decided is None):
         raise UserError("give either --out or --in")
     from curate.output import load_verdicts

@@ -4,15 +4,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from curate.curation import Sampling
+from curate.curation import CurationSettings, Sampling
 from curate.ledger import Ledger, Reply, Request
 from curate.replies import UnusableError
+from curate.settings import ClientSettings
 
 T = TypeVar("T")
 Role = Literal["generator", "judge"]
+ROLES: tuple[Role, ...] = ("generator", "judge")
 CUT = "length"  # why a reply ended that is not whole
 CHARACTERS_A_TOKEN = 4  # of English, where a server does not count
 LIVELIER = 0.3  # added to the temperature at each asking: a model at 0 would say the same again
+
+
+def client_of(settings: CurationSettings, role: Role) -> ClientSettings:
+    """How a model is asked."""
+    return settings.judge if role == "judge" and settings.judge else settings.generator
 
 
 @dataclass(frozen=True)

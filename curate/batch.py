@@ -14,7 +14,7 @@ from typing import Any
 
 from curate.client import OnReply, Outcome
 from curate.ledger import Ledger, Request
-from curate.server import PassingError, most_of, read_reply
+from curate.server import TransientError, most_of, read_reply
 from curate.settings import ClientSettings
 from store import UserError
 from store.publish import publishing
@@ -87,7 +87,7 @@ class BatchFolder:
             reply, spent = read_reply(
                 response.get("body"), where, most_of(request, self._settings.price), self._settings
             )
-        except PassingError as error:
+        except TransientError as error:
             failed[request.digest].append(str(error))
         else:
             ledger.keep(request, reply, spent)

@@ -1,4 +1,4 @@
-"""The client: many requests to OpenAI-style servers, each sent once whatever fails, with every reply in a ledger."""
+"""The client: many requests to OpenAI-style servers, each answered once, whatever fails; every reply is in a ledger."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from curate.ledger import Amount, Ledger, Reply, Request
 from curate.pace import pause_before
-from curate.server import PassingError, RejectedError, Server, most_of
+from curate.server import RejectedError, Server, TransientError, most_of
 from curate.settings import ClientSettings
 from store import UserError
 
@@ -154,7 +154,7 @@ class _Asking:
             await self._commit()
             self._outcome.sent += 1
             reply, spent = await server.ask(job.request, most)
-        except PassingError as error:
+        except TransientError as error:
             self._ledger.lose(job.request, error.spent)
             if error.busy:
                 server.pace.busy(began, error.after)
@@ -194,7 +194,8 @@ class _Asking:
             )
         await self._changed.wait()
 
-    def _try_again(self, job: _Job, error: PassingError) -> None:
+    def _try_again(self, job: _Job, error: TransientError) -> None:
+        """Send a request again after a pause; a wait of 0 seconds counts as none told, as in `Pace.busy`."""
         if job.tries >= self._settings.tries:
             self._give_up(job, error)
             return

@@ -107,10 +107,12 @@ class Thresholds(Settings):
 
     Attributes:
         relevance: share of the content words that the captions hold, weighted.
-        completeness: share of the captions' content words in a description, in each part of the clip.
-        soundness: share of the answers that have to do with their questions.
+        completeness: share of the captions' content words in a description, in each part of the clip; of reasoning, the
+            words of the answer as a share of 10.
+        soundness: share of the answers that fit their questions; a single strange one of several counts half.
         fluency: share of the text that is clean.
-        diversity: 1 minus the similarity (Jaccard, word triples) to another instruction of the same cell and clip.
+        diversity: 1 minus the similarity (Jaccard, word triples) to another instruction of the same cell and clip; also
+            of any two turns of one conversation (Jaccard, content words).
         diversity_elsewhere: the same, to one of another clip or cell.
         judge: the judge's score of each criterion, 1 to 5.
     """
@@ -132,7 +134,8 @@ class CurationSettings(Settings):
         captions: where captions are.
         mix: how many instructions are wanted in each cell.
         generator: who fuses captions and writes instructions; its budget is that of the whole curation.
-        judge: who judges what the rules let pass; None leaves it to the rules.
+        judge: who judges what the rules let pass; None leaves it to the rules. It shares the generator's budget, which
+            needs the judge's price too if it is in dollars.
         clips_of: names of conversations whose clips are used; none uses all that have captions.
         evaluation: names of conversations for evaluation besides those that are so by their split; no clip of them is
             used.
@@ -196,9 +199,14 @@ class CurationSettings(Settings):
 
     @field_validator("judge")
     @classmethod
-    def _check_judge(cls, judge: ClientSettings | None) -> ClientSettings | None:
+    def _check_judge(cls, judge: ClientSettings | None, info: ValidationInfo) -> ClientSettings | None:
         if judge and (judge.budget_dollars is not None or judge.budget_tokens is not None):
             raise ValueError("the budget of generator counts the judge too; name it there")
+        generator: ClientSettings | None = info.data.get("generator")  # none if it was refused
+        if judge and judge.price is None and generator and generator.budget_dollars is not None:
+            raise ValueError(
+                "budget_dollars of generator counts the judge too: give judge.price (0 for both if it costs nothing)"
+            )
         return judge
 
     @field_validator("turns")

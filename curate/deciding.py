@@ -57,12 +57,12 @@ class Deciding:
         """Of the curation."""
         return self.writing.settings
 
-    def decide(self, item: Item, obeys_rules: bool = False) -> Decided | Pending:
+    def decide(self, item: Item, passed_rules: bool = False) -> Decided | Pending:
         """What becomes of an item, or what has to be asked first.
 
         Args:
             item: the item.
-            obeys_rules: whether the rules are known to let it pass; their verdicts are left out then.
+            passed_rules: whether the rules are known to let it pass; their verdicts are left out then.
         """
         fused = self.writing.fused(item.key, item.cell.modality)
         if isinstance(fused, Pending):
@@ -75,12 +75,12 @@ class Deciding:
         if isinstance(written, Failed):
             receipts = (*fused.receipts, written.receipt)
             return Decided(item, "failed", (), (), UNUSABLE.format(written.reason), receipts, fused.texts)
-        return self._verified(item, fused, written, obeys_rules)
+        return self._verified(item, fused, written, passed_rules)
 
     def _verified(
-        self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]], obeys_rules: bool
+        self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]], passed_rules: bool
     ) -> Decided | Pending:
-        verdicts = [] if obeys_rules else self._by_rules(item, fused, written.value)
+        verdicts = [] if passed_rules else self._by_rules(item, fused, written.value)
         receipts = (*fused.receipts, written.receipt)
         reason = next((f"{v.criterion}: {v.reason}" for v in verdicts if v.outcome == "fail"), "")
         review = self._reviews.get(written.receipt.digest)

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from curate.asking import Role, Usage
+from curate.asking import ROLES, Role, Usage, client_of
 from curate.curation import Cell, CurationSettings
 from curate.deciding import Decided
-from curate.run import Curation, client_of
+from curate.run import Curation
 from curate.selection import Chosen
 from curate.settings import BILLION
 from store.console import console, make_table
@@ -24,14 +24,14 @@ class CellEstimate:
         wanted: instructions.
         sampled: items of the sample that are decided.
         passed: those of them that passed.
-        drawn: items that there can be.
-        usage: what a sampled item took, by the role that was asked; fusions aside.
+        available: items that there can be.
+        usage: what all sampled items took together, by the role that was asked; fusions aside.
     """
 
     wanted: int
     sampled: int
     passed: int
-    drawn: int
+    available: int
     usage: Mapping[Role, Usage]
 
     @property
@@ -44,7 +44,7 @@ class CellEstimate:
 
     def items(self, share: float) -> int:
         """How many items are to be written, if a share of them passes."""
-        return self.drawn if share <= 0 else min(self.drawn, math.ceil(self.wanted / share))
+        return self.available if share <= 0 else min(self.available, math.ceil(self.wanted / share))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def estimate(curation: Curation, sample: int) -> Estimate:
     began = time.monotonic()
     curation.ask_first(sample)
     seconds = time.monotonic() - began
-    everything = {cell: Chosen(0, 0, last=len(states)) for cell, states in curation.states.items()}
+    everything = {cell: Chosen(0, 0, looked_at=len(states)) for cell, states in curation.states.items()}
     found = list(curation.decided(everything))
     cells = {cell: _of_cell(curation, cell, [one for one in found if one.item.cell == cell]) for cell in everything}
     return Estimate(cells, _fusion(found), seconds, curation.asked)
@@ -127,13 +127,13 @@ def say_estimate(found: Estimate, settings: CurationSettings) -> None:
         lacks = " (too few)" if one.items(share) * share < one.wanted else ""
         table.add_row(
             cell.task, cell.modality, f"{one.wanted:,}", f"{one.sampled}", f"{share:.0%}", f"{low:.0%}-{high:.0%}",
-            f"{one.items(share):,}", f"{one.drawn:,}{lacks}",
+            f"{one.items(share):,}", f"{one.available:,}{lacks}",
         )  # fmt: skip
     console.print(table)
-    for role in ("generator", "judge"):
-        _say_role(found, settings, "generator" if role == "generator" else "judge")
+    for role in ROLES:
+        _say_role(found, settings, role)
     rate = found.sent / found.seconds if found.sent else 0.0
-    requests = sum(found.total(1)[role][0] for role in ("generator", "judge"))
+    requests = sum(found.total(1)[role][0] for role in ROLES)
     hours = f", {requests / rate / 3600:,.1f} hours at the sample's {rate:.1f} requests/s" if rate else ""
     console.print(f"together about {requests:,.0f} requests{hours}")
 

@@ -16,9 +16,11 @@ from curate.writing import Fused
 from store import ColumnSpec, Conversation, Corpus, Failure, Feature, create_column, save_conversations
 from store.table import load_table, save_table
 
-STAGES: dict[str, tuple[TaskName, ...]] = {
-    "descriptions": ("description",),
-    "instructions": ("conversation", "reasoning"),
+# The conversations that each task is written into: the first are for stage 1 of training, the others for stage 2.
+WRITTEN_INTO: dict[TaskName, str] = {
+    "description": "descriptions",
+    "conversation": "instructions",
+    "reasoning": "instructions",
 }
 FEATURES = {"audio": "audio", "visual": "visual", "audio_visual": "both"}  # of the column, by modality
 VERDICT = pa.struct(
@@ -93,18 +95,13 @@ def row_of(decided: Decided, one: Chosen) -> dict[str, Any]:
 
 
 def save_all(curation: Curation, chosen: dict[Cell, Chosen]) -> list[str]:
-    """Write all that a curation makes; return the names of the conversations, one set for each stage that wants any."""
+    """Write all that a curation makes; return the names of the conversations."""
     rows: list[dict[str, Any]] = []
-    kept: dict[str, list[Conversation]] = {
-        f"{curation.settings.name}-{stage}": []
-        for stage, tasks in STAGES.items()
-        if any(c.task in tasks for c in chosen)
-    }
+    kept: dict[str, list[Conversation]] = {_name(curation, cell): [] for cell in chosen}
     for decided in curation.decided(chosen):
         rows.append(row_of(decided, chosen[decided.item.cell]))
         if rows[-1]["outcome"] == "kept":
-            stage = "descriptions" if decided.item.cell.task == "description" else "instructions"
-            kept[f"{curation.settings.name}-{stage}"].append(_conversation(curation.settings.name, decided))
+            kept[_name(curation, decided.item.cell)].append(_conversation(curation.settings.name, decided))
     with curation.storage.lock():
         save_fused(curation, chosen)
         columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
@@ -112,6 +109,11 @@ def save_all(curation: Curation, chosen: dict[Cell, Chosen]) -> list[str]:
         for name, conversations in kept.items():
             save_conversations(curation.storage, name, conversations)
     return list(kept)
+
+
+def _name(curation: Curation, cell: Cell) -> str:
+    """The name of the conversations that a cell is written into."""
+    return f"{curation.settings.name}-{WRITTEN_INTO[cell.task]}"
 
 
 def _conversation(name: str, decided: Decided) -> Conversation:
@@ -134,7 +136,7 @@ def _receipts(decided: Decided) -> list[dict[str, Any]]:
 
 
 def load_verdicts(curation: Curation) -> list[dict[str, Any]]:
-    """Read them.
+    """Read the rows of a curation's verdicts.
 
     Raises:
         UserError: there are none yet, or they are damaged.
@@ -185,7 +187,7 @@ def _fused(curation: Curation, chosen: dict[Cell, Chosen]) -> Iterable[tuple[str
     """The fused captions of each clip up to the last that is needed, by feature of the column."""
     found: dict[str, dict[str, str]] = {}
     for cell in (cell for cell in CELLS if cell in chosen):
-        for rank in range(chosen[cell].last):
+        for rank in range(chosen[cell].looked_at):
             key = curation.rankings[cell][rank]
             fused = curation.writing.fused(key, cell.modality)
             if isinstance(fused, Fused):

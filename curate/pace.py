@@ -74,7 +74,8 @@ class Pace:
 
         Args:
             began: when the turn began; those that began before the last halving say nothing new.
-            after: seconds that the server asks to wait, or None.
+            after: seconds that the server asks to wait, or None. 0, of a date that has passed too, counts as None: a
+                client that came back at once would be refused again.
         """
         if began >= self._halved:
             self._busy += 1

@@ -60,7 +60,7 @@ class QuestionStyle(Settings):
 
 
 class Styles(Settings):
-    """How instructions differ; one of each list is drawn by the rank of an instruction."""
+    """How instructions differ; one of each list is drawn by seed, the list's name, cell and rank of an instruction."""
 
     description: DescriptionStyle
     conversation: QuestionStyle

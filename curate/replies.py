@@ -176,9 +176,9 @@ def _line(value: Any) -> str:
 
 
 def quoted(quote: str, texts: Sequence[str]) -> bool:
-    """Whether one of the texts holds a quote; case, spaces and outer punctuation do not count."""
+    """Whether one of the texts holds a quote, as whole words; case, spaces and punctuation do not count."""
     wanted = _plain(quote)
-    return bool(wanted) and any(wanted in _plain(text) for text in texts)
+    return bool(wanted) and any(f" {wanted} " in f" {_plain(text)} " for text in texts)
 
 
 def _plain(text: str) -> str:

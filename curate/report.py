@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from curate.asking import Role
+from curate.asking import Role, client_of
 from curate.curation import CRITERIA
 from curate.ranking import shuffled
-from curate.run import Curation, client_of, receipt
+from curate.run import Curation, receipt
 from curate.selection import REPEATS
 from curate.settings import BILLION
 

@@ -1,11 +1,15 @@
-"""Review: a table of samples for a person, whose decisions override the verdicts."""
+"""Review: a table of samples for a person, whose decisions take the place of what rules and judge said.
+
+`keep` does not bring back an item that repeats another, or one for which a full cell has no place. A decision stands
+until the other one is given for the same text: to empty it in a later table undoes nothing.
+"""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from curate.deciding import Review
 from curate.ranking import shuffled
@@ -18,7 +22,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which spreadsheets begin a fo
 
 
 def review_csv(rows: Sequence[dict[str, Any]], count: int, seed: int) -> str:
-    """Some kept and as many dropped items of the verdicts as CSV; what is written into `decision` overrides.
+    """Some kept and as many dropped items of the verdicts as CSV, with an empty column `decision`.
 
     Args:
         rows: of the verdicts.
@@ -72,9 +76,8 @@ def import_reviews(curation: Curation, path: Path, known: dict[str, Review]) -> 
         decision = (row["decision"] or "").strip().lower()
         if decision and decision not in DECISIONS:
             raise UserError(f"{path}: row {number}: field 'decision': {decision!r}; accepted: keep, drop, or nothing")
-        for known_decision in DECISIONS:
-            if decision == known_decision and row["written"]:
-                decided[row["written"]] = known_decision
+        if decision and row["written"]:
+            decided[row["written"]] = cast(Review, decision)
     text = json.dumps(decided, indent=0, sort_keys=True)
     curation.storage.write(f"{FOLDER}/{curation.settings.name}/reviews.json", text.encode())
     return decided

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from curate.asking import Pending, Role
+from curate.asking import ROLES, Pending, Role, client_of
 from curate.batch import REQUESTS, BatchFolder
 from curate.captions import Captions
 from curate.client import Client, Outcome
@@ -20,16 +20,14 @@ from curate.ledger import Ledger, Request
 from curate.prompts import Templates, load_templates
 from curate.ranking import Ranking
 from curate.selection import Chosen, State, select, sketch
-from curate.settings import ClientSettings
 from curate.writing import Item, Writing
 from store import Storage, UserError, load_settings, parse_settings
 from store.console import Meter
 from store.publish import publishing
 
 FOLDER = "curations"
-ROLES: tuple[Role, ...] = ("generator", "judge")
 FAILED = "failed"
-PRIOR = 2  # items that the expected yield counts as
+PRIOR = 2  # decided items that `first_yield` counts as much as
 MARGIN = 0.5  # more items, in square roots of their number, so that few rounds are needed
 
 
@@ -55,7 +53,7 @@ class Curation:
         self.rankings = {cell: self._ranking(cell) for cell in settings.mix.cells}
         self.states: dict[Cell, list[State]] = {cell: [] for cell in self.rankings}
         self.reasons: dict[str, str] = {}  # why requests have no reply, by digest
-        self._obeying: set[Item] = set()  # open items that wait for the judge
+        self._passed_rules: set[Item] = set()  # open items that wait for the judge
         self.asked = 0
 
     def _ranking(self, cell: Cell) -> Ranking:
@@ -146,13 +144,13 @@ class Curation:
     def pending(self, role: Role) -> Iterator[Request]:
         """What is to be asked of a model next; items that need no more are decided."""
         for item in self.open_items():
-            found = self.deciding.decide(item, item in self._obeying)
+            found = self.deciding.decide(item, item in self._passed_rules)
             if isinstance(found, Decided):
                 self.states[item.cell][item.rank] = _state(found)
-                self._obeying.discard(item)
+                self._passed_rules.discard(item)
                 continue
             if found.role == "judge":
-                self._obeying.add(item)
+                self._passed_rules.add(item)
             if found.role == role:
                 yield from (request for request in found.requests if request.digest not in self.reasons)
 
@@ -173,15 +171,16 @@ class Curation:
         first = next(requests, None)
         if first is None:
             return Outcome()
-        client, count = Client(client_of(self.settings, role)), sum(1 for _ in self.open_items())
-        with Meter(f"asking the {role}", count, "requests") as meter:
+        client = Client(client_of(self.settings, role))
+        about = sum(1 for _ in self.open_items())  # a request each: some need two fusions, and some share one
+        with Meter(f"asking the {role}", about, "requests") as meter:
             requests = itertools.chain([first], requests)
             return client.ask_all(requests, self.ledger, lambda request, reply: meter.advance(1, note))
 
     def decided(self, chosen: dict[Cell, Chosen]) -> Iterator[Decided]:
         """All items up to the last that is needed, in order of cell and rank."""
         for cell, one in chosen.items():
-            for rank in range(one.last):
+            for rank in range(one.looked_at):
                 item = Item(cell, rank, self.rankings[cell][rank])
                 found = self.deciding.decide(item)
                 if isinstance(found, Pending):
@@ -192,11 +191,6 @@ class Curation:
 
 def _state(decided: Decided) -> State:
     return sketch(decided.item.cell, decided.turns) if decided.result == "passed" else FAILED
-
-
-def client_of(settings: CurationSettings, role: Role) -> ClientSettings:
-    """How a model is asked."""
-    return settings.judge if role == "judge" and settings.judge else settings.generator
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Passed(NamedTuple):
     question: int
 
 
-State = Passed | str | None  # passed; failed; open or undecided
+State = Passed | str | None  # passed; failed; None while a reply is still to come, or could not be had
 
 
 def sketch(cell: Cell, turns: Sequence[Turn]) -> Passed:
@@ -54,28 +54,23 @@ class Chosen:
     Attributes:
         wanted: how many.
         kept: their ranks.
-        repeats: ranks that passed and repeat another, with the verdict.
+        repeats: ranks that passed and repeat another, or ask a question that too many others ask; with the verdict.
         undecided: ranks that are not decided and come before the last that is needed.
-        last: how many ranks were looked at.
-        drawn: how many ranks there can be.
+        looked_at: how many ranks were looked at.
+        available: how many ranks there can be.
     """
 
     wanted: int
-    drawn: int
+    available: int
     kept: list[int] = field(default_factory=list)
     repeats: dict[int, Verdict] = field(default_factory=dict)
     undecided: list[int] = field(default_factory=list)
-    last: int = 0
+    looked_at: int = 0
 
     @property
     def is_full(self) -> bool:
         """Whether there are as many as wanted."""
         return len(self.kept) >= self.wanted
-
-    @property
-    def is_final(self) -> bool:
-        """Whether more replies would change nothing."""
-        return not self.undecided and (self.is_full or self.last >= self.drawn)
 
 
 def select(
@@ -98,7 +93,7 @@ def select(
 
 
 def _choose(chosen: Chosen, item: Item, state: State, seen: "_Seen") -> None:
-    chosen.last = item.rank + 1
+    chosen.looked_at = item.rank + 1
     if state is None:
         chosen.undecided.append(item.rank)
     elif isinstance(state, Passed):

@@ -28,7 +28,7 @@ class RejectedError(Exception):
     """The server refuses this request as it is; asking it again is no use."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """There is no reply now, but there may be one to the next try.
 
     Attributes:
@@ -97,7 +97,7 @@ class Server:
             most: the most that it can cost.
 
         Raises:
-            PassingError: there is no reply now.
+            TransientError: there is no reply now.
             RejectedError: the server refuses this request.
             UserError: no request can succeed: wrong key, model or URL, or nothing left to spend at the provider.
         """
@@ -114,15 +114,15 @@ class Server:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             if not self._reached:
                 raise UserError(f"{self.url}: no server answers: {error or type(error).__name__}") from None
-            raise PassingError(f"{self.url}: no connection", Amount(), busy=True) from None
+            raise TransientError(f"{self.url}: no connection", Amount(), busy=True) from None
         except aiohttp.SocketTimeoutError:
             seconds = self._settings.silent_seconds
-            raise PassingError(f"{self.url}: silent for {seconds:g} s", most, busy=True) from None
+            raise TransientError(f"{self.url}: silent for {seconds:g} s", most, busy=True) from None
         except TimeoutError:
             seconds = self._settings.whole_seconds
-            raise PassingError(f"{self.url}: no whole reply in {seconds:g} s", most, busy=True) from None
+            raise TransientError(f"{self.url}: no whole reply in {seconds:g} s", most, busy=True) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise PassingError(f"{self.url}: {error or type(error).__name__}", most, busy=True) from None
+            raise TransientError(f"{self.url}: {error or type(error).__name__}", most, busy=True) from None
         self._reached = True
         return read
 
@@ -136,11 +136,13 @@ class Server:
         if status == 402 or QUOTA in response.text:
             return UserError(f"{where}: the account has nothing left to spend: {message}")
         if status in BUSY:
-            return PassingError(f"{where}: {message}", Amount(), busy=True, after=retry_after(response.headers))
+            return TransientError(f"{where}: {message}", Amount(), busy=True, after=retry_after(response.headers))
         if status >= 500:
-            return PassingError(f"{where}: {message}", Amount(), after=retry_after(response.headers))
-        if status in (404, 405) or status < 400:
+            return TransientError(f"{where}: {message}", Amount(), after=retry_after(response.headers))
+        if status in (404, 405):
             return UserError(f"{where}: no model {request.body['model']!r} or no chat completions there: {message}")
+        if status < 400:  # such as a redirect, which is not followed: it would take the key elsewhere
+            return UserError(f"{where}: expected 200 with a chat completion; name the server's own URL: {message}")
         return RejectedError(f"{where}: {message}")
 
     def _message(self, response: _Response) -> str:
@@ -174,7 +176,7 @@ def read_reply(
         seconds: it took.
 
     Raises:
-        PassingError: it is of another form, or empty.
+        TransientError: it is of another form, or empty.
     """
     try:
         choice = data["choices"][0]
@@ -183,12 +185,12 @@ def read_reply(
         text, refusal = (_text(message.get(name)) for name in ("content", "refusal"))
         served, finish = _text(data.get("model")), _text(choice.get("finish_reason"))
     except (LookupError, TypeError, AttributeError):
-        raise PassingError(f"{where}: a reply that is cut, or of another form", most) from None
+        raise TransientError(f"{where}: a reply that is cut, or of another form", most) from None
     spent = most
     if prompt is not None and completion is not None:
         spent = (settings.price or FREE).of(prompt, completion)
     if not text.strip() and not refusal:
-        raise PassingError(f"{where}: an empty reply (finish reason {finish or 'not given'})", spent)
+        raise TransientError(f"{where}: an empty reply (finish reason {finish or 'not given'})", spent)
     refused = bool(refusal) or finish == "content_filter"
     return Reply(text or refusal, served, finish, refused, prompt, completion, where, seconds), spent
 

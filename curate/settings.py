@@ -1,5 +1,6 @@
 """How outside LLMs are asked: servers, key, limits of time, price and budget."""
 
+import math
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,9 +31,9 @@ class Price(Settings):
         return Price(prompt=self.prompt / 2, completion=self.completion / 2)
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> Amount:
-        """What a request costs; parts of a billionth of a dollar count whole."""
-        prices = round(NANO * self.prompt), round(NANO * self.completion)
-        return Amount(prompt_tokens * prices[0] + completion_tokens * prices[1], prompt_tokens + completion_tokens)
+        """What a request costs; a part of a billionth of a dollar for a token counts whole."""
+        prompt, completion = (math.ceil(round(NANO * price, 6)) for price in (self.prompt, self.completion))
+        return Amount(prompt_tokens * prompt + completion_tokens * completion, prompt_tokens + completion_tokens)
 
 
 class ClientSettings(Settings):
@@ -43,7 +44,7 @@ class ClientSettings(Settings):
         model: as the servers call it.
         key_env: environment variable that holds the API key.
         key_file: file that holds it; with neither, none is sent.
-        concurrency: the most requests under way at each server. Fewer are where it answers slowly or not at all.
+        concurrency: the most requests under way at each server. Fewer while it cannot keep up.
         connect_seconds: the longest wait for a connection.
         silent_seconds: the longest wait for the first byte of a reply, and for each after it.
         whole_seconds: the longest that a reply may take.

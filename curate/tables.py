@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from curate.asking import ROLES, client_of
 from curate.curation import Cell
-from curate.run import ROLES, Curation, client_of
+from curate.run import Curation
 from curate.selection import Chosen
 from curate.server import most_of
 from curate.settings import BILLION
@@ -11,13 +12,13 @@ from store.console import console, make_table
 
 
 def say_chosen(chosen: Mapping[Cell, Chosen]) -> None:
-    """Print a row for each cell; a cell that is not full says how many it lacks and why."""
+    """Print a row for each cell; one that is not full says how many it lacks, and whether its clips are used up."""
     table = make_table("task", "modality", "wanted", "kept", "of", "undecided", "lacking")
     for cell, one in chosen.items():
         lacking = one.wanted - len(one.kept)
-        why = "" if not lacking else " (clips used up)" if one.last >= one.drawn else ""
+        why = "" if not lacking else " (clips used up)" if one.looked_at >= one.available else ""
         table.add_row(
-            cell.task, cell.modality, f"{one.wanted:,}", f"{len(one.kept):,}", f"{one.last:,}",
+            cell.task, cell.modality, f"{one.wanted:,}", f"{len(one.kept):,}", f"{one.looked_at:,}",
             f"{len(one.undecided):,}", f"{lacking:,}{why}" if lacking else "",
         )  # fmt: skip
     console.print(table)

@@ -1,4 +1,7 @@
-"""Texts of programs that cannot be trusted: captions, which may have been read off a picture, and replies."""
+"""Texts that cannot be trusted, since programs read them off pictures or wrote them.
+
+Replies become one `visible` line, and keep brackets, which the rules look for; captions become `clean`.
+"""
 
 import unicodedata
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from curate.asking import Answered, Failed, Pending, Question, Receipt, Role, settle
+from curate.asking import Answered, Failed, Pending, Question, Receipt, Role, client_of, settle
 from curate.captions import Captions, Clip, Span
 from curate.curation import Cell, CurationSettings, Perceived, Sampling
 from curate.judging import Judgement, read_judgement
@@ -142,7 +142,7 @@ class Writing:
         return self._question("generator", str(cell), places, settings.generation, read, more)
 
     def _style(self, item: Item) -> dict[str, str]:
-        """How an item differs from others: drawn from its cell and rank."""
+        """How an item differs from others: drawn by seed, the list's name, cell and rank."""
         styles, cell, seed = self.templates.styles, item.cell, self.settings.seed
         style: Any = getattr(styles, cell.task)
         lists = {name: getattr(style, name) for name in type(style).model_fields}
@@ -166,9 +166,8 @@ class Writing:
         self, role: Role, name: str, places: Mapping[str, str], sampling: Sampling, read: Any, more: Any = None
     ) -> Question[Any]:
         template: Template = self.templates[name]
-        client = self.settings.judge if role == "judge" and self.settings.judge else self.settings.generator
         messages = template.messages(places, self.settings.form)
-        body = {"model": client.model, "messages": messages, **(more or {})}
+        body = {"model": client_of(self.settings, role).model, "messages": messages, **(more or {})}
         return Question(role, f"{name}:{template.digest}", body, sampling, read)
 
 

@@ -32,7 +32,8 @@ class Limits:
         max_tokens: longest answer.
         temperature: of sampling; 0 takes the most likely token.
         top_p: samples from the fewest tokens whose probabilities sum to this.
-        seed: of sampling. The same question with the same seed gets the same answer, whatever else is asked.
+        seed: of sampling. The same question with the same seed gets the same answer, whatever else is asked, but for
+            the rounding of batches of other shapes.
         stop: texts that end an answer; they are not part of it.
     """
 

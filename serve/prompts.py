@@ -71,7 +71,7 @@ class Prompts:
         tokens = tokenize(question.turns, rows_of(question.arrays), self.tokenizer, prompt, open_ended=True)
         if question.begun:
             tokens.ids += self.tokenizer(f" {question.begun}", add_special_tokens=False).input_ids
-        return Sample(tokens, question.arrays, question.turns[-1].modality, "question")
+        return Sample(tokens, question.arrays)
 
 
 class WordTable(nn.Module):

@@ -106,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, body, fault):
         errors = {
+            "301": (301, "moved"),
             "401": (401, "Incorrect API key provided: sk-secr**********1234"),
             "404": (404, "The model does not exist"),
             "says the key": (400, f"no such key as {self.headers['Authorization']}"),

@@ -7,7 +7,7 @@ import pytest
 import typer
 import yaml
 
-from avllm import doctor
+from avllm import __version__, doctor
 from avllm.__main__ import app
 from avllm.configs import shipped_files
 from avllm.init import Machine, _stage, write
@@ -74,7 +74,23 @@ def test_stage_2_fits_the_machine(machine, size, expected):
 
 
 @pytest.mark.parametrize(
-    ("count", "gpus", "batch"), [(None, 8, 128), (10_000, 8, 128), (1000, 8, 32), (3, 8, 8), (3, 6, 6), (None, 6, 126)]
+    ("machine", "zero", "batch_tokens"),
+    [
+        (Machine(8, 80, 500), {"stage": 2}, 8192),
+        (Machine(2, 20, 64), {"stage": 3}, 8192),
+        (Machine(1, 80, 500), None, 8192),
+        (Machine(1, 20, 64), None, 2048),
+    ],
+)
+def test_stage_1_fits_the_machine(machine, zero, batch_tokens):
+    """One GPU alone has smaller passes: ZeRO shares nothing out there (`trainer train paper-stage1 --dry-run`)."""
+    fields = _stage(1, machine, 6.75, None)
+    assert (fields["zero"], fields["batch_tokens"]) == (zero, batch_tokens)
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "batch"),
+    [(None, 8, 128), (10_000, 8, 128), (1000, 8, 32), (3, 8, 8), (3, 6, 6), (None, 6, 126), (None, 200, 200)],
 )
 def test_small_data_gets_small_batches(count, gpus, batch):
     """An epoch has 20 steps where it can, and ranks divide the batch."""
@@ -104,6 +120,16 @@ def test_the_doctor_names_what_stands_in_the_way(monkeypatch, tmp_path, feature_
     assert not doctor.examine("paper-stage1", None)
     with pytest.raises(UserError, match="avllm configs lists"):
         list(doctor.findings("nothing", None))
+    with pytest.raises(UserError, match=r"^paper: give PACKAGE/NAME: featurize/paper or curate/paper or ablate/paper$"):
+        list(doctor.findings("paper", None))
+    assert "weights" in {finding.what for finding in doctor.findings("featurize/paper", None)}
+    (tmp_path / "broken.yaml").write_text("stage: 1\nmodel: [a\nlr: 1\n")
+    with pytest.raises(UserError, match=r"broken\.yaml: not YAML: line 3: expected"):
+        list(doctor.findings(str(tmp_path / "broken.yaml"), None))
+    monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
+    found = {finding.what: finding for finding in doctor.findings(None, None)}
+    assert found["disk of cache"].remedy.startswith("free space, or set AVLLM_CACHE to a folder on another disk: ")
+    assert found["avllm"].found.startswith(f"{__version__}, Python ")
     monkeypatch.setattr(doctor, "_is_installed", lambda name: name != "peft")
     lacking = next(f for f in doctor.findings(None, None) if f.what.startswith("extra train"))
     assert (lacking.found, lacking.remedy) == ("lacks peft", "pip install 'avllm[train]'")

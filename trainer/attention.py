@@ -27,7 +27,7 @@ except ImportError:
     flash_attn_varlen_func = None
 
 NAME = "packed"  # this attention's name in a Hugging Face configuration
-PLANNED = "packed_planned"  # the same with a GPU's kernel, on tensors without data: for memory estimates
+PLANNED = "packed_planned"  # the same on tensors without data: for memory estimates of a GPU
 PRODUCTS = 2048  # most positions for matrix products on CPUs: the weights they keep grow quadratically
 IGNORED = ("use_cache", "position_ids", "cache_position", "output_attentions", "output_router_logits")  # change nothing
 BLOCK = 256  # queries in one product: few enough to skip most later keys, enough for a fast product
@@ -267,9 +267,12 @@ def planned_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`packed_attention` with the kernel that a GPU would run, on tensors without data."""
+    """`packed_attention` on tensors without data, with the kernel that a GPU would run; in float32 by conversation.
+
+    There a GPU would run the memory-efficient kernel, which torch 2.11 fails to plan.
+    """
     half = query.dtype in (torch.float16, torch.bfloat16)
-    attend = varlen_attention if half else torch_attention  # torch 2.11 fails to plan the memory-efficient one
+    attend = varlen_attention if half else torch_attention
     return attend(query, key, value, packing, scaling), None
 
 

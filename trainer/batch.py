@@ -1,4 +1,4 @@
-"""Packing: a batch's conversations end to end in one row, with no padding and no attention across conversations."""
+"""Packing: a pass's conversations end to end, with no padding and no attention across conversations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from store import Arrays, Modality
+from store import Arrays
 from trainer.attention import Packing
 from trainer.features import FEATURES, FEATURES_OF, RowType
 from trainer.prompt import ROW, Tokens
@@ -19,20 +19,18 @@ Parts = dict[str, list[NDArray[Any]]]  # by feature, the arrays that an item's r
 
 @dataclass(frozen=True)
 class Sample:
-    """A tokenized conversation, its item's arrays, what it perceives, and its origin for messages."""
+    """A tokenized conversation and its item's arrays."""
 
     tokens: Tokens
     arrays: Arrays
-    modality: Modality
-    origin: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A packed batch: B conversations, S positions in all, R rows of each feature, M response tokens.
+    """One pass: B packed conversations, S positions in all, R rows of each feature, M response tokens.
 
     Attributes:
-        ids: int64 [S]; 0 where a row of features stands.
+        ids: int64 [S]; 0 where a feature row stands.
         positions: int64 [S], from 0 in each conversation.
         packing: where each conversation begins and ends.
         rows: for each feature, its rows [R, D], as stored.
@@ -97,11 +95,11 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def fill_passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Distribute samples over passes of at most `budget` rows: the longest first, each into the fullest pass it fits.
+    """Distribute samples over passes of at most `budget` positions: the longest first, each into the fullest it fits.
 
     Args:
-        lengths: rows of each sample, none above `budget`.
-        budget: rows of a pass.
+        lengths: positions of each sample, none above `budget`.
+        budget: positions of a pass.
 
     Returns:
         The numbers of each pass's samples, ascending; the passes are few and nearly full.
@@ -128,8 +126,8 @@ def lay_out(
     """Lay conversations end to end; the caller then fills in their feature rows.
 
     Args:
-        conversations: the tokens of each, and how many rows its item has of each feature.
-        rows: width D and dtype of a row, for each feature of the run.
+        conversations: the tokens of each, and how many feature rows its item has of each feature.
+        rows: width D and dtype of a feature row, for each feature of the run.
         max_tokens: positions after which a conversation is cut.
         allocate: allocates the batch's tensors, by shape and dtype.
 

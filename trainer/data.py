@@ -46,10 +46,10 @@ class _Drawn(NamedTuple):
 
 
 class TrainingData:
-    """A run's stream of samples; its only state is the position in it.
+    """A run's samples, each a function of step and rank; its only state is `damaged`.
 
     Attributes:
-        size: conversations in an epoch, of the modalities in the mixture.
+        size: conversations in an epoch, of the kinds that are drawn; how often each is drawn is counted.
         steps: of the run.
         left_out: conversations that are not trained on.
         specs: the columns' specs by modality.
@@ -102,7 +102,11 @@ class TrainingData:
         self._seconds = {"pools and order": time.perf_counter() - started - parts}
 
     def _drawn(self) -> Iterator[_Drawn]:
-        """The kinds of conversations that the mixture asks for."""
+        """The kinds of conversations that the mixture asks for.
+
+        Raises:
+            UserError: `augment` names a sense that the mixture leaves out, so nothing would be asked by it.
+        """
         config = self._config
         if isinstance(config.schedule, str):
             mixed = set(config.mixture or FEATURES_OF)
@@ -110,8 +114,9 @@ class TrainingData:
             mixed = {modality for phase in config.schedule for modality in phase.mixture}
         yield from (_Drawn(modality, modality, None, 1) for modality in FEATURES_OF if modality in mixed)
         for sense, times in config.augment.items():
-            if sense in mixed:
-                yield _Drawn(f"audio_visual-as-{sense}", sense, sense, times)
+            if sense not in mixed:
+                raise UserError(f"field 'augment': names {sense}, which 'mixture' leaves out; give it a weight there")
+            yield _Drawn(f"audio_visual-as-{sense}", sense, sense, times)
 
     def _pool_of(self, source: int, drawn: _Drawn) -> Pool | None:
         """A source's conversations of a kind, if any; those that teach nothing are left out."""
@@ -195,14 +200,14 @@ class TrainingData:
         return list(self._pools.values())
 
     def counts(self) -> dict[str, int]:
-        """Usable conversations of each modality."""
+        """Usable conversations of each kind: of each modality, and audio-visual ones that one sense alone asks."""
         counts: Counter[str] = Counter()
         for name, pool in self._pools.items():
             counts[name.split(".", 1)[1]] += len(pool)
         return dict(counts)
 
     def draw(self, step: int, rank: int, ranks: int) -> list[tuple[str, int]]:
-        """One rank's share of a global batch: pairs of a pool `<source>.<modality>` and a conversation's number in it.
+        """One rank's share of a global batch: pairs of a pool `<source>.<kind>` and a conversation's place in it.
 
         It is a pure function of the step, the rank, the number of ranks, the seed and the data; ranks take equal parts
         that follow each other.

@@ -55,9 +55,10 @@ class Engine(ABC):
 
     @abstractmethod
     def backward(self, batch: Batch, tokens: int, last: bool) -> torch.Tensor:
-        """Add one pass's share of the gradient of a step with `tokens` response tokens; return the pass's summed loss.
+        """Add one pass's share of the gradient of a step; return the pass's summed loss.
 
-        Every rank makes the same number of passes in a step; `last` marks the step's last one.
+        Every rank makes the same number of passes in a step; `last` marks the step's last one. The step has `tokens`
+        response tokens, on all ranks together.
         """
 
     @abstractmethod
@@ -121,7 +122,7 @@ class PlainEngine(Engine):
     Args:
         model: moved to the device.
         optimizer: of its trained parameters.
-        bfloat16: compute in bfloat16; weights stay float32 (autocast).
+        bfloat16: compute in bfloat16 (autocast); trained weights stay float32.
         clip: bound on the norm of the gradient.
     """
 

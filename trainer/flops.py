@@ -1,6 +1,6 @@
 """Floating-point operations of a step, and a device's peak rate: for MFU and for estimates.
 
-Counted as in PaLM's appendix B: 2 for each weight of a matrix product and row, twice that for a backward pass;
+Counted as in PaLM's appendix B: 2 for each weight of a matrix product and position, twice that for a backward pass;
 recomputation by checkpointing is not counted. A frozen LLM needs half a backward pass: the gradient of its inputs.
 """
 

@@ -1,8 +1,9 @@
 """The LLM of a run: which are accepted, its tokenizer, its weights, and how its answers end.
 
-An LLM is accepted if it gives the same numbers for packed rows as the plain model gives for each conversation alone.
-`check_packing` tests that with the LLM's own code, on tensors without data, before any weight is read; docs/llms.md has
-a table.
+An LLM is accepted if it gives the same numbers for packed conversations as the plain model gives for each alone.
+Before any weight is read, `check_packing` refuses what would break that: it looks at the configuration, and counts the
+layers that call our attention when the LLM's own code runs on tensors without data. docs/llms.md lists LLMs whose
+numbers were compared.
 """
 
 import copy
@@ -197,7 +198,10 @@ def digest_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -
 
 
 def are_weights(digest: str | None, llm: Any) -> bool:
-    """Whether an LLM's weights match a digest; True if they were read in a coarser dtype, which cannot be checked."""
+    """Whether an LLM's weights match a digest.
+
+    True also where that cannot be checked: without a digest, and for weights that were read in a coarser dtype.
+    """
     if digest is None:
         return True
     dtype = getattr(torch, digest.partition(":")[0])

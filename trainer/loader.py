@@ -30,26 +30,26 @@ class RankBatch:
     Attributes:
         passes: of one step, on the device.
         host: the same passes in host memory.
-        tokens: number of response tokens.
+        targets: number of this rank's response tokens.
         lengths: positions of each sample.
     """
 
     passes: list[Batch]
     host: list[Batch]
-    tokens: int
+    targets: int
     lengths: list[int]
 
     def split(self, count: int) -> list[Batch]:
-        """The passes, the fullest halved until there are `count`: all ranks run as many as the one with the most.
+        """The passes, that of the most samples halved until there are `count`: all ranks run as many as any rank needs.
 
         `count` is at most the number of samples.
         """
         passes = list(zip(self.passes, self.host, strict=True))
         while len(passes) < count:
-            fullest = max(range(len(passes)), key=lambda p: (len(passes[p][1].packing.lengths), p))
-            batch, host = passes[fullest]
+            largest = max(range(len(passes)), key=lambda p: (len(passes[p][1].packing.lengths), p))
+            batch, host = passes[largest]
             kept = -(-len(host.packing.lengths) // 2)
-            passes[fullest], other = zip(batch.split(kept, host), host.split(kept, host), strict=True)
+            passes[largest], other = zip(batch.split(kept, host), host.split(kept, host), strict=True)
             passes.append(other)
         return [batch for batch, _ in passes]
 
@@ -57,7 +57,7 @@ class RankBatch:
 class BatchMemory:
     """Host memory reused by one batch after another; page-locked if there is a GPU, so that copies run asynchronously.
 
-    It is as large as the largest batch before; an array that does not fit gets its own memory this once.
+    An array that does not fit gets memory of its own, for this batch alone; before the next one, the shared one grows.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def rank_batch(
     allocate: Allocate = np.empty,
     pool: ThreadPoolExecutor | None = None,
 ) -> RankBatch:
-    """One rank's share of a global batch in host memory, in as few passes as `batch_tokens` allows.
+    """One rank's share of a global batch in host memory, in few passes of at most `batch_tokens` positions.
 
     The texts decide where each item's rows go before any item is read, so rows are read straight into place.
 

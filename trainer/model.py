@@ -19,7 +19,7 @@ STD_FLOOR = 0.01  # of the median deviation: a dimension that hardly varies is d
 class Projector(nn.Linear):
     """A linear layer with bias on standardized features: W ((x - mean) / deviation) + b.
 
-    Mean and deviation [D] are those of the column's dimensions and never change, so the layer is linear in x. Its
+    Mean and deviation [D] are those of the column's dimensions and never change, so the layer is affine in x. Its
     weights, however, are learnt on inputs of one scale; otherwise weak features (and random ones) are hardly learnt.
     """
 

@@ -1,4 +1,4 @@
-"""AdamW with the paper's settings, and the cosine schedule with warm-up."""
+"""AdamW with the run's settings, and the cosine schedule with warm-up."""
 
 import math
 

@@ -143,8 +143,7 @@ class PendingSample:
         """
         arrays = self.pool.room(self.rows)
         self.read_features_into({name: [array] for name, array in arrays.items()})
-        c = self.conversation
-        return Sample(self.tokens, arrays, c.modality, f"{c.id} ({c.key})")
+        return Sample(self.tokens, arrays)
 
 
 def taught(

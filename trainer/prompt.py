@@ -37,9 +37,9 @@ class Tokens:
     """A conversation in tokens.
 
     Attributes:
-        ids: token ids [S]; `ROW` where a row of features goes.
-        answers: whether each token belongs to a response [S]; only those count in the loss.
-        media: for each turn that perceives, its modality and the position of its first row.
+        ids: token ids [S]; `ROW` where a feature row goes.
+        answers: whether each token belongs to a response, its end mark included [S]; only those count in the loss.
+        media: for each turn that perceives, its modality and the position of its first feature row.
     """
 
     ids: list[int]

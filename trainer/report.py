@@ -21,8 +21,9 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
         held_out: conversations for evaluation, which should not be trained on.
         write: whether to write that file.
     """
-    counts = ", ".join(f"{count} {modality}" for modality, count in data.counts().items())
-    console.print(f"{data.size} usable conversations ({counts})")
+    counts = data.counts()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    console.print(f"{sum(counts.values())} usable conversations ({kinds}), {data.size} in an epoch")
     if data.left_out:
         path = Path(config.output) / "left_out.jsonl"
         if write:

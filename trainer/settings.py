@@ -100,12 +100,13 @@ class TrainConfig(Settings):
         mixture: integer weights of the modalities in every batch; None takes the data's proportions.
         schedule: `mat` mixes all modalities in every batch (paper, section 3.3); `pt1` trains on audio-visual
             conversations first, then on visual-only and audio-only ones; `pt2` the other way round; or phases.
-        augment: asks audio-visual conversations by one sense alone too: by sense, how often for each time by both.
+        augment: asks audio-visual conversations by one sense alone too: by sense, how often for each time by both; with
+            `mixture` or phases, which fix a sense's share, how often beside each other conversation of that sense.
         output: folder of checkpoints and logs.
         overwrite: replace what an earlier run left in `output`; without it, a stopped run is resumed, and a finished
             run or other settings are refused.
         global_batch: conversations in one optimizer step, over all ranks.
-        batch_tokens: most rows of LLM input in one pass of a rank; a step has as many passes as its conversations need.
+        batch_tokens: most positions in one pass of a rank; a step has as many passes as its conversations need.
         epochs: times that the conversations are trained on; or give `steps`.
         steps: optimizer steps; or give `epochs`.
         lr: peak learning rate.
@@ -115,7 +116,7 @@ class TrainConfig(Settings):
         warmup_ratio: share of the steps in which the rate rises linearly; then it falls as a cosine to zero.
         clip: bound on the norm of the gradient; None for no bound.
         precision: of the arithmetic. Trained parameters are always kept in float32.
-        max_tokens: a conversation is cut after this many rows of LLM input.
+        max_tokens: a conversation is cut after this many positions.
         lora: adapters that stage 2 trains in place of the LLM's own weights.
         freeze: patterns (`*`, `?`) of names of parameters that are not trained, such as `llm.model.embed_tokens.*`.
         gradient_checkpointing: recompute activations to save memory.

@@ -106,7 +106,7 @@ class Run:
     base: str | None = None
     best: tuple[float, int] | None = None
     _peak: float = field(default=0.0, init=False)
-    _best_step_floor: int = field(default=0, init=False)
+    _comparable_from: int = field(default=0, init=False)  # the step from which held-out losses can be compared
     _damaged: int = field(default=0, init=False)
     _judged: str = field(default="", init=False)
     _loader: Loader = field(init=False)
@@ -121,7 +121,7 @@ class Run:
         if self.saved and self.saved.asked == (config.evaluation and config.evaluation.asked):
             self.best = self.saved.best
         else:  # losses on other held-out conversations are not comparable
-            self._best_step_floor = first
+            self._comparable_from = first
         if self.log:
             self._peak = peak_flops(self.engine.device, precision(config)) * self.engine.ranks
         done = first
@@ -135,7 +135,7 @@ class Run:
                 ready = next(batches)
                 waited = time.perf_counter() - started
                 set_lr(self.engine.optimizer, lr_factor(done, self.data.steps, config.warmup_ratio))
-                torch.manual_seed((config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63)  # for dropout
+                torch.manual_seed(self._dropout_seed(done))
                 values = self._step(ready)
                 self._add_speed(values, ready, waited, time.perf_counter() - started)
                 done += 1
@@ -150,15 +150,19 @@ class Run:
         self.saver.finish()
         return done
 
+    def _dropout_seed(self, done: int) -> int:
+        """Another for each step and, of up to 4099, each rank. Factors are primes: runs of other seeds share few."""
+        return (self.config.seed * 1_000_003 + done * 4099 + self.engine.rank) % 2**63
+
     def _step(self, ready: RankBatch) -> dict[str, float]:
         """One optimizer step; the loss is the mean over the response tokens of the global batch."""
         passes = ready.passes
         needed = self.engine.largest(len(passes))
         if needed > len(passes):
             passes = ready.split(needed)
-        response_tokens, damaged = self.engine.total(ready.tokens, len(self.data.damaged))
+        all_targets, damaged = self.engine.total(ready.targets, len(self.data.damaged))
         self._bound_damaged(int(damaged))
-        tokens = max(1, int(response_tokens))
+        tokens = max(1, int(all_targets))  # of all ranks
         losses = [self.engine.backward(batch, tokens, number == len(passes) - 1) for number, batch in enumerate(passes)]
         norm = self.engine.step()
         (loss,) = self.engine.total(float(torch.stack(losses).sum()))
@@ -181,7 +185,7 @@ class Run:
     def _add_speed(self, values: dict[str, float], ready: RankBatch, waited: float, taken: float) -> None:
         """Add to `values` how fast the step was, over all ranks, and the memory of this rank."""
         config = self.config
-        forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.tokens)
+        forward = forward_flops(self.engine.model.llm.config, ready.lengths, ready.targets)
         flops = step_flops(forward, config.stage == 2 and not config.lora)
         positions, flops = self.engine.total(sum(ready.lengths), flops)
         values["seconds"] = taken
@@ -212,7 +216,7 @@ class Run:
         evaluation = self.config.evaluation
         if evaluation is None or evaluation.patience is None:
             return False
-        since = self.best[1] if self.best else self._best_step_floor
+        since = self.best[1] if self.best else self._comparable_from
         stop = done - since >= evaluation.patience * evaluation.every
         if stop and self.log:
             console.print(f"stopped early: the held-out loss has not fallen since step {since}")

@@ -16,7 +16,11 @@ ADAPTER = "default"  # peft's name for the adapters that a run trains
 
 
 def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
-    """Select what is trained (projectors; in stage 2 also the LLM, or adapters in it), and keep that in float32.
+    """Make a model ready to train: choose what is trained, and set its precision, checkpointing, compilation and mode.
+
+    The projectors are trained, as modules are by default. In stage 2 the LLM is too, or adapters in it: then peft
+    freezes the LLM's own weights. Projectors and what is trained become float32, but for the LLM under DeepSpeed, which
+    keeps float32 originals of its own.
 
     Raises:
         UserError: a pattern of `freeze` matches no parameter that would be trained, or all of them are frozen.
@@ -36,13 +40,14 @@ def choose_trained(config: TrainConfig, model: AudioVisualLM) -> None:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("field 'freeze': nothing is left to train")
-    by_deepspeed = uses_deepspeed(config)  # DeepSpeed keeps its own float32 originals
+    by_deepspeed = uses_deepspeed(config)
     for name, parameter in model.named_parameters():
         if name.startswith("projectors.") or (parameter.requires_grad and not by_deepspeed):
             parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
+        # the second is its name in earlier versions of transformers
         enable = getattr(llm, "activation_checkpointing_enable", None) or llm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # the name until transformers 5.2x
+        enable({"use_reentrant": False})
         llm.enable_input_require_grads()
     if config.compile:
         for layer in llm.base_model.layers:

@@ -16,7 +16,7 @@ from store import Turn
 def verify(
     task: TaskName, turns: Sequence[Turn], reference: Reference, thresholds: Thresholds, language: str
 ) -> list[Verdict]:
-    """What the rules say of an instruction, by each criterion; words of broken text are not compared.
+    """What the rules say of an instruction, by each criterion; text that is not fluent is judged no further.
 
     Args:
         task: what kind of instruction it is.

@@ -34,7 +34,7 @@ def _is_whole(text: str, task: TaskName) -> bool:
 
 
 def _coverage(text: str, reference: Reference, threshold: float) -> Verdict:
-    """The worst of: all captions, those of each sense, those of the last third."""
+    """The worst of: all captions, those of each sense, and the best told caption of the last third."""
     said = meanings(stemmed for _, stemmed in content_of(text))
     shares: dict[str, float] = {"the captions": _share(said, _stems(reference.fused[reference.modality]))}
     if reference.modality == "audio_visual":

@@ -1,4 +1,4 @@
-"""Diversity: instructions differ from each other, and the turns of a conversation too."""
+"""Diversity within one conversation: its turns differ. Whether instructions repeat others, `selection.py` decides."""
 
 from collections.abc import Sequence
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Fluency: clean text in the language of the data set."""
+"""Fluency: unbroken text in the language of the data set, without markup, control tokens or roles."""
 
 import re
 import unicodedata

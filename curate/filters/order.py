@@ -14,7 +14,12 @@ CLAUSE = re.compile(
 TURNS_BACK = re.compile(
     r"\s*(?:(?:but|and)\s+)?(?:after|once|following|because|since|when|as|while|where|having)\b", re.I
 )
-EARLY = re.compile(r"\b(first|begins?|starts? (?:with|by)|at the (?:start|beginning)|initially|opens?)\b", re.I)
+# A man may open a door, and a door open with a creak, at any time: only clips open early.
+EARLY = re.compile(
+    r"\b(first|initially|at the (?:start|beginning)|(?:begins?|starts?) (?:with|by|on)"
+    r"|(?:clip|video|film|scene|footage|recording|soundtrack|it) opens (?:with|by|on|in))\b",
+    re.I,
+)
 LATE = re.compile(r"\b(finally|at the end|in the end|lastly|ends? (?:with|by)|eventually)\b", re.I)
 MARGIN = 0.05  # of the clip's length
 LEAST_SHARED = 2  # words that place a clause

@@ -11,7 +11,7 @@ from curate.filters.words import content_of, meanings, words_of
 
 
 class Moment(NamedTuple):
-    """A caption and when it holds, as parts of the clip's length from 0 to 1."""
+    """A caption and when it holds: from 0 to 1, where the last caption of its sense ends."""
 
     start: float
     end: float
@@ -20,13 +20,13 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """The captions of a clip that an instruction of a modality is about.
+    """All captions of a clip, by which an instruction of one modality is verified.
 
     Attributes:
         modality: of the instruction.
-        frames: captions of frames.
-        segments: captions of the sound.
-        fused: the fused captions, by modality.
+        frames: captions of frames, of a clip that is only heard too.
+        segments: captions of the sound, of a clip that is only seen too.
+        fused: the fused captions that the instruction was written from, by modality.
     """
 
     modality: Perceived
@@ -62,7 +62,7 @@ class Reference:
 
     @cached_property
     def meanings(self) -> frozenset[str]:
-        """The same, and what means the same."""
+        """The stems and their synonyms."""
         return frozenset(meanings(self.stems))
 
     @cached_property

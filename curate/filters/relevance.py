@@ -1,4 +1,7 @@
-"""Relevance: what an instruction says stands in the captions of its modality, in their order."""
+"""Relevance: what an instruction says stands in the captions of its modality, in their order.
+
+The other sense has no rule of its own: words that only its captions hold weigh more.
+"""
 
 import itertools
 import re
@@ -24,8 +27,8 @@ HEDGED = re.compile(
 )
 OTHER_WEIGHT = 0.35  # of words that are neither plain nor concrete: they may be other words for the same
 HEDGED_WEIGHT = 0.4  # of words in a careful conclusion
-ELSEWHERE_WEIGHT = 0.5  # more, of words that only captions of the other modality hold
-ONE_CLAIM = 0.3  # of the score, for each concrete word that no caption holds
+ELSEWHERE_WEIGHT = 0.5  # added for words that only captions of the other modality hold
+ONE_CLAIM = 0.3  # the least that a concrete word takes from the score if no caption holds it and nothing hedges it
 APART = 3  # words behind a quality, among which its noun is
 
 
@@ -36,13 +39,13 @@ class Claim(NamedTuple):
         word: as the text has it.
         stem: of it.
         weight: how much it claims.
-        doubt: less than 1 in a careful conclusion.
+        certainty: less than 1 in a careful conclusion.
     """
 
     word: str
     stem: str
     weight: float
-    doubt: float = 1.0
+    certainty: float = 1.0
 
 
 def relevance(turns: Sequence[Turn], reference: Reference, is_description: bool, threshold: float) -> Verdict:
@@ -51,7 +54,9 @@ def relevance(turns: Sequence[Turn], reference: Reference, is_description: bool,
         return measured("relevance", 0.0, threshold, "the captions say otherwise", tuple(denied))
     claims = {claim.stem: claim for turn in turns for claim in _claims(turn, is_description)}
     novel = [claim for claim in claims.values() if claim.stem not in reference.meanings]
-    weights = [claim.weight * claim.doubt + ELSEWHERE_WEIGHT * (claim.stem in reference.elsewhere) for claim in novel]
+    weights = [
+        claim.weight * claim.certainty + ELSEWHERE_WEIGHT * (claim.stem in reference.elsewhere) for claim in novel
+    ]
     share = sum(weights) / max(sum(claim.weight for claim in claims.values()), 1.0)
     strong = sum(weight for weight in weights if weight >= 1)
     score = max(0.0, 1 - max(share, ONE_CLAIM * strong))
@@ -73,9 +78,9 @@ def _claims(turn: Turn, is_description: bool) -> Iterator[Claim]:
 
 
 def _weighed(sentence: str) -> Iterator[Claim]:
-    concrete, doubt = lexicon().concrete, HEDGED_WEIGHT if HEDGED.search(sentence) else 1.0
+    concrete, certainty = lexicon().concrete, HEDGED_WEIGHT if HEDGED.search(sentence) else 1.0
     for word, stemmed in content_of(DENIED.sub(" ", sentence)):
-        yield Claim(word, stemmed, 1.0 if stemmed in concrete else OTHER_WEIGHT, doubt)
+        yield Claim(word, stemmed, 1.0 if stemmed in concrete else OTHER_WEIGHT, certainty)
 
 
 def _contradicted(turns: Sequence[Turn], reference: Reference) -> Iterator[str]:

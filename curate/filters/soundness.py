@@ -1,4 +1,4 @@
-"""Soundness: answers answer their questions, and speak as one who perceives the clip."""
+"""Soundness: answers speak as one who perceives the clip, and give the colour, place or number that is asked for."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,15 +11,16 @@ REFUSED = re.compile(
     r"\b(?:as an? (?:\w+[- ])*(?:ai|language model|assistant)\b"
     r"|(?:i am|i'm) (?:sorry|unable|not able|just an?|only an?)\b"
     r"|i (?:cannot|can't|can not|could not|couldn't|am not able to|do not have|don't have) (?:\w+ )?"
-    r"(?:view|see|hear|watch|listen|access|process|help|assist|provide|determine|the ability|access)\b"
+    r"(?:view|see|hear|watch|listen|access|process|help|assist|provide|determine|the ability)\b"
     r"|i apologi[sz]e\b|unable to (?:view|watch|hear|listen|access)|no (?:access|information) (?:to|about) the"
     r"|if you (?:give|provide|share) (?:me )?(?:more|further|additional))",
     re.I,
 )
 LEAKED = re.compile(
-    r"\b(?:captions?|transcripts?|metadata|annotations?|labels?|prompts?|(?:frame|segment|caption|image) ?#?\d+"
+    r"\b(?:captions?|transcripts?|metadata|annotations?|(?:frame|segment|caption|image) ?#?\d+"
+    r"|(?:audio|sound|video|image|frame|segment|given|provided) labels?|(?:the|this|your|given|provided) prompts?"
     r"|(?:the|these|provided|given) (?:frames|segments|descriptions)|based on the (?:text|description|given|provided)"
-    r"|according to the (?:text|description|given|provided|input|data)"
+    r"|according to the (?:text|description|given|provided|input|data|labels?)"
     r"|the (?:text|description) (?:says|states|mentions))\b",
     re.I,
 )
@@ -30,7 +31,7 @@ OBEYED = re.compile(
     re.I,
 )
 EMPTY = re.compile(
-    r"\A\W*(?:\[[^\]]*\]|<[^>]*>|\{[^}]*\}|answer|question|n/?a|none given|todo|tbd|null|none|undefined"
+    r"\A\W*(?:\[[^\]]*\]|<[^>]*>|\{[^}]*\}|answer|question|n/?a|none given|todo|tbd|null|undefined"
     r"|your (?:answer|question)(?: here)?|insert .*|\.\.\.|…|)\W*\Z",
     re.I,
 )
@@ -39,7 +40,10 @@ ECHOED_WORDS = 5
 
 
 def soundness(turns: Sequence[Turn], threshold: float) -> Verdict:
-    """By patterns of what no assistant should say, and by whether answers can be answers to their questions."""
+    """0 if a turn says what no assistant should; else the share of the answers that fit their questions, see `_fits`.
+
+    A single answer of several that does not fit counts half.
+    """
     for turn in turns:
         for reason, fault in FAULTS:
             if found := fault(turn):
@@ -81,7 +85,11 @@ FAULTS: tuple[tuple[str, Callable[[Turn], str]], ...] = (
 
 
 def _fits(turn: Turn) -> bool:
-    """Whether an answer has what its question asks for, or at least shares a word with it."""
+    """Whether an answer can be one to its question.
+
+    Only an answer to a question for a colour, a place or a number can fail, and a content word of the question passes
+    even that.
+    """
     question, answer = words_of(turn.instruction), set(words_of(turn.response))
     asked = {stemmed for _, stemmed in content_of(turn.instruction)}
     if meanings(asked) & set(stems_of(turn.response)):

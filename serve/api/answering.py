@@ -22,7 +22,6 @@ from serve.prompts import Question
 from store import UserError
 
 RETRY_SECONDS = 1
-TOO_LATE = ApiError(503, "the answer takes too long", code="timeout")
 
 
 class Answer:
@@ -76,7 +75,7 @@ class Answer:
                     piece = await self._pieces.get()
             except TimeoutError:
                 if clock() >= self.ends:
-                    raise TOO_LATE from None
+                    raise _too_late() from None
                 yield None
                 continue
             if piece.error:
@@ -98,6 +97,11 @@ class Answer:
         if not self.last.tokens:
             self._metrics.first_seconds.observe(time.perf_counter() - self._started)
         self._metrics.generated_tokens.inc(piece.tokens - self.last.tokens)
+
+
+def _too_late() -> ApiError:
+    """A new error each time: one that is raised again keeps the frames of all requests that it ended."""
+    return ApiError(503, "the answer takes too long", code="timeout")
 
 
 class Answering:
@@ -157,7 +161,7 @@ class Answering:
                 await self._submit(answer, question_of(chat, place, features), limits)
         except TimeoutError:
             answer.close()
-            raise TOO_LATE from None
+            raise _too_late() from None
         except BaseException:
             answer.close()
             raise

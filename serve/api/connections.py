@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serve.api.errors import ApiError
 from serve.api.keys import NO_KEY
 
-BLANK_KEY = re.compile(rb"\nauthorization:[^\n]*[ \t]\r?\n", re.IGNORECASE)  # h11 would drop the blank: another key
+KEY_THEN_BLANK = re.compile(rb"\nauthorization:[^\n]*[ \t]\r?\n", re.IGNORECASE)  # h11 would drop it: another key
 LINGER_SECONDS = 5.0  # in which a client may go on sending a body that was refused, so that it reads the refusal
 
 
@@ -46,7 +46,7 @@ class Connection(H11Protocol):
         """Read, and stop waiting once a request's headers are there."""
         if self._is_refused:
             return
-        if self.conn.their_state is h11.IDLE and BLANK_KEY.search(data):
+        if self.conn.their_state is h11.IDLE and KEY_THEN_BLANK.search(data):
             self._refuse(NO_KEY)
             return
         super().data_received(data)

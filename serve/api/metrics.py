@@ -22,7 +22,7 @@ class Metrics:
         self.prompt_tokens = Counter("avllm_prompt_tokens", "Positions of prompts", registry=own)
         self.generated_tokens = Counter("avllm_generated_tokens", "Tokens of answers", registry=own)
         self.encoded = Counter("avllm_files_encoded", "Sent files that were decoded and encoded", registry=own)
-        self.remembered = Counter("avllm_files_remembered", "Sent files whose features were in memory", registry=own)
+        self.remembered = Counter("avllm_files_remembered", "Sent files whose features were known", registry=own)
         self.encode_seconds = Histogram("avllm_encode_seconds", "Of one sent file", buckets=SECONDS, registry=own)
         self.first_seconds = Histogram(
             "avllm_first_text_seconds", "To an answer's first text", buckets=SECONDS, registry=own

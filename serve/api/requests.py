@@ -67,7 +67,10 @@ class Text(Body):
 
 
 class Url(Body):
-    """Where a medium is: `data:` with the file itself, or `store://LABEL/KEY`."""
+    """Where a medium is: `data:` with the file itself, `store://LABEL/KEY`, or a URL that the server reads.
+
+    The setting `fetch_schemes` names `https:` (the default) and `http:`; `media_folders` allows `file:`.
+    """
 
     url: str
 

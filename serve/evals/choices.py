@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 
 AROUND = " \t\r\n\v\f\xa0\"'`*_“”‘’«»"  # blanks, quotes and emphasis
-GAP = r"[\s\"'`*_“”‘’]{0,9}"  # bounded, as all repetitions here are, so that no reply takes long
+GAP = r"[\s\"'`*_“”‘’]{0,9}"  # bounded: patterns hold several, and no reply may take long
 BRACKETED = r"(?<!\w)[(\[{]\s{0,3}([A-Za-z])\s{0,3}[)\]}]"
 # A letter alone. "a" and "I" before a word are words, unless that word gives a reason.
 BARE = r"((?:[B-HJ-Zb-hj-z]|[AaIi](?!\s+(?!because\b|since\b|as\b|or\b|and\b)\w))(?![\w'’]))"

@@ -1,7 +1,7 @@
 """CIDEr-D: how much of what people say of an item a caption says too, with rare words weighing more.
 
 As the reference's "Cider": n-grams of one to four words without stemming, weighted by how few items' references hold
-them, clipped, damped by the difference in length, times 10. Scores are fractions: papers print them times 100.
+them, clipped, damped by the difference in length, times 10: scores are from 0 to 10. Papers print them times 100.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,14 @@ class DocumentFrequencies:
         """
         grams = count(tokens for captions in references for tokens in captions)
         items = np.repeat(np.arange(len(references)), [len(captions) for captions in references])
-        frequencies = (_frequencies(counts, items) for counts in grams.counts)
+        frequencies = []
+        for counts in grams.counts:
+            rows = np.unique(items[counts.captions] * counts.size + counts.grams)
+            frequencies.append(np.bincount(rows % max(counts.size, 1), minlength=counts.size))
         return cls(len(references), grams.words, grams.codes, tuple(frequencies))
 
     def rarities(self, grams: Grams) -> list[NDArray[np.float64]]:
-        """The weight of each of some n-grams, [n-grams] for each order."""
+        """The weight of each of some n-grams, [n-grams] for each order: log(items / items that hold it)."""
         known = np.array([self.words.get(word, -1) for word in grams.words], np.int64)
         words, numbers = known, [known]
         for ours, theirs in zip(self.codes, grams.codes, strict=True):
@@ -53,20 +56,7 @@ class DocumentFrequencies:
             hit, places = find(ours, first * len(self.words) + last)
             numbers.append(np.where(hit & (first >= 0) & (last >= 0), places, -1))
         held = [np.append(have, 0)[number] for have, number in zip(self.frequencies, numbers, strict=True)]
-        return [_rarity(self.items, items) for items in held]
-
-
-def _frequencies(counts: Counts, items: Integers, predictions: int = 0) -> Integers:
-    """In how many items' references each n-gram is, [n-grams]; the captions before the references do not count."""
-    split = np.searchsorted(counts.captions, predictions)
-    rows = items[counts.captions[split:] - predictions] * counts.size + counts.grams[split:]
-    return np.bincount(np.unique(rows) % max(counts.size, 1), minlength=counts.size)
-
-
-def _rarity(items: int, frequencies: Integers) -> NDArray[np.float64]:
-    """The weight of n-grams, [n-grams]: log(items / items that hold it)."""
-    rarity: NDArray[np.float64] = np.log(items) - np.log(np.maximum(frequencies, 1))
-    return rarity
+        return [np.log(self.items) - np.log(np.maximum(holding, 1)) for holding in held]
 
 
 def _similarities(
@@ -86,16 +76,14 @@ def _similarities(
 
 
 def cider(
-    predictions: Sequence[Tokens],
-    references: Sequence[Sequence[Tokens]],
-    frequencies: DocumentFrequencies | None = None,
+    predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], frequencies: DocumentFrequencies
 ) -> NDArray[np.float64]:
     """CIDEr-D of each item, [items]; the corpus's score is their mean.
 
     Args:
         predictions: one tokenized caption for each item, [items].
         references: tokenized captions for each item, at least one, [items][references].
-        frequencies: of the whole corpus these items are from; None takes these items as the corpus.
+        frequencies: of the whole corpus these items are from.
 
     Raises:
         ValueError: an item has no reference, or not every item has a prediction.
@@ -106,12 +94,8 @@ def cider(
     each = np.array([len(captions) for captions in references])
     items = np.repeat(np.arange(len(references)), each)
     grams = count([*predictions, *(tokens for captions in references for tokens in captions)])
-    if frequencies:
-        rarities = frequencies.rarities(grams)
-    else:
-        rarities = [_rarity(len(references), _frequencies(c, items, len(predictions))) for c in grams.counts]
     total = np.zeros(len(items))
-    for counts, rarity in zip(grams.counts, rarities, strict=True):
+    for counts, rarity in zip(grams.counts, frequencies.rarities(grams), strict=True):
         total += _similarities(counts, rarity, items, len(predictions))
     lengths = np.maximum(grams.lengths - 1, 0)  # the reference takes the number of word pairs for the length
     total *= np.exp(-((lengths[items] - lengths[len(predictions) :]) ** 2) / (2 * SIGMA**2))

@@ -15,8 +15,9 @@ from store.publish import publishing
 
 SAMPLES = 5  # of each direction
 NOTE = (
-    f"B minus A, paired by question. Intervals are 95%, by {DRAWS:,} bootstrap draws of whole videos; p is two-sided, "
-    f"by {SWAPS:,} draws of a paired permutation test that swaps whole videos. Neither is corrected for several tasks."
+    f"B minus A, paired by question. Intervals are 95%, by {DRAWS:,} bootstrap draws of whole videos; where no answer "
+    "turned right or wrong, or all did in one way, they are widened by Wilson's bound. p is two-sided, by "
+    f"{SWAPS:,} draws of a paired permutation test that swaps whole videos. Neither is corrected for several tasks."
 )
 HEADS = ("task", "metric", "questions", "A", "B", "B - A (95% interval)", "p", "up", "down")
 

@@ -16,7 +16,7 @@ from trainer.evaluation import HeldOut, summary
 from trainer.llm import check_packing
 from trainer.settings import Source
 
-MAX_TOKENS = 4096  # longest held-out conversation, and longest pass, in rows
+MAX_TOKENS = 4096  # longest held-out conversation, and longest pass, in positions
 
 
 def evaluate(

@@ -1,5 +1,6 @@
-"""The judge: an outside LLM reads each answer beside the right one. Every judgement is kept in a ledger, asked once.
+"""The judge: an outside LLM reads each answer beside the right one. Every reply is kept in a ledger.
 
+A reply that can be read is never asked for again; one that cannot is, as often as the protocol says.
 What is asked and how replies are read is a protocol (protocols.py). What the judge could not be asked stays undecided:
 it is neither right nor wrong, and the next run asks it. Several judges may read the same answers.
 """

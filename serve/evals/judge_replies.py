@@ -29,7 +29,10 @@ THINK, THOUGHT = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said of an answer; None where it said nothing usable, which counts as wrong."""
+    """What a judge said of an answer; None where it said nothing usable.
+
+    An answer without a verdict counts as wrong; one without a score is left out of the mean.
+    """
 
     verdict: Verdict | None
     score: float | None
@@ -136,7 +139,8 @@ def published_verdict(reply: str) -> Judgement | Unusable:
     """What Video-ChatGPT's evaluator makes of a reply: "yes" and "no" anywhere in the verdict, the score's whole part.
 
     Returns:
-        A judgement with any score; its verdict is None if it holds neither word, and counts neither way.
+        A judgement with any score; its verdict is None if it holds neither word. The published evaluator leaves such a
+        reply out of the accuracy; here it counts as wrong, as under our rules.
     """
     score = published_score(reply)
     if isinstance(score, Unusable):

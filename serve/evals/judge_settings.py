@@ -26,7 +26,7 @@ class JudgeSettings(ClientSettings):
 
     @property
     def asked_by(self) -> Protocol:
-        """The protocol."""
+        """The protocol, by which it is asked. Elsewhere `asked_by` is a sense."""
         return PROTOCOLS[self.protocol]
 
 

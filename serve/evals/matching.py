@@ -2,7 +2,7 @@
 
 
 def matches(reply: str, answer: str) -> bool:
-    """Whether they are equal, but for case, and blanks and full stops at the reply's end. Nothing matches no reply."""
+    """Whether they are equal, but for case, and blanks and full stops at the reply's end; an empty reply never is."""
     reply = reply.rstrip(" .")
     return reply != "" and reply.upper() == answer.upper()
 

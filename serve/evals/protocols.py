@@ -43,7 +43,8 @@ class Protocol(Settings):
 
     Attributes:
         name: what commands and reports call it.
-        tries: how often a judge is asked whose replies cannot be used.
+        tries: how often a judge is asked for a reply that can be used, the first time included. (`ClientSettings.tries`
+            are of one request: how often it is sent until a server replies.)
         max_tokens: of a reply.
         temperature: of its sampling; None leaves it to the server.
         published: whether replies are read as Video-ChatGPT's evaluator reads them, else by our rules.
@@ -59,7 +60,7 @@ class Protocol(Settings):
 
     @property
     def digest(self) -> str:
-        """Of all that it asks and how."""
+        """Of all that it asks and how, the names of the fields too; reports hold it."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
     def request(self, kind: Kind, texts: Mapping[str, str], model: str, schema: bool, ask: int = 0) -> Request:

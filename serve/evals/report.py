@@ -14,8 +14,8 @@ from store.console import console, make_table
 from store.publish import publishing
 
 NOTE = (
-    "Intervals are 95%, by bootstrap over videos. Figures of the paper stand here for orientation: its protocols are "
-    "not published whole, as each note says."
+    "Intervals are 95%, by bootstrap over videos; where all answers are right, or all are wrong, they are Wilson's. "
+    "Figures of the paper stand here for orientation: its protocols are not published whole, as each note says."
 )
 
 
@@ -114,7 +114,8 @@ def _remarks(scores: TaskScores, leak: str | None) -> list[str]:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in scores.reasons.most_common(3))
         said.append(f"{scores.failed} could not be asked, counted as {scores.failed_are}: {reasons}")
     if scores.invalid:
-        said.append(f"{scores.invalid} ({scores.invalid / scores.scored:.1%}) could not be parsed and are wrong")
+        counted = "not in the mean" if scores.task.scorer == "dimension" else "wrong"
+        said.append(f"{scores.invalid} ({scores.invalid / scores.scored:.1%}) could not be parsed and are {counted}")
     if scores.cut:
         said.append(f"{scores.cut} were ended at {scores.task.max_new_tokens} tokens")
     if scores.length_ratio is not None:

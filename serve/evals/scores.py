@@ -22,11 +22,11 @@ from serve.evals.tasks import Query, Task
 from serve.evals.words import tokenize
 
 Floats = NDArray[np.float64]
+# The main metric, by scorer.
 MAIN = {
     "exact": "accuracy", "choice": "accuracy", "cider": "CIDEr", "bleu": "BLEU-1", "judged": "accuracy",
     "dimension": "score",
-}  # by scorer  # fmt: skip
-
+}  # fmt: skip
 COUNTS = "counts of BLEU"  # among the numbers of an item: matches and guesses by order, length, reference's length
 
 
@@ -52,7 +52,8 @@ class TaskScores:
         failed: questions whose features cannot be used; how they count is `failed_are`.
         failed_are: `wrong` or `left-out`.
         reasons: why questions could not be asked, and how many.
-        invalid: answers that could not be parsed, which are wrong; None where nothing is parsed.
+        invalid: answers that could not be parsed, or whose judgement could not; they are wrong, but for the scorer
+            `dimension`, whose mean leaves them out. None where nothing is parsed.
         tokens: mean length of an answer.
         cut: answers that were ended by the limit on tokens.
         metrics: by name, the main one first; empty if only a judge can score.
@@ -242,10 +243,10 @@ def _unit(query: Query) -> object:
 
 def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequence[str]) -> _Scored:
     """CIDEr-D with the document frequencies of all references, BLEU and ROUGE-L, all times 100."""
-    references = {_name(query): [tokenize(text) for text in query.references] for query in made}
+    references = {name_of(query): [tokenize(text) for text in query.references] for query in made}
     predictions = [tokenize(answer.reply) for _, answer in counted]
-    theirs = [references[_name(query)] for query, _ in counted]
-    frequencies = DocumentFrequencies.of([references[_name(query)] for query in made])
+    theirs = [references[name_of(query)] for query, _ in counted]
+    frequencies = DocumentFrequencies.of([references[name_of(query)] for query in made])
     items = {"CIDEr": 100 * cider(predictions, theirs, frequencies), "ROUGE-L": 100 * rouge(predictions, theirs)}
     metrics = {name: _mean(values, clusters, name) for name, values in items.items()}
     counts = count_bleu(predictions, theirs)
@@ -257,10 +258,6 @@ def _captions(made: Sequence[Query], counted: Sequence[Given], clusters: Sequenc
     ratio = float(counts.lengths.sum() / max(1, counts.reference_lengths.sum()))
     lists = {name: values.tolist() for name, values in items.items()} | {COUNTS: parts.tolist()}
     return _Scored(metrics, lists, length_ratio=ratio)
-
-
-def _name(query: Query) -> tuple[str, int]:
-    return query.id, query.occurrence
 
 
 def bleu_of(order: int) -> Callable[[Floats], Floats]:

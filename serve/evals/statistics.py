@@ -1,8 +1,9 @@
 """Statistics of answers: means, other functions of sums, and paired differences, with confidence intervals.
 
-Intervals are 95%, by bootstrap over videos (all questions about one are drawn together), with a fixed seed. Their
-percentiles are expanded as Student's t is wider than a normal distribution: with few videos plain ones are too narrow.
-Source: Hesterberg's expanded percentiles, https://arxiv.org/abs/1411.5279.
+Intervals are 95%, by bootstrap over videos (all questions about one are drawn together), with a fixed seed; where all
+answers are right, or all are wrong, they are Wilson's, over videos. The bootstrap's percentiles are expanded as
+Student's t is wider than a normal distribution: with few videos plain ones are too narrow. Source: Hesterberg's
+expanded percentiles, https://arxiv.org/abs/1411.5279.
 """
 
 from collections.abc import Callable
@@ -80,8 +81,8 @@ def p_value(
 ) -> float:
     """How likely a difference of this size is if both were the same, by a paired permutation test, two-sided.
 
-    In each of `SWAPS` draws the two sides of half of the groups, at random, change places. Noreen, Computer-Intensive
-    Methods for Testing Hypotheses (1989); for corpus metrics, https://aclanthology.org/W05-0908.
+    In each of `SWAPS` draws the two sides of each group change places with probability one half. Noreen,
+    Computer-Intensive Methods for Testing Hypotheses (1989); for corpus metrics, https://aclanthology.org/W05-0908.
 
     Args:
         ours: what is summed over the items of one side, [n, k].

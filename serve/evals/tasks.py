@@ -19,6 +19,7 @@ from store import Conversation, Modality, Settings, Turn, UserError, load_settin
 Form = Literal["question", "choice", "caption", "dialog", "dialog_last", "pair"]
 Scorer = Literal["exact", "choice", "cider", "bleu", "judged", "dimension"]
 Dimension = Literal["correctness", "detail", "context", "temporal", "consistency"]
+# what a prompt of each form has to name
 PLACES: dict[Form, frozenset[str]] = {
     "question": frozenset(),
     "choice": frozenset({"question", "options"}),
@@ -26,9 +27,11 @@ PLACES: dict[Form, frozenset[str]] = {
     "dialog": frozenset({"question"}),
     "dialog_last": frozenset({"question"}),
     "pair": frozenset({"question"}),
-}  # what a prompt of each form has to name
-HAS: dict[Form, set[str]] = {"choice": {"question", "options"}, "caption": set()}  # what it may name, if not a question
-READ = frozenset({"question", "answer", "options", "captions"})  # fields of `meta` that a chat does not have
+}
+# what a prompt may name; of all other forms, the question
+HAS: dict[Form, set[str]] = {"choice": {"question", "options"}, "caption": set()}
+# fields of `meta` in which a data set has its questions and answers; where there is none, the turns hold them
+READ = frozenset({"question", "answer", "options", "captions"})
 PLACE = re.compile(r"\{(\w+)\}")
 BUILT_IN = Path(__file__).with_name("tasks.yaml")
 
@@ -66,8 +69,8 @@ class Task(Settings):
         files: the files it is planned from.
         expected: questions by split.
         form: how a conversation becomes questions. `question`: its question; `choice`: with options; `caption`: a
-            description; `dialog`: each of its turns; `dialog_last`: the last turn alone; `pair`: one of two questions
-            with one answer.
+            description; `dialog`: each of its turns; `dialog_last`: only the last turn is asked; `pair`: one of two
+            questions with one answer.
         history: whether a turn of a dialog is asked after the turns before it, with their true answers.
         prompt: what is asked; `{question}` and `{options}` stand for those of the conversation.
         answer_prefix: how the answer begins; the model goes on from there.

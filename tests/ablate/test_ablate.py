@@ -1,5 +1,6 @@
 """An ablation trains each thing once, calls no encoder, survives `kill -9`, and its tables are what was answered."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,13 +19,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ablate.outcomes import averaged, of_held_out
+from ablate.outcomes import averaged, of_held_out, read_outcome
 from ablate.paper import paper_accuracy
-from ablate.plan import Ablation, Point
+from ablate.plan import Ablation, Evaluation, Point
 from ablate.run import ablate, dry_run
 from ablate.settings import AblateConfig, base_stages
 from featurize.settings import FeaturizeConfig
+from serve.evals.judge_settings import JudgeSettings
 from serve.evals.statistics import bootstrap
+from serve.evals.tasks import TASKS
 from store import Storage, UserError, load_conversations, load_settings, parse_settings, save_conversations
 from store.settings import find_config
 from trainer.settings import TrainConfig
@@ -312,7 +315,7 @@ def test_tasks_are_asked_and_judged_through_a_kill(killed, settings, feature_sto
         asked = [line for e in evaluations for line in (e.file.parent / "answers.jsonl").read_text().splitlines()]
         came = sum(server.came.values())
         assert configure("second")[0].file == evaluations[0].file
-        assert "not whole" not in (mine.output / "results.md").read_text().lower()
+        assert "incomplete" not in (mine.output / "results.md").read_text().lower()
         assert mine.finish() == 0, mine.log.read_text()
         assert sum(server.came.values()) > came
     again = [line for e in evaluations for line in (e.file.parent / "answers.jsonl").read_text().splitlines()]
@@ -338,6 +341,58 @@ def test_what_a_command_says_is_repeated_while_it_runs(settings, tmp_path, capsy
     said = capsys.readouterr().out.replace("\n", "")
     assert f"log: {log}" in said
     assert said.index("half way") < said.index("out of memory") < said.index("failed: ")
+
+
+def test_a_shared_run_that_failed_is_recorded_for_each_point(settings, tmp_path):
+    """It is started once, and no point lacks results without a reason."""
+    only = {"axes": {"strategy": ["mat", "pt1"]}, "launcher": [sys.executable, "-c", "raise SystemExit(3)"]}
+    with pytest.raises(SystemExit):
+        ablate(of(settings, tmp_path / "out", **only))
+    (log,) = (tmp_path / "out" / "runs").glob("*/train.log")
+    assert log.read_text().count("$ ") == 1
+    failed = json.loads((tmp_path / "out" / "results.json").read_text())["failed"]
+    assert [f["what"].partition(", ")[0] for f in failed] == ["base", "strategy=pt1"]
+    assert {(f["status"], f["log"]) for f in failed} == {(3, str(log))}
+
+
+def test_an_ablation_that_waited_plans_anew(settings, feature_store, tmp_path, monkeypatch):
+    """What it trains is that of the store as it is when its turn comes."""
+    storage = Storage(shutil.copytree(feature_store, tmp_path / "store"))
+    only = {"axes": {}, "launcher": [sys.executable, "-c", "raise SystemExit(3)"], "store": str(storage.root)}
+    config = of(settings, tmp_path / "out", **only)
+    before = Ablation(config).runs(Point(), 0)[0]
+
+    @contextlib.contextmanager
+    def alone(folder):
+        save_conversations(storage, "mixed", load_conversations(storage, "mixed")[:-1])
+        with open(tmp_path / "lock", "w") as lock:
+            yield lock.fileno()
+
+    monkeypatch.setattr("ablate.run._alone", alone)
+    with pytest.raises(SystemExit):
+        ablate(config)
+    after = Ablation(config).runs(Point(), 0)[0]
+    assert before.digest != after.digest
+    assert (before.folder.exists(), after.folder.exists()) == (False, True)
+
+
+def test_scores_of_another_wording_of_the_judge_are_not_taken(tmp_path):
+    judge = JudgeSettings(urls=("http://127.0.0.1:1",), model="m")
+    evaluation = Evaluation(Point(), 0, "x", None, None, TASKS["msrvtt-qa"], tmp_path / "report.json")
+    item = {"id": "q", "occurrence": 0, "cluster": "v", "accuracy": 100.0}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
+    now = {"model": "m", "protocol": judge.protocol, "prompts": judge.asked_by.digest, "undecided": 0}
+    for changes, metrics, value in (
+        ({}, {"accuracy": {}}, 100),
+        ({"prompts": "older"}, {"accuracy": {}}, None),
+        ({"model": "other"}, {"accuracy": {}}, None),
+        ({}, {}, None),
+    ):
+        entry = {"judge": now | changes, "metrics": metrics, "items": "items.jsonl"}
+        (tmp_path / "report.json").write_text(json.dumps({"tasks": [entry]}))
+        outcome = read_outcome(evaluation, judge)
+        assert (outcome and outcome.score.value) == value
+    assert read_outcome(evaluation, None) is None
 
 
 def test_a_dry_run_shows_and_starts_nothing(settings, tmp_path, capsys):

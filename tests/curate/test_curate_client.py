@@ -70,6 +70,7 @@ def test_replies_are_those_of_a_clean_run(llm_server, ask, request_of, concurren
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
+        ("301", "301: expected 200 with a chat completion; name the server's own URL: moved"),
         ("401", "401: no key was sent"),
         ("404", "404: no model 'm'"),
         ("quota", "429: the account has nothing left to spend"),
@@ -268,6 +269,13 @@ def test_no_budget_is_ever_passed(
             assert ledger.limit.allows(ledger.committed)
         assert tokens is None or server.tokens <= tokens
         assert server.tokens <= ledger.committed.tokens
+
+
+def test_parts_of_a_billionth_of_a_dollar_count_whole():
+    assert Price(prompt=0.0004, completion=0.0011).of(10, 1).cost == 10 * 1 + 2
+    assert 1000 * 2.007 > 2007  # by rounding alone
+    assert Price(prompt=2.007, completion=0.15).of(10, 10).cost == 10 * (2007 + 150)
+    assert Price(prompt=0, completion=0).of(10, 10).cost == 0
 
 
 def test_settings_are_checked_before_anything_is_asked(monkeypatch, tmp_path):

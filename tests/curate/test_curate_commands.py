@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from curate.__main__ import app
 from curate.curation import CurationSettings
 from curate.ledger import Ledger
-from store import UserError, load_conversations, load_settings
+from store import UserError, load_conversations, load_settings, parse_settings
 
 MIX = {"description": {"visual": 3}, "conversation": {"audio_visual": 2}}
 PRICE = {"prompt": 1.0, "completion": 2.0}
@@ -159,3 +159,17 @@ def test_shipped_settings_are_read():
     paper = load_settings(CurationSettings, "curate/configs/paper.yaml")
     assert sum(paper.mix.of(cell) for cell in paper.mix.cells) == 260_000
     assert load_settings(CurationSettings, "curate/configs/demo.yaml").mix.cells == paper.mix.cells
+
+
+def test_a_budget_in_dollars_needs_the_price_of_both():
+    """A judge without a price would count as free."""
+    own = ["generator.price={prompt: 1, completion: 2}", "generator.budget_dollars=5"]
+    with pytest.raises(
+        UserError, match=r"field 'judge': budget_dollars of generator counts .* give judge\.price \(0 for"
+    ):
+        load_settings(CurationSettings, "paper", own)
+    both = load_settings(CurationSettings, "paper", [*own, "judge.price={prompt: 0, completion: 0}"])
+    assert both.generator.budget_dollars == 5
+    assert load_settings(CurationSettings, "demo", own).judge is None
+    with pytest.raises(UserError, match=r"field 'generator\.model': is required$"):  # the fault that it is, alone
+        parse_settings(CurationSettings, both.model_dump(exclude={"generator": {"model"}}), "settings")

@@ -13,7 +13,9 @@ from curate.captions import Clip, Span
 from curate.curation import CRITERIA, Thresholds
 from curate.filters import verify
 from curate.filters.diversity import jaccard, shingles
+from curate.filters.order import misplaced
 from curate.filters.reference import Reference
+from curate.filters.soundness import soundness
 from curate.judging import JUDGED, read_judgement, verdicts_of
 from curate.replies import UnusableError
 from store import Turn
@@ -117,6 +119,7 @@ def test_a_judgement_rests_on_words_that_are_there():
     for wrong in (
         good | {"relevance": {"quotes": ["a green bus"], "score": 1}},  # no such words
         good | {"relevance": {"quotes": [], "score": 2}},
+        good | {"relevance": {"quotes": ["top"], "score": 2}},  # a part of a word
         good | {"completeness": {"quotes": ["red bus"], "score": 1}},  # of the answers, not of the captions
         good | {"relevance": {"quotes": ["red"], "score": 0}},
         good | {"relevance": {"quotes": ["red"], "score": True}},
@@ -158,6 +161,48 @@ def test_what_no_answer_may_hold(text, criterion):
     verdicts = verify("description", turns, reference_of(CLIP, "visual"), Thresholds(), "en")
     assert next(verdict.criterion for verdict in verdicts if verdict.outcome == "fail") == criterion
     assert next(verdict.evidence for verdict in verdicts if verdict.outcome == "fail")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "fits"),
+    [
+        ("How many ships are there?", "None.", True),
+        ("What is written there?", "It is on the labels on the jar.", True),
+        ("What does the boy do?", "He does a trick, which prompts a laugh.", True),
+        ("What does the boy do?", "He laughs, says the audio label.", False),
+        ("What does the boy do?", "He laughs, according to the labels.", False),
+        ("What does the boy do?", "He laughs, as the prompt has it.", False),
+        ("Where is the boy?", "He laughs.", False),
+        ("Where is the boy?", "The boy laughs.", True),  # it shares a word
+        ("What does the boy do?", "Seven blue ducks.", True),  # a rule does not see it
+    ],
+)
+def test_what_fits_a_question(question, answer, fits):
+    assert (soundness([Turn(question, "visual", answer)], 0.5).outcome == "pass") == fits
+
+
+def test_what_opens_at_the_end_is_in_order():
+    """A door that opens says nothing of when; a clip that opens with the end does."""
+    seen = [
+        "a black cat on a red sofa",
+        "a black cat drinking milk",
+        "a man opening a wooden door",
+        "a man and a wooden door",
+    ]
+    whole = "A black cat sits on a red sofa and drinks milk; then a man opens a wooden door."
+    reference = reference_of(CLIP | {"frames": seen, "video": whole}, "visual")
+    for text in (
+        whole,
+        "A black cat sits on a red sofa and drinks milk. A man opens a wooden door.",
+        "A black cat sits on a red sofa. It begins to drink milk. A wooden door opens with a man behind it.",
+    ):
+        assert not misplaced(text, reference), text
+    for text in (
+        "The clip opens with a man at a wooden door.",
+        "It begins with a man at a wooden door.",
+        "First a man opens a wooden door.",
+    ):
+        assert misplaced(text, reference) == (text,)
 
 
 def test_absence_and_doubt_are_no_inventions():

@@ -1,5 +1,6 @@
 """The API on a real server and a real checkpoint: what the engine says, and nothing else, whatever is sent."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -9,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from serve.api.answering import Answer
+from serve.api.errors import ApiError
+from serve.api.metrics import Metrics
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
 from serve.features import available_modality
@@ -254,6 +258,17 @@ def test_a_slow_file_keeps_its_stream_open(serving, media):
         refused = client.chat([video(media / "silent.mp4"), say("What? <AUD>")], stream=True)
         assert refused.status_code == 200
         assert json.loads(refused.text.splitlines()[-2].removeprefix("data: "))["error"]["code"] == "absent"
+
+
+def test_answers_that_take_too_long_end_with_errors_of_their_own():
+    """One that is raised again would keep what each late request held."""
+
+    async def late():
+        with pytest.raises(ApiError, match="takes too long") as error:
+            await anext(Answer(Metrics(int), lambda: None, seconds=0.0).pieces())
+        return error.value
+
+    assert asyncio.run(late()) is not asyncio.run(late())
 
 
 def test_an_answer_that_takes_too_long_ends(serving):

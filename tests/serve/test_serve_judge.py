@@ -12,6 +12,7 @@ from serve.evals.judge import judge_all, make_judging
 from serve.evals.judgements import items_of
 from serve.evals.plan import plan_tasks
 from serve.evals.protocols import PLACE, PROTOCOLS
+from serve.evals.report import write_report
 from serve.evals.run import evaluate
 from serve.evals.scores import score
 from serve.evals.tasks import TASKS
@@ -71,6 +72,16 @@ def test_right_wrong_and_invalid_by_hand(judged, protocol, mean):
     assert sorted(server.came.values()) == [1, 1, tries]
     for body in server.bodies:
         assert ("temperature" in body) == ("response_format" in body) == (protocol == "avllm")
+
+
+def test_a_reply_that_cannot_be_read_is_told_as_it_counts(judged, tmp_path):
+    """Without a verdict the answer is wrong; without a score of a dimension it is in no mean."""
+    for task, counted in (("msrvtt-qa", "are wrong"), ("videochatgpt-consistency", "are not in the mean")):
+        scores, _ = judged(task, ["red", "red", "green", "blue"], "avllm", lambda body: "I think so")
+        write_report(tmp_path, {}, [scores], {})
+        text = (tmp_path / "report.md").read_text()
+        assert f"{scores.scored} (100.0%) could not be parsed and {counted}\n" in text
+        assert "by bootstrap over videos; where all answers are right, or all are wrong, they are Wilson's. " in text
 
 
 def test_a_judge_that_can_be_read_at_last_is_read(judged):

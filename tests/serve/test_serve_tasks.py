@@ -336,7 +336,7 @@ def test_a_user_adds_tasks(tmp_path):
         ({"dimension": "detail"}, r"field 'tasks.0.dimension': is for the scorer dimension only"),
         (
             {"promt": "x"},
-            r"unknown field 'tasks.0.promt'; did you mean 'prompt'\? \(accepted: answer_prefix, cluster_by, ",
+            r"unknown field 'tasks.0.promt'; did you mean 'tasks.0.prompt'\? \(accepted: answer_prefix, cluster_by, ",
         ),
     ],
 )

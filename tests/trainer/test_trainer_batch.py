@@ -63,7 +63,7 @@ def test_passes_are_split_where_another_rank_needs_more(drawn, data):
         rows = temporal + 2
         ids = [1, *[ROW] * rows, *range(2, 2 + prompt + response)]
         answers = [False] * (1 + rows + prompt) + [True] * response
-        samples.append(Sample(Tokens(ids, answers, [("visual", 1)]), arrays, "visual", "drawn"))
+        samples.append(Sample(Tokens(ids, answers, [("visual", 1)]), arrays))
     widths = {"temporal": 2, "spatial": 2, "audio": 3}
     shares = fill_passes([len(sample.tokens.ids) for sample in samples], BUDGET)
     passes = [pack([samples[n] for n in numbers], widths, BUDGET) for numbers in shares]

@@ -24,6 +24,7 @@ from store import (
 from store.exchange.importing import import_column, place, plan_foreign
 from store.exchange.video_chatgpt import find_pickles, read_video_chatgpt
 from trainer.data import TrainingData
+from trainer.report import report_data
 from trainer.settings import TrainConfig
 
 
@@ -58,17 +59,17 @@ def test_conversations_of_failed_items_are_left_out_and_counted(feature_store, t
 
 
 def stream(data, places):
-    """The first samples of a run, as one rank reads them."""
-    each = data.samples(0, 0, 1)
+    """The first conversations of a run, as one rank draws them."""
+    each = data.pending(0, 0, 1)
     for step in range(1, -(-places // len(each))):
-        each += data.samples(step, 0, 1)
+        each += data.pending(step, 0, 1)
     return each[:places]
 
 
 def test_an_epoch_holds_every_conversation_once(feature_store, tokenizer):
     """With the data's own shares nothing is dropped and nothing comes twice before all came once."""
     data = TrainingData(config(feature_store, mixture={"visual": 1}, global_batch=15, steps=4), tokenizer)
-    seen = Counter(sample.origin for sample in stream(data, 60))
+    seen = Counter(pending.conversation.id for pending in stream(data, 60))
     assert set(seen.values()) == {2}
     assert len(seen) == 30
 
@@ -101,8 +102,8 @@ def test_two_epochs_hold_every_conversation_twice_at_any_number_of_ranks(feature
     """Two epochs of 89 conversations fill 178 of 184 places; counts within a modality differ by one at most."""
     data = TrainingData(config(feature_store, steps=None, epochs=2.0, schedule=schedule), tokenizer)
     assert data.steps == 23
-    drawn = [s for step in range(23) for rank in range(ranks) for s in data.samples(step, rank, ranks)]
-    seen = Counter((s.tokens.media[0][0] if s.tokens.media else "text", s.origin) for s in drawn)
+    drawn = [p for step in range(23) for rank in range(ranks) for p in data.pending(step, rank, ranks)]
+    seen = Counter((p.conversation.modality, p.conversation.id) for p in drawn)
     assert len(seen) == 89
     assert sum(seen.values()) == 184
     pools = {}
@@ -119,8 +120,8 @@ def test_every_number_of_ranks_sees_the_same_global_batches(feature_store, token
     """Otherwise a run on eight GPUs is not the run on one, and cannot resume as it."""
     data = TrainingData(config(feature_store, steps=8), tokenizer)
     for step in (0, 7):
-        alone = [s.origin for s in data.samples(step, 0, 1)]
-        shared = [s.origin for rank in range(ranks) for s in data.samples(step, rank, ranks)]
+        alone = [p.conversation.id for p in data.pending(step, 0, 1)]
+        shared = [p.conversation.id for rank in range(ranks) for p in data.pending(step, rank, ranks)]
         assert shared == alone
 
 
@@ -136,20 +137,28 @@ def test_modalities_are_mixed_in_every_batch_as_asked(feature_store, tokenizer):
 def test_a_coarser_grid_reads_a_subset_of_the_same_column(feature_store, tokenizer):
     fine = stream(TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer), 6)[-1]
     coarse = stream(TrainingData(config(feature_store, mixture={"visual": 1}, frames=2), tokenizer), 6)[-1]
-    assert fine.origin == coarse.origin
-    assert (coarse.arrays["temporal"] == fine.arrays["temporal"][::2]).all()
+    assert fine.conversation == coarse.conversation
+    assert (coarse.sample().arrays["temporal"] == fine.sample().arrays["temporal"][::2]).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 3}, r"field 'frames'.*spatial\.t3.*spatial\.t2, spatial\.t4"),
-        ({"segments": 4}, r"field 'segments'.*audio\.k4.*audio\.k2"),
+        ({"frames": 3}, r"field 'frames': column clip-tiny\..* not featurized with 3 frames, but with 2 or 4"),
+        ({"segments": 4}, r"field 'segments': column clap-tiny\..* not featurized with 4 segments, but with 2"),
         ({"visual": "clip-huge"}, r"no column 'clip-huge'.*clip-tiny"),
         ({"visual": "clap-tiny"}, r"field 'visual'.*is audio"),
         ({"sources": [{"store": "S", "conversations": "none"}]}, r"S: no store is there: no corpus\.parquet"),
         ({"mixture": {"text": 1}, "audio": None, "visual": None}, r"at least one names a column"),
         ({"epochs": 1.0}, r"either 'epochs' or 'steps'"),
+        (
+            {"mixture": {"audio_visual": 1}, "augment": {"visual": 0.5}},
+            r"field 'augment': names visual, which 'mixture'",
+        ),
+        (
+            {"schedule": [{"share": 1, "mixture": {"visual": 1}}], "augment": {"audio": 1}},
+            r"field 'augment': names audio, which 'mixture' leaves out",
+        ),
         ({"learning_rate": 1}, r"unknown field 'learning_rate'.*lr"),
     ],
 )
@@ -162,7 +171,8 @@ def test_bad_configuration_is_one_clear_line(feature_store, tokenizer, changes, 
 def test_a_damaged_item_stops_training_or_gives_way_to_another_conversation(feature_store, tokenizer, tmp_path, capsys):
     """Never to another clip's features under the same question; and it is said, each time."""
     epoch = {"mixture": {"visual": 1}, "global_batch": 1, "steps": 30}
-    before = stream(TrainingData(config(feature_store, **epoch), tokenizer), 30)
+    drawn = stream(TrainingData(config(feature_store, **epoch), tokenizer), 30)
+    before = [pending.sample() for pending in drawn]
     shutil.copytree(feature_store, tmp_path / "store")
     for tar in (tmp_path / "store" / "columns").glob("clip-tiny.*/*.tar"):
         data = bytearray(tar.read_bytes())
@@ -173,12 +183,14 @@ def test_a_damaged_item_stops_training_or_gives_way_to_another_conversation(feat
     with pytest.raises(DamagedError, match="differs from its checksum"):
         TrainingData(config(feature_store, **changes), tokenizer).samples(0, 0, 1)
     hurt = TrainingData(config(feature_store, **changes, tolerate=1), tokenizer)
-    after = stream(hurt, 30)
-    assert [place for place in range(30) if after[place].origin != before[place].origin] == [0]
-    twin = next(sample for sample in before if sample.origin == after[0].origin)
-    assert after[0].tokens == twin.tokens
-    assert np.array_equal(after[0].arrays["temporal"], twin.arrays["temporal"])
-    assert f"replaced by {twin.origin.split()[0]}: " in capsys.readouterr().out
+    after = [sample for step in range(30) for sample in hurt.samples(step, 0, 1)]
+
+    def same(one, other):
+        return one.tokens == other.tokens and np.array_equal(one.arrays["temporal"], other.arrays["temporal"])
+
+    assert [place for place in range(30) if not same(after[place], before[place])] == [0]
+    (twin,) = (place for place in range(30) if same(before[place], after[0]))
+    assert f"replaced by {drawn[twin].conversation.id}: " in capsys.readouterr().out
 
 
 def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
@@ -196,7 +208,7 @@ def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
     save_conversations(storage, "mixed", talks)
     data = TrainingData(config(storage.url, visual="theirs", audio=None, frames=100), tokenizer)
     assert (data.size, [each.reason for each in data.left_out]) == (2, ["visual: unreadable"])
-    found = {sample.origin.split()[0]: sample.arrays for sample in stream(data, 16)}
+    found = {pending.conversation.id: pending.sample().arrays for pending in stream(data, 16)}
     assert {name: len(arrays["temporal"]) for name, arrays in found.items()} == {"whole": 100, "short": 60}
     assert np.array_equal(found["short"]["spatial"], rows[100:])
     assert data.builds["visual"] == {"imported": "video-chatgpt"}
@@ -204,7 +216,7 @@ def test_imported_features_are_trained_on_like_others(tmp_path, tokenizer):
 
 def kinds(data, step, ranks=1):
     """How many of each modality a global batch holds."""
-    return Counter(s.modality for rank in range(ranks) for s in data.samples(step, rank, ranks))
+    return Counter(p.conversation.modality for rank in range(ranks) for p in data.pending(step, rank, ranks))
 
 
 def test_pretraining_schedules_separate_the_modalities(feature_store, tokenizer):
@@ -225,15 +237,18 @@ def test_phases_have_mixtures_of_their_own(feature_store, tokenizer):
     assert [kinds(data, step) for step in (1, 2, 7)] == [{"audio": 8}, *[{"visual": 6, "audio_visual": 2}] * 2]
 
 
-def test_audio_visual_conversations_are_also_asked_by_one_sense(feature_store, tokenizer):
+def test_audio_visual_conversations_are_also_asked_by_one_sense(feature_store, tokenizer, capsys):
     """Such a sample is a visual-only one: it counts as that, its rows and its token are sight's alone."""
     augment = {"mixture": {"visual": 1}, "augment": {"visual": 0.5}, "global_batch": 9, "steps": 10}
     data = TrainingData(config(feature_store, **augment), tokenizer)
-    samples = stream(data, 90)
-    asked = [s for s in samples if "audio_visual" in s.origin]
+    report_data(data, config(feature_store, **augment), None, write=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "59 usable conversations (30 visual, 29 audio_visual-as-visual), 44 in an epoch" in said
+    drawn = stream(data, 90)
+    asked = [pending for pending in drawn if "audio_visual" in pending.conversation.id]
     assert len(asked) == pytest.approx(90 / 3, abs=2)  # 30 of their own, half of 30
-    assert all("audio" not in s.arrays and s.tokens.media[0][0] == "visual" for s in asked)
-    assert {s.modality for s in samples} == {"visual"}
+    assert all("audio" not in p.sample().arrays and p.tokens.media[0][0] == "visual" for p in asked)
+    assert {pending.conversation.modality for pending in drawn} == {"visual"}
 
 
 def test_sources_are_drawn_by_weight(feature_store, tokenizer):

@@ -15,7 +15,7 @@ from trainer.flops import forward_flops
 from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
 from trainer.planning.earlier import with_first_llm
-from trainer.planning.estimate import device_of, dry_run, foretell, load_of
+from trainer.planning.estimate import device_of, dry_run, forecast, load_of
 from trainer.planning.memory import (
     BUCKET,
     Parameters,
@@ -136,7 +136,7 @@ def test_recipes_are_what_the_papers_shapes_take_and_fit(row):
 )
 def test_a_dry_run_says_what_the_papers_shapes_take(file, words, ranks, gpu):
     config = load_settings(TrainConfig, CONFIGS / file, words)
-    found = foretell(config, ranks, gpu, MFU, THOUSANDS * 1000)
+    found = forecast(config, ranks, gpu, MFU, THOUSANDS * 1000)
     memory = found.estimate.memory
     host = ranks * max(memory.starting, memory.training) / 1e9
     counts = found.parameters.all, found.parameters.trained

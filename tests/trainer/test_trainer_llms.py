@@ -113,7 +113,7 @@ def samples_of(tokenizer):
         (Turn("What sound is it, then?", "audio", "low"), Turn("And the colour?", "visual", "a dark red")),
         (Turn("Hello", "text", "good day"),),
     ]
-    return [Sample(tokenize(t, rows_of(arrays), tokenizer, PromptFormat()), arrays, "text", "test") for t in turns]
+    return [Sample(tokenize(t, rows_of(arrays), tokenizer, PromptFormat()), arrays) for t in turns]
 
 
 def plain_loss(model, sample):

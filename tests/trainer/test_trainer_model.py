@@ -45,7 +45,7 @@ def samples(tiny_llm):
 
     def sample(*turns):
         arrays = {name: rng.standard_normal((n, WIDTHS[name])).astype(np.float32) for name, n in SHAPES.items()}
-        return Sample(tokenize(turns, rows_of(arrays), tokenizer, PromptFormat()), arrays, "text", "test")
+        return Sample(tokenize(turns, rows_of(arrays), tokenizer, PromptFormat()), arrays)
 
     return [
         sample(Turn("What colour?", "visual", "red")),

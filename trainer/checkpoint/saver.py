@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from store import UserError
 from store.publish import TEMPORARY, publish, publishing
-from trainer.checkpoint.states import State, States, _untrained
+from trainer.checkpoint.states import State, States, untrained
 from trainer.engine import MOMENTS, Engine
 
 
@@ -30,10 +30,10 @@ class Saver:
             at = f"{fragment.name}@{fragment.start}"
             tensors[f"weight/{at}"] = _copy(fragment.weight)
             tensors |= {f"{kind}/{at}": _copy(fragment.moments[kind]) for kind in MOMENTS}
-        untrained = dict(_untrained(self._engine.model))
-        with self._engine.gathered(list(untrained.values())):
+        others = dict(untrained(self._engine.model))
+        with self._engine.gathered(list(others.values())):
             if self._engine.rank == 0:
-                tensors |= {f"weight/{name}@0": _copy(tensor.view(-1)) for name, tensor in untrained.items()}
+                tensors |= {f"weight/{name}@0": _copy(tensor.view(-1)) for name, tensor in others.items()}
         self._writing = self._pool.submit(self._write, state, tensors)
 
     def finish(self) -> None:

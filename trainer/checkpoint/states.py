@@ -189,7 +189,7 @@ class SavedTensors:
     def load_weights(self, model: AudioVisualLM) -> None:
         """Load the trained weights and the whole projectors into a model."""
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-        for name, tensor in (*trained, *_untrained(model)):
+        for name, tensor in (*trained, *untrained(model)):
             tensor.data.copy_(self.read(f"weight/{name}", 0, tensor.numel()).view(tensor.shape))
 
     def load_optimizer(self, engine: Engine, step: int) -> None:
@@ -202,7 +202,7 @@ class SavedTensors:
                 moment.copy_(self.read(f"{kind}/{fragment.name}", fragment.start, size))
 
 
-def _untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
+def untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
     """The projectors' tensors that no optimizer updates: their statistics, and frozen parameters."""
     yield from model.projectors.named_buffers("projectors")
     yield from ((name, p) for name, p in model.projectors.named_parameters("projectors") if not p.requires_grad)

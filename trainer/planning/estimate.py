@@ -37,6 +37,7 @@ from trainer.settings import TrainConfig
 from trainer.start import check_checkpoint
 from trainer.trainable import precision
 
+MFU = 0.4  # assumed model FLOP utilization: share of the device's peak that goes into the model
 PROCESSOR = "this processor"
 SPARE = 0.08  # share of a device's memory left for CUDA's context, NCCL and fragmentation
 SAMPLED = 512  # conversations whose lengths are measured
@@ -66,14 +67,14 @@ class Load:
     """The work of a step, measured on a sample of steps.
 
     Attributes:
-        rows: of a conversation, on average.
+        positions: of a conversation, on average.
         flops: of training on a conversation, on average.
         passes: of a step, the most of any rank.
         fullest: a pass as full as they become.
         inputs: bytes of features and tokens in a rank's share of a step.
     """
 
-    rows: float
+    positions: float
     flops: float
     passes: int
     fullest: Batch
@@ -102,13 +103,13 @@ def load_of(
     filled = fill_passes(repeated, full)
     numbers = max(filled, key=lambda numbers: sum(repeated[i] for i in numbers))
     fullest = pack([samples[i % len(samples)] for i in numbers], widths, config.max_tokens)
-    a_row = sum(tensor.nbytes for tensor in fullest.tensors()) / len(fullest.ids)
+    a_position = sum(tensor.nbytes for tensor in fullest.tensors()) / len(fullest.ids)
     return Load(
-        rows=sum(lengths) / len(samples),
+        positions=sum(lengths) / len(samples),
         flops=flops / len(samples),
         passes=max(len(fill_passes(part, config.batch_tokens)) for part in shares),
         fullest=fullest,
-        inputs=a_row * share * sum(lengths) / len(lengths),
+        inputs=a_position * share * sum(lengths) / len(lengths),
     )
 
 
@@ -166,7 +167,7 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Forecast:
     """What a run would do and need.
 
     Attributes:
@@ -190,13 +191,13 @@ class Foretold:
     libraries: int
 
 
-def foretell(
+def forecast(
     config: TrainConfig,
     ranks: int | None = None,
     device: str | None = None,
-    mfu: float = 0.4,
+    mfu: float = MFU,
     conversations: int | None = None,
-) -> Foretold | None:
+) -> Forecast | None:
     """What a run would do and need; None on all but the first rank. No weights are read.
 
     Args:
@@ -236,18 +237,18 @@ def foretell(
     parameters = Parameters.of(build_shape(config, shape, widths))
     activations = pass_without_data(config, shape, widths, load.fullest, sharded, chosen.name != PROCESSOR)
     needs = estimate(config, parameters, load, activations, steps, ranks, sharded, chosen, mfu)
-    return Foretold(needs, parameters, load, steps, ranks, chosen, data, libraries)
+    return Forecast(needs, parameters, load, steps, ranks, chosen, data, libraries)
 
 
 def dry_run(
     config: TrainConfig,
     ranks: int | None = None,
     device: str | None = None,
-    mfu: float = 0.4,
+    mfu: float = MFU,
     conversations: int | None = None,
 ) -> None:
-    """Print what a run would do and need; arguments and errors are those of `foretell`."""
-    plan = foretell(config, ranks, device, mfu, conversations)
+    """Print what a run would do and need; arguments and errors are those of `forecast`."""
+    plan = forecast(config, ranks, device, mfu, conversations)
     held_out = None if conversations else held_out_of(config)
     if plan is None:
         return
@@ -256,14 +257,14 @@ def dry_run(
     _show_memory(plan)
     console.print(f"{plan.parameters.all:,} weights, of which {plan.parameters.trained:,} are trained")
     console.print(
-        f"{plan.load.rows:.0f} rows a conversation, {len(plan.load.fullest.ids)} in a full pass, at most "
+        f"{plan.load.positions:.0f} positions a conversation, {len(plan.load.fullest.ids)} in a full pass, at most "
         f"{plan.load.passes} passes a step; {plan.steps} steps take {show_hours(plan.estimate.hours)} on "
         f"{plan.ranks} x {plan.device.name} at an assumed MFU of {mfu}"
     )
     console.print(verdict(max(plan.estimate.memory.totals), plan.device))
 
 
-def _show_memory(plan: Foretold) -> None:
+def _show_memory(plan: Forecast) -> None:
     needs, device = plan.estimate, plan.device
     whose = "process" if device.name == PROCESSOR else "rank's device"
     table = Table(f"GB of each {whose}", "at the start", "in a pass", "in a step")
@@ -278,7 +279,7 @@ def _show_memory(plan: Foretold) -> None:
     )
 
 
-def _show_host(plan: Foretold) -> None:
+def _show_host(plan: Forecast) -> None:
     """Print what the ranks of a machine hold of its memory, beside a device, and where time goes as they start."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", min(plan.ranks, RANKS_A_NODE)))
     held, mapped = (plan.data.held, plan.data.mapped) if plan.data else (0, 0)

@@ -27,6 +27,7 @@ from trainer.trainable import choose_trained, precision
 BUCKET = 500_000_000  # gradients reduced at once
 LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered
 SUB_GROUP = 1_000_000_000  # weights that ZeRO-3 updates at once
+
 MASTER = 4  # bytes of the float32 original of a trained weight
 MOMENTS = 8  # bytes of its two moments in AdamW
 
@@ -123,7 +124,7 @@ def pass_bytes(model: AudioVisualLM, batch: Batch, autocast: bool) -> int:
     Args:
         model: its gradients are dropped as soon as they are computed.
         batch: a pass, on the model's device.
-        autocast: compute in bfloat16; weights stay float32.
+        autocast: compute in bfloat16; trained weights stay float32.
     """
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
     handles = [p.register_post_accumulate_grad_hook(_drop) for p in trained]
@@ -155,7 +156,8 @@ def pass_without_data(
         widths: the width D of each feature.
         batch: a pass.
         sharded: DeepSpeed runs it, so all weights have the precision of the arithmetic.
-        on_gpu: attention is torch's variable-length kernel, which keeps the same tensors as flash-attn's.
+        on_gpu: attention in bfloat16 is torch's variable-length kernel, which keeps the same tensors as flash-attn's;
+            in float32 it goes by conversation (`planned_attention`).
     """
     model = build_shape(config, shape, widths)
     model.llm.set_attn_implementation(PLANNED if on_gpu else PACKED)
@@ -229,33 +231,30 @@ def zero_memory(
     """
     assert config.zero is not None
     stage, size = config.zero.stage, precision(config).itemsize
-    whole, trained = size * parameters.all, parameters.trained / ranks  # trained: weights of this rank's part
+    whole, own = size * parameters.all, parameters.trained / ranks  # own: trained weights of this rank's part
     bucket, reduced = size * BUCKET, size * min(BUCKET, parameters.trained)  # gradients are flattened to be reduced
-    states, shard = (MASTER + MOMENTS) * trained, size * trained  # shard: gradients of this rank's part
-    host = size * parameters.llm + 4 * parameters.projectors, _copied(config, trained)
+    optimizer, shard = (MASTER + MOMENTS) * own, size * own  # shard: gradients of this rank's part
+    host = size * parameters.llm + 4 * parameters.projectors, _copied(config, own)
     weights: Bytes
     if stage == 3:
         gathered = size * min(parameters.all, LIVE) if ranks > 1 else 0
-        weights = (
-            whole,
-            whole / ranks + gathered,
-            whole / ranks,
-        )  # the whole model goes to the device and is sharded there
-        gradients = [shard, shard + (size + 4) * min(trained, SUB_GROUP)]
+        # the whole model goes to the device and is sharded there
+        weights = (whole, whole / ranks + gathered, whole / ranks)
+        gradients = [shard, shard + (size + 4) * min(own, SUB_GROUP)]
         buckets = (0, bucket + reduced, bucket)
     else:
         summed = (size * parameters.trained if stage == 1 else shard) if passes > 1 else 0
         weights = (whole, whole, whole)
-        gradients = [shard + summed, shard + (size + 4) * trained]
+        gradients = [shard + summed, shard + (size + 4) * own]
         buckets = (0, 2 * bucket + reduced, 0)  # the second one for overlapped communication
     if config.zero.offload:
         kept = shard * (stage == 3 or passes > 1) + shard * (stage < 3)  # gradients, and a copy of the weights
-        host = host[0], host[1] + states + 4 * trained + kept
-        states = 0
+        host = host[0], host[1] + optimizer + 4 * own + kept
+        optimizer = 0
         gradients = [size * parameters.trained if stage == 1 and passes > 1 else 0, 0]
     device: dict[str, Bytes] = {
         "weights": weights,
-        "originals and moments": (0, states, states),
+        "originals and moments": (0, optimizer, optimizer),
         "gradients": (0, gradients[0], gradients[1]),
         "buckets": buckets,
         "activations": (0, activations, 0),

@@ -78,5 +78,5 @@ def paper_conversations(config: TrainConfig, count: int) -> list[Sample]:
         taken = sum(map(len, arrays.values()))
         ids = [ROW] * taken + [0] * (PROMPT + RESPONSE)
         tokens = Tokens(ids, [False] * (taken + PROMPT) + [True] * RESPONSE, [(modality, 0)])
-        samples.append(Sample(tokens, arrays, modality, "assumed"))
+        samples.append(Sample(tokens, arrays))
     return samples

@@ -174,7 +174,7 @@ class Clips:
         try:
             return await asyncio.wrap_future(self._encoder.encode(self._features.encoder(sense), item, units))
         except MediaError as error:
-            return error
+            return MediaError(error.code, error.reason)  # a new one: the raised one holds the file's frames
 
     async def _in_cache_thread(self, function: Callable[P, R], *words: P.args, **_: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._cache_thread, function, *words)

@@ -1,4 +1,4 @@
-"""Fetch files by URL, from public hosts alone.
+"""Fetch files by URL, from public hosts, and from others only if the setting `fetch_hosts` names them.
 
 A name is resolved once for each request, and the address that was checked is the one that is dialled. The certificate
 is checked against the name. Each redirect is checked as the first URL is.
@@ -38,10 +38,11 @@ class Fetcher:
     def __init__(self, settings: ApiSettings, spool: Spool) -> None:
         self._settings, self._spool = settings, spool
         self._resolvers = ThreadPoolExecutor(AT_ONCE, "avllm resolver")
+        # no connection is used twice: a kept connection may have been checked for another name
         self._client = httpx.AsyncClient(
             headers=HEADERS, trust_env=False, follow_redirects=False, timeout=None, verify=httpx.create_ssl_context(),
             limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0),
-        )  # fmt: skip  # no connection is used twice: its certificate was checked for another name
+        )  # fmt: skip
 
     async def fetch(self, url: str, types: Types, where: str) -> SentFile:
         """Fetch a file.

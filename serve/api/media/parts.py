@@ -16,7 +16,7 @@ from serve.api.settings import ApiSettings
 BASE64_AT_ONCE = 1 << 20  # characters, a multiple of four: Python's decoder lets no other thread run meanwhile
 READ_AT_ONCE = 1 << 20
 HEAD = 200  # longest `data:TYPE;base64`
-LONGEST_URL = 8192
+LONGEST_URL = 8192  # characters; `data:` is exempt, since it holds the file
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Receiver:
 
     async def _decoded(self, data: str, start: int, extension: str, where: str) -> SentFile:
         with self._spool.receive(extension, where) as incoming:
-            incoming.check_size((len(data) - start) // 4 * 3 - 2)
+            incoming.check_size((len(data) - start) // 4 * 3 - 2)  # three bytes in four characters; two may be padding
             await asyncio.to_thread(_decode, data, start, incoming, where)
             return incoming.finish()
 
