@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -325,5 +326,6 @@ def _image(frame: av.VideoFrame) -> Image.Image:
     with blamed("FFmpeg"):
         plane = frame.reformat(format="rgb24").planes[0]
         image = Image.frombytes("RGB", (plane.width, plane.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        side_data: Any = SideDataContainer  # of `frame.side_data` and frame, each would hold the other
+        matrix = side_data(frame).get("DISPLAYMATRIX")
         return image if matrix is None else upright(image, np.frombuffer(matrix, np.int32), frame.rotation)

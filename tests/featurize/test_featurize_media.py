@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import os
 import time
 from types import SimpleNamespace
@@ -31,6 +33,31 @@ def test_frames_stand_where_the_grid_says(media):
     frames = read_video(str(media / "red-loud.mp4"), [32], 4)
     assert colours(frames) == [as_levels(c) for c in (RED, RED, GREEN, GREEN)]
     assert frames.times == [0.0, 0.4, 0.8, 1.2]
+
+
+def test_decoding_leaves_no_thread_behind(media, bad_media):
+    """A decoder has a thread for each core and more; a child that decodes little collects no garbage, and ran out."""
+    files = sorted(path for folder in (media, bad_media) for path in folder.iterdir())
+
+    def decode_all():
+        for path in files:
+            for read in (
+                lambda p: read_video(p, [32], 4),
+                lambda p: read_audio(p, [8000], 60),
+                lambda p: read_image(p, [32]),
+            ):
+                with contextlib.suppress(MediaError):
+                    read(str(path))
+
+    decode_all()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        decode_all()
+        assert len(os.listdir("/proc/self/task")) == before
+    finally:
+        gc.enable()
 
 
 def test_a_clip_shorter_than_the_grid_repeats_frames_but_keeps_each_once(media):
