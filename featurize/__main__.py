@@ -1,7 +1,8 @@
-"""`avllm featurize plan | leaks | estimate | run | repair`: media files to columns of a store."""
+"""`avllm featurize plan | leaks | estimate | run | repair | frames`: media files to columns of a store."""
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,8 @@ from store import (
 )
 from store.console import Meter, console, make_app, make_table, run
 from store.index import publish_index
+from store.publish import publishing
+from store.show import find_item
 
 app = make_app("Run frozen encoders once over media files; keep what they say as columns of a store.")
 FAILURES_SHOWN = 20
@@ -183,6 +186,26 @@ def repair(
 
     if not repair_store(store, column, overrides or (), dry_run):
         raise typer.Exit(1)
+
+
+@app.command()
+def frames(
+    store: Store,
+    key: Annotated[str, typer.Argument(help="An item's key, as avllm store keys lists it.")],
+    out: Annotated[Path, typer.Option(help="The picture to write: a .png or .jpg file.")],
+    count: Annotated[int, typer.Option(min=1, max=1024, help="Frames of a film, on the uniform grid.")] = 8,
+) -> None:
+    """Draw the frames that an encoder takes of an item, with their times, as one picture."""
+    from featurize.sheet import contact_sheet
+
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--out {out}: expected a .png or .jpg file")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: no folder {out.parent}; make it first, or name a file in one that is there")
+    item = find_item(Storage(store), key)
+    with publishing(out) as temporary:
+        contact_sheet(item, count).save(temporary)
+    console.print(f"{out}: written", markup=False)
 
 
 def main() -> None:

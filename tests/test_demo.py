@@ -60,6 +60,11 @@ def test_the_demo_goes_the_whole_way_and_goes_on(few, python, tiny_llm, tmp_path
     assert len(held_out) > 10
     assert "seeded random weights" in said
     assert (tmp_path / "runs" / "report.png").stat().st_size > 1000
+    notebook = json.loads((Path(__file__).parents[1] / "docs" / "demo.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    exec("\n".join(cells).replace("../runs/demo", str(tmp_path / "runs")), {})
+    assert capsys.readouterr().out.count("audio_visual: ") == 2
     started.clear()
     demo.__main__.demo(tmp_path / "runs", tiny_llm, False)
     assert started == [["featurize", "plan"], ["featurize", "run"]]
