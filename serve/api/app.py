@@ -18,6 +18,7 @@ from serve.api.bodies import BodyBudget, read_body
 from serve.api.errors import HANDLERS, ApiError
 from serve.api.headers import HeadCheck, SecurityHeaders, known_hosts
 from serve.api.keys import KeyCheck
+from serve.api.memory import trim_often
 from serve.api.page.routes import Page
 from serve.api.replies import EventStream, close_begun, completion
 from serve.api.requests import ChatRequest, parse_chat
@@ -80,10 +81,12 @@ class Api:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Close all when the server ends."""
+        """Give freed memory back while the server runs, and close all when it ends."""
+        trimming = asyncio.create_task(trim_often())
         try:
             yield
         finally:
+            trimming.cancel()
             self._page.close()
             await self._answering.close()
 
