@@ -303,7 +303,9 @@ def test_tasks_are_asked_and_judged_through_a_kill(killed, settings, feature_sto
             return Ablation(load_settings(AblateConfig, mine.config)).evaluations(Point(), 0)
 
         evaluations = configure("first")
-        assert [(e.benchmark, e.sense) for e in evaluations] == [(k, s) for k in sorted(KINDS) for s in (None, "visual")]
+        assert [(e.benchmark, e.sense) for e in evaluations] == [
+            (k, s) for k in sorted(KINDS) for s in (None, "visual")
+        ]
         first = mine.start()
         answers = evaluations[0].file.parent / "answers.jsonl"
         wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 3)
