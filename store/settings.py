@@ -132,21 +132,23 @@ def override(data: dict[str, Any], word: str) -> None:
         raise UserError(f"override {word!r}: {value!r} is not YAML") from None
     try:
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            if isinstance(node, dict) and node.get(part) is None:  # `zero: null` in the file, and zero.stage=1
+                node[part] = {}
+            node = node[int(part) if isinstance(node, list) else part]
         node[int(last) if isinstance(node, list) else last] = parsed
     except (IndexError, ValueError, TypeError, AttributeError):
         raise UserError(f"override {word!r}: there is no field {name!r} to set") from None
 
 
 def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
-    field = ".".join(_as_typed(data, error["loc"])) or "settings"
+    field = ".".join(_as_typed(data, error["loc"]))
     if error["type"] == "extra_forbidden":
         inner = _model_at(model, error["loc"][:-1])
         known = sorted(inner.model_fields) if inner else []
         accepted = f" (accepted: {', '.join(known)})" if known else ""
         before, dot, last = field.rpartition(".")
         return f"unknown field {field!r}{guess(last, known, before + dot)}{accepted}"
-    return f"field {field!r}: {_message(error)}"
+    return f"field {field!r}: {_message(error)}" if field else _message(error)
 
 
 def _message(error: Any) -> str:
@@ -160,7 +162,8 @@ def _message(error: Any) -> str:
     if not message.startswith("Input should be "):
         return message
     is_short = isinstance(found, str | int | float | bool | None)
-    return f"expected {message.removeprefix('Input should be ')}" + (f", found {found!r}" if is_short else "")
+    expected = message.removeprefix("Input should be ").partition(", unable to parse")[0]
+    return f"expected {expected}" + (f", found {found!r}" if is_short else "")
 
 
 def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from store.browse import conversations_about, find_items, items_of, record_of
 from store.console import console, make_table
 from store.conversation import list_conversations
+from store.corpus import NAME as CORPUS
 from store.corpus import MediaItem, make_key
 from store.errors import DamagedError, UserError
 from store.sidecar import Failure
@@ -25,6 +26,8 @@ def find_item(storage: Storage, key: str) -> MediaItem:
     Raises:
         UserError: there is none; names some whose keys, or files, contain it.
     """
+    if not storage.exists(CORPUS):
+        raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
     if item := items_of(storage, [key]).get(key):
         return item
     like = [item.key for item in find_items(storage, make_key(key), limit=5).items]

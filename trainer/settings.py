@@ -175,7 +175,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either 'epochs' or 'steps'")
+            raise ValueError("give either 'epochs' or 'steps', and set the other to null, such as epochs=null steps=4")
         if self.visual is None and self.audio is None:
             raise ValueError("fields 'visual' and 'audio': at least one names a column")
         if self.mixture and not isinstance(self.schedule, str):

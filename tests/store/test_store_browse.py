@@ -109,6 +109,13 @@ def test_a_record_is_what_was_written(written):
             record_of(column, first)
 
 
+def test_a_store_that_is_not_there_is_told(tmp_path):
+    done = CliRunner().invoke(app, ["show", str(tmp_path / "none"), "x"])
+    assert str(done.exception).startswith(
+        f"{tmp_path}/none: no store is there: no corpus.parquet; avllm featurize plan"
+    )
+
+
 def test_the_command_shows_all_that_is_known_of_an_item(written):
     storage, corpus, column = written
     first, failed, last, unpublished, *_ = corpus.items

@@ -50,6 +50,7 @@ def test_values_and_overrides(load):
     run = load(GOOD, "name=b", "stages.1.steps=5", "stages.0.lr=0.5", "optim.lr=2e-5")
     expected = (Stage(lr=0.5), Stage(steps=5))
     assert run == Run(name="b", stages=expected, optim=Stage(lr=2e-5))
+    assert load(GOOD + "optim: null", "optim.lr=2e-5").optim == Stage(lr=2e-5), "what is left empty can be filled"
     assert load(GOOD).stages[0].lr == 1e-4
 
 
@@ -87,6 +88,7 @@ def test_values_and_overrides(load):
         (GOOD, ("optim.lrr=1",), ["override 'optim.lrr=1': unknown field 'optim.lrr'; did you mean 'optim.lr'?"]),
         (GOOD, ("optim={lrr: 1}", "name=b"), ["override 'optim={lrr: 1}': unknown field 'optim.lrr'"]),
         ("nmae: a", ("name=3",), ["override 'name=3': field 'name'", "run.yaml: unknown field 'nmae'"]),
+        (GOOD, ("stages.0.lr=fast",), ["expected a valid number, found 'fast'"]),
         (GOOD, ("names=b",), ["override 'names=b': unknown field 'names'; did you mean 'name'?"]),
     ],
 )
