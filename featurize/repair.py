@@ -91,7 +91,7 @@ def repair_shards(column: Column, corpus: Corpus, shards: Sequence[int], overrid
         for shard in shards:
             column.withdraw(shard)
     planned = [shard for shard in shards if shard in corpus.shards]
-    if not planned:  # a run that is given no shard encodes all that are missing
+    if not planned:  # without --shard, a run encodes every missing shard
         return []
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "column.yaml"

@@ -1,4 +1,4 @@
-"""One shard of a column: a plain WebDataset tar, beside which its sidecar (`store.sidecar`) publishes it."""
+"""One shard of a column: a plain WebDataset tar. Its sidecar (`store.sidecar`) publishes it."""
 
 import io
 import json

@@ -1,8 +1,7 @@
 """A shard's sidecar: where each array lies in the tar, its checksum, and the items that failed, each with a reason.
 
-A shard is published if and only if its sidecar exists. Readers need not parse the tar. In format 2 each fact of all
-items is a list of its own, which is read ten times as fast as a record for each item, as in format 1; both are read,
-and format 2 is written.
+A shard is published if and only if its sidecar exists. Readers need not parse the tar. Format 1 has a record for each
+item; format 2 has lists over all items, which are read several times as fast. Both are read; format 2 is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -149,7 +148,7 @@ class Sidecar:
 
     Attributes:
         shard: its number.
-        column: `name.digest` of its column.
+        column: SHA-256 of its column's spec, in hexadecimal.
         tar_bytes: size of the tar.
         tar_xxh3: xxh3-128 of the whole tar, in hexadecimal.
         keys: of the N usable items, in the order of the tar.

@@ -326,6 +326,6 @@ def _image(frame: av.VideoFrame) -> Image.Image:
     with blamed("FFmpeg"):
         plane = frame.reformat(format="rgb24").planes[0]
         image = Image.frombytes("RGB", (plane.width, plane.height), memoryview(plane), "raw", "RGB", plane.line_size, 1)
-        side_data: Any = SideDataContainer  # of `frame.side_data` and frame, each would hold the other
+        side_data: Any = SideDataContainer  # `frame.side_data` and its frame would hold each other, and the decoder
         matrix = side_data(frame).get("DISPLAYMATRIX")
         return image if matrix is None else upright(image, np.frombuffer(matrix, np.int32), frame.rotation)

@@ -7,10 +7,9 @@ SECONDS = 10.0  # between two times
 
 
 async def trim_often() -> None:
-    """Have glibc give back what it keeps free, now and then, until cancelled.
+    """Have glibc return freed memory every `SECONDS`, until cancelled.
 
-    Large bodies, media and features are freed in other threads than they were allocated in, and in between small
-    objects: left alone, a server grows by a megabyte or so for each file that it is sent.
+    glibc keeps it otherwise: a server grew by a megabyte for each file that it was sent (`benchmarks.api uploads`).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
     while trim:

@@ -30,7 +30,7 @@ PLACES: dict[Form, frozenset[str]] = {
 }
 # what a prompt may name; of all other forms, the question
 HAS: dict[Form, set[str]] = {"choice": {"question", "options"}, "caption": set()}
-# fields of `meta` in which a data set has its questions and answers; where there is none, the turns hold them
+# fields of `meta` that hold a data set's questions and answers; without them, the turns do
 READ = frozenset({"question", "answer", "options", "captions"})
 PLACE = re.compile(r"\{(\w+)\}")
 BUILT_IN = Path(__file__).with_name("tasks.yaml")

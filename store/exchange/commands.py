@@ -155,7 +155,7 @@ def gc(
 
 @app.command()
 def upgrade(store: Where, dry_run: DryRun = False) -> None:
-    """Write sidecars of format 1 as format 2, which is smaller and read faster. Stopped, the same command goes on."""
+    """Convert sidecars of format 1 to format 2, which is smaller and faster to read. To resume, repeat the command."""
     storage = Storage(store)
     with contextlib.nullcontext() if dry_run else storage.lock():
         for column in list_columns(storage):

@@ -102,7 +102,7 @@ def test_gc_says_whose_questions_lose_their_features(toy, command):
 def test_gc_clears_leftovers(toy, command):
     """Temporary files, tars without sidecar and columns without column.json go; a sidecar without its tar stays.
 
-    What is said to go is what goes.
+    A dry run lists exactly what is removed.
     """
     toy.storage.write("notes.tmp-1", b"mine")
     assert "notes.tmp-1" in toy.storage.names("")
