@@ -19,7 +19,7 @@ from avllm.configs import shipped_files
 from store import Storage, UserError, list_columns
 from store.cache import cache_folder
 from store.console import console, make_table
-from store.corpus import NAME as CORPUS
+from store.items import CORPUS
 from store.settings import yaml_fault
 
 EXTRAS = {

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.compute as pc
 import typer
 
 from featurize.leaks import leaks
@@ -16,7 +17,6 @@ from featurize.worker import Task
 from store import (
     Column,
     Corpus,
-    MediaItem,
     Storage,
     UserError,
     column_stats,
@@ -26,6 +26,7 @@ from store import (
 )
 from store.console import Meter, console, make_app, make_table, run
 from store.index import publish_index
+from store.items import Shards
 from store.publish import publishing
 from store.show import find_item
 
@@ -57,17 +58,17 @@ def featurize(
             f"--store {store}: a submitted job runs in a copy of the folder; give an absolute path or a URL"
         )
     corpus = Corpus.load(storage)
-    shards = _chosen(corpus, only)
+    shards = _chosen(corpus.shards, only)
     if dry_run:
-        _say_missing(storage, settings, list(shards), retry)
+        _say_missing(storage, settings, shards, retry)
         return
     with storage.lock():
         matches = find_columns(storage, settings.columns)
         columns = [column for column in matches if column]
         known = len(columns) == len(matches)
-        missing = len(list(missing_shards(columns, list(shards), retry))) if known else len(shards)
+        missing = len(list(missing_shards(columns, shards, retry))) if known else len(shards)
         if missing:
-            columns = _encode(storage, settings, shards, retry, missing)
+            columns = _encode(storage, settings, corpus.shards, shards, retry, missing)
         else:
             console.print(f"0 shards to encode, {len(shards)} finished already")
         for column in columns:
@@ -91,12 +92,12 @@ def estimate(
 
     settings = load_settings(FeaturizeConfig, config, overrides or ())
     corpus = Corpus.load(Storage(store))
-    seen = [item for item in corpus.items if item.bytes]
+    seen = corpus.items.where(lambda rows: pc.greater(rows.column("bytes").fill_null(0), 0))
     if not seen:
         raise UserError(f"{store}: none of the planned files can be seen from here")
     for what, others in (
-        ("not found when last planned", [item for item in corpus.items if item.bytes is None]),
-        ("empty", [item for item in corpus.items if item.bytes == 0]),
+        ("not found when last planned", corpus.items.where(lambda rows: rows.column("bytes").is_null())),
+        ("empty", corpus.items.where(lambda rows: pc.equal(rows.column("bytes").fill_null(1), 0))),
     ):
         if others:
             console.print(
@@ -107,12 +108,11 @@ def estimate(
     show(measure(seen, settings, sample), len(seen), shard, settings, price)
 
 
-def _chosen(corpus: Corpus, only: list[int] | None) -> dict[int, list[MediaItem]]:
-    shards = corpus.shards
+def _chosen(shards: Shards, only: list[int] | None) -> list[int]:
     unknown = set(only or ()) - shards.keys()
     if unknown:
         raise UserError(f"--shard {min(unknown)}: the plan has {len(shards)} shards, numbered from 0")
-    return {shard: items for shard, items in shards.items() if not only or shard in only}
+    return [shard for shard in shards if not only or shard in only]
 
 
 def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: list[int], retry: bool) -> None:
@@ -130,18 +130,18 @@ def _name(encoder: EncoderSettings) -> str:
 
 
 def _encode(
-    storage: Storage, settings: FeaturizeConfig, shards: dict[int, list[MediaItem]], retry: bool, missing: int
+    storage: Storage, settings: FeaturizeConfig, shards: Shards, chosen: list[int], retry: bool, missing: int
 ) -> list[Column]:
     """Encode missing shards and return the columns; `missing` is the number known before the encoders are loaded."""
     console.print("loading encoders ...")
     with contextlib.closing(Pool(connect(storage.url, settings), settings)) as pool:
         columns = [open_column(storage, name) for name in pool.columns(missing)]
-        tasks = [Task(shards[shard], names) for shard, names in missing_shards(columns, list(shards), retry)]
-        skipped = len(shards) - len(tasks)
+        tasks = [Task(shard, names) for shard, names in missing_shards(columns, chosen, retry)]
+        skipped = len(chosen) - len(tasks)
         console.print(f"{len(tasks)} shards to encode, {skipped} finished already; {pool.size} workers")
         seen = failed = 0
-        with Meter("featurize", sum(len(task.items) for task in tasks), "items") as meter:
-            for report in pool.encode(tasks):
+        with Meter("featurize", sum(shards.size(task.shard) for task in tasks), "items") as meter:
+            for report in pool.encode(tasks, shards):
                 bad = {f.key for failures in report.failures.values() for f in failures if f.code != "absent"}
                 seen, failed = seen + report.items, failed + len(bad)
                 meter.advance(report.items, f"{failed} failed")

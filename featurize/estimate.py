@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from featurize.encoders import Encoder, Units, build_encoder
@@ -16,6 +18,7 @@ from featurize.settings import FeaturizeConfig
 from featurize.shard_job import Batcher
 from store import MediaItem, Storage, create_column
 from store.console import console, make_table
+from store.items import Items
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,15 @@ class Estimate:
         return len(frozenset[str]().union(*(column.failed for column in self.columns)))
 
 
-def choose(items: Sequence[MediaItem], count: int) -> list[MediaItem]:
+def choose(items: Items, count: int) -> list[MediaItem]:
     """`count` items at even quantiles of file size, among the files that can be seen."""
-    seen = sorted((item for item in items if item.bytes), key=lambda item: (item.bytes, item.key))
+    seen = items.where(lambda rows: pc.greater(rows.column("bytes").fill_null(0), 0))
+    by_size = np.argsort(np.concatenate([rows.column("bytes").to_numpy() for rows in seen.batches()]), kind="stable")
     count = min(count, len(seen))
-    return [seen[(2 * i + 1) * len(seen) // (2 * count)] for i in range(count)]
+    return [seen[by_size.item((2 * i + 1) * len(seen) // (2 * count))] for i in range(count)]
 
 
-def measure(items: Sequence[MediaItem], config: FeaturizeConfig, count: int) -> Estimate:
+def measure(items: Items, config: FeaturizeConfig, count: int) -> Estimate:
     """Decode and encode `count` of the items on this machine, as a worker does, and keep nothing.
 
     Raises:

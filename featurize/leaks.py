@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 from rich.markup import escape
 
@@ -132,8 +134,8 @@ def _warn(
 
 
 def _items(corpus: Corpus, outlines: Iterable[Outline]) -> list[MediaItem]:
-    keys = {key for outline in outlines for key in outline.keys}
-    return [item for item in corpus.items if item.key in keys]
+    keys = pa.array({key for outline in outlines for key in outline.keys}, pa.string())
+    return list(corpus.items.where(lambda rows: pc.is_in(rows.column("key"), keys)))
 
 
 def leaks(

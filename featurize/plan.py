@@ -4,7 +4,6 @@ import contextlib
 import gc
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -97,15 +96,13 @@ def _plan(
                 "would stand in it twice; plan them into a new store and train on both, or into the store it came from"
             )
         console.print(f"{source.url}: {added} new media files{'' if write else ' would be added'}", markup=False)
-    counts = Counter(item.kind for item in corpus.items)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    unseen = sum(item.bytes is None for item in corpus.items)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.kinds.items())
     console.print(
         f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards "
-        f"({kinds}; {unseen} not found when last planned)",
+        f"({kinds}; {corpus.unseen} not found when last planned)",
         markup=False,
     )
-    conversations, keys = by_split(sources, name), corpus.key_of_part
+    conversations, keys = by_split(sources, name), _keys(corpus, sources)
     warn(
         storage, corpus, {stored_name: _outline(records, keys) for stored_name, records in conversations.items()}, probe
     )
@@ -117,6 +114,11 @@ def _plan(
         console.print(
             f"conversations {stored_name}: {len(records)} {'' if write else 'would be '}written", markup=False
         )
+
+
+def _keys(corpus: Corpus, sources: Iterable[Source]) -> dict[Part, str]:
+    parts = list({record.media.part for source in sources for record in source.records if record.media})
+    return {part: key for part, key in zip(parts, corpus.keys_of(parts), strict=True) if key}
 
 
 def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:

@@ -3,13 +3,13 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from featurize.pending import ShardReport
 from featurize.settings import FeaturizeConfig
 from featurize.worker import Task, WorkerLostError
-from store import UserError
+from store import MediaItem, UserError
 
 CAREFUL = 2  # after losing this many workers a shard is decoded in child processes: a file may crash or hang FFmpeg
 LOST_IN_A_ROW = 30  # workers lost without a finished shard in between: not one file's fault, so the run stops
@@ -94,8 +94,12 @@ class Pool:
             self._next()
         return list(self._names)
 
-    def encode(self, tasks: Iterable[Task]) -> Iterator[ShardReport]:
+    def encode(self, tasks: Iterable[Task], shards: Mapping[int, Sequence[MediaItem]]) -> Iterator[ShardReport]:
         """Run tasks on free workers; yield reports as shards finish.
+
+        Args:
+            tasks: the shards to encode.
+            shards: the items of each; they are asked for when a worker takes the shard.
 
         Raises:
             UserError: two nodes have different weights or packages, or workers keep being lost.
@@ -104,7 +108,8 @@ class Pool:
         while waiting or self._running:
             self._grow(len(waiting) + len(self._running))
             while waiting and self._idle:
-                self._start(self._idle.pop(), waiting.popleft())
+                task = waiting.popleft()
+                self._start(self._idle.pop(), task, shards[task.shard])
             if not waiting:
                 self._release_idle()
             outcome = self._next()
@@ -127,8 +132,8 @@ class Pool:
         # a worker cannot span GPUs: at 0.7 each, two GPUs fit two workers
         return min(workers, int(gpus) * int(1 / share) if share < 1 else int(gpus / share))
 
-    def _start(self, worker: Any, task: Task) -> None:
-        reference = self._machines.call(worker, "encode", task.items, task.names, task.lost >= CAREFUL)
+    def _start(self, worker: Any, task: Task, items: Sequence[MediaItem]) -> None:
+        reference = self._machines.call(worker, "encode", items, task.names, task.lost >= CAREFUL)
         self._running[reference] = worker, task
 
     def _grow(self, useful: int) -> None:

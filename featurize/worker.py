@@ -17,7 +17,7 @@ class WorkerLostError(Exception):
 class Task:
     """A shard to encode into the columns `names`; `lost` counts the workers lost while encoding it."""
 
-    items: Sequence[MediaItem]
+    shard: int
     names: Sequence[str]
     lost: int = 0
 

@@ -1,5 +1,6 @@
 """The on-disk contract: corpus plan, columns, shards, conversations, order. numpy, no torch."""
 
+from store.arrivals import Candidate, make_key
 from store.column import Column, create_column, list_columns, open_column
 from store.conversation import (
     MODALITIES,
@@ -14,9 +15,10 @@ from store.conversation import (
     load_outline,
     save_conversations,
 )
-from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
+from store.corpus import Corpus
 from store.errors import DamagedError, UserError
 from store.facts import longest_text
+from store.items import Kind, MediaItem, Part
 from store.mapped import MappedConversations
 from store.names import is_missing_folder, means_folder
 from store.order import ORDER_VERSION, Mixture, Order, Phase, Schedule, places_of

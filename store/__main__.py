@@ -8,10 +8,10 @@ import typer
 from store.column import Column
 from store.console import console, line_of, make_app, make_table, run, say_json
 from store.conversation import count_conversations, list_conversations
-from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError
 from store.exchange.commands import app as care
+from store.items import CORPUS
 from store.show import describe, find_item, say
 from store.sidecar import Failure
 from store.storage import Storage

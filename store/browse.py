@@ -13,16 +13,13 @@ from pydantic import JsonValue
 
 from store.column import Column
 from store.conversation import Conversation
-from store.corpus import ADDED, SCHEMA, MediaItem
-from store.corpus import NAME as CORPUS
+from store.corpus import Corpus
 from store.errors import DamagedError
+from store.items import MediaItem, items_in
 from store.mapped import MappedConversations
 from store.shard import shard_name
 from store.sidecar import TEXT, ArrayEntry, Failure, Item
 from store.storage import Storage
-from store.table import opened_table
-
-SCANNED_AT_ONCE = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def find_items(storage: Storage, search: str = "", start: int = 0, limit: int = 
         matches = pc.match_substring(batch["key"], search, ignore_case=True) if search else None
         places = np.arange(len(batch)) if matches is None else np.flatnonzero(matches.to_numpy(zero_copy_only=False))
         wanted = places[: limit - len(found)]
-        found += map(MediaItem.of_row, batch.take(wanted).to_pylist())
+        found += items_in(batch.take(pa.array(wanted)))
         if len(wanted) < len(places):
             return ItemPage(found, first + int(places[len(wanted)]))
     return ItemPage(found, None)
@@ -60,8 +57,7 @@ def items_of(storage: Storage, keys: Collection[str]) -> dict[str, MediaItem]:
     found: dict[str, MediaItem] = {}
     wanted = pa.array(list(keys), pa.string())
     for _, batch in _rows(storage, 0):
-        rows = batch.filter(pc.is_in(batch["key"], wanted)).to_pylist()
-        found |= {row["key"]: MediaItem.of_row(row) for row in rows}
+        found |= {item.key: item for item in items_in(batch.filter(pc.is_in(batch["key"], wanted)))}
         if len(found) == len(wanted):
             break
     return found
@@ -69,8 +65,7 @@ def items_of(storage: Storage, keys: Collection[str]) -> dict[str, MediaItem]:
 
 def count_items(storage: Storage) -> int:
     """The number of items in the plan. Raises as `find_items`."""
-    with opened_table(storage, CORPUS, SCHEMA, ADDED) as table:
-        return int(table.metadata.num_rows)
+    return len(Corpus.load(storage))
 
 
 def conversations_about(storage: Storage, name: str, key: str, limit: int = 20) -> list[Conversation]:
@@ -116,11 +111,10 @@ def record_of(column: Column, item: MediaItem) -> Record | Failure | None:
 def _rows(storage: Storage, start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of the plan from `start` on, in batches, each with the number of its first row."""
     row = 0
-    with opened_table(storage, CORPUS, SCHEMA, ADDED) as table:
-        for batch in table.iter_batches(SCANNED_AT_ONCE, use_threads=False):
-            skipped = min(max(0, start - row), len(batch))
-            yield row + skipped, batch.slice(skipped)
-            row += len(batch)
+    for batch in Corpus.load(storage).items.batches():
+        skipped = min(max(0, start - row), len(batch))
+        yield row + skipped, batch.slice(skipped)
+        row += len(batch)
 
 
 def _texts(column: Column, shard: int, item: Item) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import xxhash
 from numpy.typing import NDArray
 
-from store.corpus import NAME as CORPUS
 from store.errors import DamagedError, UserError
+from store.items import CORPUS
 from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
 from store.shard import ShardWriter, decode_array, shard_name

@@ -36,3 +36,31 @@ def find(sorted_hashes: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArr
     found = np.empty(len(places), np.int64)
     found[order] = np.where(near, places, -1)
     return found
+
+
+class HashIndex:
+    """The numbers of many hashes, such as rows of a table, in 24 bytes each. It may grow while it is asked."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []  # each sorted; the largest come first
+
+    def add(self, hashes: NDArray[np.uint64], numbers: NDArray[np.int64]) -> None:
+        """Add N hashes [N, 2] that are not there, with their numbers, int64 [N]."""
+        if len(numbers):
+            self._runs.append(_sorted(hashes, numbers))
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
+            (first, one), (second, other) = self._runs[-2:]
+            self._runs[-2:] = [_sorted(np.concatenate([first, second]), np.concatenate([one, other]))]
+
+    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The number of each of M hashes [M, 2], int64 [M]; -1 of one that is not there."""
+        found = np.full(len(hashes), -1, np.int64)
+        for known, numbers in self._runs:
+            places = find(known, hashes)
+            found = np.where(places < 0, found, numbers[places])
+        return found
+
+
+def _sorted(hashes: NDArray[np.uint64], numbers: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    order = np.argsort(hashes[:, 0], kind="stable")  # `find` asks for no more
+    return hashes[order], numbers[order]

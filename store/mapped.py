@@ -3,7 +3,7 @@
 Rows become objects when they are used.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from store.conversation import FOLDER, SCHEMA, Conversation, conversations_in
 from store.facts import Facts, facts_of
 from store.hashes import find, hash_keys
-from store.maps import Map, open_map, write_arrays, write_map
+from store.maps import Map, open_map, write_arrays, write_rows
 from store.storage import Storage
 from store.table import opened_table, seal_of
 
@@ -73,19 +73,7 @@ class MappedConversations:
 
 def _write_rows(storage: Storage, file: str, path: Path) -> None:
     with opened_table(storage, file, SCHEMA) as table:
-        batches = table.iter_batches(READ_AT_ONCE, use_threads=False)
-        write_map(path, SCHEMA, _even(batch.replace_schema_metadata(None) for batch in batches))
-
-
-def _even(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of `ROWS`."""
-    held = SCHEMA.empty_table()
-    for batch in batches:
-        held = pa.Table.from_batches([*held.to_batches(), batch])
-        whole = len(held) // ROWS * ROWS
-        yield from held.slice(0, whole).combine_chunks().to_batches(ROWS)
-        held = held.slice(whole)
-    yield from held.combine_chunks().to_batches()
+        write_rows(path, SCHEMA, table.iter_batches(READ_AT_ONCE, use_threads=False), ROWS)
 
 
 def _write_facts(rows: Map, path: Path, where: str) -> None:

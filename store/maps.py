@@ -72,8 +72,11 @@ class Map:
         if not whole or size != self._size + 8 * (-(-self._size // BLOCK) + self._count) + END.size:
             raise DamagedError(f"{self._path}: is not whole")
 
+    def __len__(self) -> int:
+        return int(self._count) - 1
+
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return map(self._batch, range(self._count - 1))
+        return map(self._batch, range(len(self)))
 
     def arrays(self) -> dict[str, pa.Array]:
         """The lists in the only row of the map, by field name. Their content is not checked; see `check`."""
@@ -160,6 +163,21 @@ def write_map(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) 
         listed = np.array([*sums, *ends], "<u8").tobytes()
         digest = xxhash.xxh3_128_digest(listed + END.pack(size, len(ends), b"", MAGIC))
         file.write(listed + END.pack(size, len(ends), digest, MAGIC))
+
+
+def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> None:
+    """Write a map of the batches' rows, `rows` in each batch but the last."""
+    write_map(path, schema, _even(batches, schema, rows))
+
+
+def _even(batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    held = schema.empty_table()
+    for batch in batches:
+        held = pa.Table.from_batches([*held.to_batches(), batch.replace_schema_metadata(None)])
+        whole = len(held) // rows * rows
+        yield from held.slice(0, whole).combine_chunks().to_batches(rows)
+        held = held.slice(whole)
+    yield from held.combine_chunks().to_batches()
 
 
 def write_arrays(path: Path, arrays: dict[str, pa.Array]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from store.arrivals import make_key
 from store.browse import conversations_about, find_items, items_of, record_of
 from store.console import console, make_table
 from store.conversation import list_conversations
-from store.corpus import NAME as CORPUS
-from store.corpus import MediaItem, make_key
 from store.errors import DamagedError, UserError
+from store.items import CORPUS, MediaItem
 from store.sidecar import Failure
 from store.storage import Storage
 from store.verify import column_folders, open_folder

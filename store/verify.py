@@ -13,12 +13,13 @@ from store.column import FOLDER, Column, open_column
 from store.console import Meter, console
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import load_conversations
-from store.corpus import NAME as CORPUS
 from store.corpus import Corpus
 from store.errors import DamagedError
+from store.items import ADDED, CORPUS, SCHEMA
 from store.shard import shard_name
 from store.sidecar import Failure, Sidecar
 from store.storage import LOCK, Storage
+from store.table import load_table
 
 BLOCK_BYTES = 8 << 20
 CHECKED_AT_ONCE = 8
@@ -87,7 +88,7 @@ class Checked:
 def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
     """The damaged tables (corpus plan and conversations), each with its fault and how to repair it."""
     try:
-        Corpus.load(storage)
+        load_table(storage, CORPUS, SCHEMA, ADDED)  # not a map that was made of it before
     except DamagedError as error:
         yield CORPUS, f"{error}; restore a copy, or plan the same sources in the same order into a new folder"
     for name in storage.names(CONVERSATIONS):
@@ -115,12 +116,12 @@ def verify_column(column: Column, corpus: Corpus, shards: Sequence[int] | None =
     Raises:
         UserError: a file cannot be read, or its format is newer than this version supports.
     """
-    planned = {shard: [item.key for item in items] for shard, items in corpus.shards.items()}
+    planned = corpus.shards
 
     def check(shard: int) -> Checked:
         try:
             sidecar = column.sidecar(shard)
-            check_plan(column, sidecar, planned.get(shard))
+            check_plan(column, sidecar, [item.key for item in planned[shard]] if shard in planned else None)
             _check_tar(column, sidecar)
         except DamagedError as error:
             return Checked(shard, 0, str(error))

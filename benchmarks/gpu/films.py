@@ -18,6 +18,7 @@ from featurize.prepare import decoded
 from featurize.settings import ClipSettings, FeaturizeConfig
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column
+from store.items import Items
 
 WIDTH, HEIGHT, RATE, SECONDS = 320, 240, 30, 4
 FILES, FILMS = 16, 128  # files on disk; items of a shard, over the same files
@@ -84,5 +85,5 @@ def measure(report: Report) -> None:
                 ratio >= SHARE if is_target else None,
             )
         config = FeaturizeConfig(columns=(settings,), cpus=threads[-1], gpus=float(torch.cuda.is_available()))
-        forecast = estimate(items, config, min(films, 32))
+        forecast = estimate(Items.of(items), config, min(films, 32))
         report.measured("featurize estimate says", forecast.bound(config.cpus / (config.gpus or 1)))

@@ -17,9 +17,10 @@ from pydantic import JsonValue
 from store.column import Column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
 from store.conversation import MODALITIES, load_conversations
-from store.corpus import NAME, Corpus
+from store.corpus import Corpus
 from store.errors import UserError
 from store.exchange.transfer import CARD
+from store.items import CORPUS
 from store.shard import shard_name
 from store.sidecar import TEXT
 from store.spec import canonical_json
@@ -60,7 +61,7 @@ def store_digest(storage: Storage, corpus_table: bytes) -> str:
         corpus_table: bytes of the corpus plan, as stored or as sent.
     """
     whole = hashlib.sha256()
-    _line(whole, NAME, corpus_table)
+    _line(whole, CORPUS, corpus_table)
     for name in storage.names(CONVERSATIONS):
         _line(whole, f"{CONVERSATIONS}/{name}", storage.read(f"{CONVERSATIONS}/{name}"))
     for column in list_columns(storage):
@@ -85,7 +86,7 @@ def make_card(storage: Storage, licence: str | None, corpus_table: bytes | None 
     header, body = _split(old, storage.where(CARD))
     corpus = Corpus.load(storage)
     header = _header(storage, corpus, header) | ({"license": licence} if licence else {})
-    ours = f"{BEGIN}\n\n{_describe(storage, corpus, header, corpus_table or storage.read(NAME))}\n{END}"
+    ours = f"{BEGIN}\n\n{_describe(storage, corpus, header, corpus_table or storage.read(CORPUS))}\n{END}"
     if BEGIN in body and END in body:
         before, after = body.partition(BEGIN)[0], body.partition(END)[2]
         body = f"{before}{ours}{after}"
@@ -129,9 +130,8 @@ def _header(storage: Storage, corpus: Corpus, old: dict[str, Any]) -> dict[str, 
 
 def _describe(storage: Storage, corpus: Corpus, header: dict[str, Any], corpus_table: bytes) -> str:
     columns = list_columns(storage)
-    kinds = Counter(item.kind for item in corpus.items)
     parts = [
-        f"Features of {len(corpus)} media files ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}) in "
+        f"Features of {len(corpus)} media files ({', '.join(f'{n} {kind}' for kind, n in corpus.kinds.items())}) in "
         f"{len(corpus.shards)} shards, computed once with frozen encoders. The media themselves are not part of it.",
         f"Licence: {header.get('license', 'not stated')}.",
         "## Columns",

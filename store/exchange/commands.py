@@ -11,12 +11,13 @@ from store import gc as collector
 from store import upgrade as upgrading
 from store.column import list_columns, open_column
 from store.console import Meter, console, make_app
-from store.corpus import NAME, Corpus, Kind
+from store.corpus import Corpus
 from store.errors import UserError
 from store.exchange import export, hub, merge, transfer, video_chatgpt, webdataset
 from store.exchange.card import make_card
 from store.exchange.importing import NAMED, Foreign, Placed, check_sources, import_column, place, plan_foreign
 from store.index import publish_index
+from store.items import CORPUS, Kind
 from store.storage import Storage
 from store.verify import column_stats, find_damaged
 
@@ -99,7 +100,7 @@ def _import(store: str, foreign: Foreign, kind: Kind, shard_size: int, dry_run: 
     storage = Storage(store)
     with contextlib.nullcontext() if dry_run else storage.lock():
         check_sources(storage, foreign.spec)
-        is_new = not storage.exists(NAME)
+        is_new = not storage.exists(CORPUS)
         corpus = Corpus() if is_new else Corpus.load(storage)
         if is_new:
             plan_foreign(corpus, foreign, kind, shard_size)
@@ -191,7 +192,7 @@ def merge_stores(
             f"{planned.shards} shards would be copied, but for those that are there"
         )
         return
-    if not storage.exists(NAME):
+    if not storage.exists(CORPUS):
         merge.plan_merge(storage, sources, prefix=prefix)  # check first, so that a refused merge creates no folder
     with storage.lock():
         planned = merge.plan_merge(storage, sources, prefix=prefix)
@@ -236,9 +237,9 @@ def push(
     """Send a store to a hub, a folder or a URL. Stopped, the same command goes on."""
     source = Storage(store)
     cargo = transfer.load_cargo(source, strip_uris=strip_uris)
-    cargo.card = make_card(source, licence, cargo.tables[NAME])
+    cargo.card = make_card(source, licence, cargo.tables[CORPUS])
     if cargo.corpus.items:
-        console.print(f"{NAME} names media as {cargo.corpus.items[0].uri}", markup=False)
+        console.print(f"{CORPUS} names media as {cargo.corpus.items[0].uri}", markup=False)
     _say_cargo(cargo)
     if dry_run:
         console.print(f"{target}: {cargo.shards} shards would be sent, but for those that are there", markup=False)

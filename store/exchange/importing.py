@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
+from store.arrivals import Candidate, make_key
 from store.column import create_column, list_columns
-from store.corpus import Candidate, Corpus, Kind, MediaItem, Part, make_key
+from store.corpus import Corpus
 from store.errors import UserError
+from store.items import Kind, MediaItem, Part
 from store.reader import Arrays
 from store.shard import ShardWriter
 from store.sidecar import Failure, FailureCode
@@ -113,15 +115,16 @@ def place(corpus: Corpus, foreign: Foreign, where: str) -> Placed:
     Raises:
         UserError: no id matches, an id matches several items, or two ids match the same item.
     """
-    keys = {item.key for item in corpus.items}
-    of_part = corpus.key_of_part
+    keys = set()
     stems: dict[str, list[str]] = {}
     for item in corpus.items:
+        keys.add(item.key)
         stems.setdefault(PurePosixPath(item.uri).stem, []).append(item.key)
     ids: dict[str, str] = {}
     strangers = []
-    for name, uri in foreign.uris.items():
-        exact = [key for key in (of_part.get(Part(uri)), name, make_key(name)) if key in keys]
+    of_uri = corpus.keys_of([Part(uri) for uri in foreign.uris.values()])
+    for (name, uri), known in zip(foreign.uris.items(), of_uri, strict=True):
+        exact = [key for key in (known, name, make_key(name)) if key in keys]
         matches = exact[:1] or stems.get(PurePosixPath(name).name, [])
         if len(matches) > 1 or (matches and matches[0] in ids):
             what = f"the items {some(matches)}" if len(matches) > 1 else f"item {matches[0]}, as is {ids[matches[0]]!r}"

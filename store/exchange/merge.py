@@ -4,20 +4,20 @@ A shard with the same planned items in two stores counts as one shard, whichever
 appended under new numbers. Their tars are copied unchanged, as a tar does not contain its number.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.corpus import NAME, Corpus, MediaItem, Part
+from store.corpus import Corpus
 from store.errors import UserError
 from store.exchange.copying import copy_shard
 from store.exchange.importing import some
+from store.items import CORPUS, MediaItem
 from store.spec import canonical_json
 from store.storage import Storage
 from store.verify import check_plan
-
-Items = tuple[tuple[str, Part, str], ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def plan_merge(out: Storage, stores: Sequence[Storage], *, prefix: bool) -> Merg
         UserError: two files have the same key, a file is in different shards of two plans, or conversations of one name
             differ.
     """
-    corpus = Corpus.load(out) if out.exists(NAME) else Corpus()
+    corpus = Corpus.load(out) if out.exists(CORPUS) else Corpus()
     items_before = len(corpus)
     talks = {name: out.read(name) for name in _conversations(out)}
     incoming = []
@@ -84,7 +84,7 @@ def run_merge(merge: Merge, advance: Callable[[int], None]) -> list[str]:
     Raises:
         DamagedError: a shard does not match its checksum or its plan.
     """
-    if merge.new or not merge.out.exists(NAME):
+    if merge.new or not merge.out.exists(CORPUS):
         merge.corpus.save(merge.out)
     differing = []
     for source in merge.incoming:
@@ -123,24 +123,26 @@ def _difference(columns: Iterable[Column]) -> str:
 def _join(corpus: Corpus, theirs: Corpus, storage: Storage) -> dict[int, int]:
     """Append new shards to `corpus`; return the number in `corpus` of each shard of `theirs`."""
     ours = {_identity(items): number for number, items in corpus.shards.items()}
-    new = {n: items for n, items in theirs.shards.items() if _identity(items) not in ours}
-    _check_disjoint(corpus, [item for items in new.values() for item in items], storage)
-    numbers = {n: ours[_identity(items)] for n, items in theirs.shards.items() if n not in new}
     following = max(ours.values(), default=-1) + 1
-    for number, (shard, items) in enumerate(new.items(), following):
-        numbers[shard] = number
-        corpus.items += [replace(item, shard=number) for item in items]
+    numbers: dict[int, int] = {}
+    new: list[int] = []
+    for shard, items in theirs.shards.items():
+        numbers[shard] = ours.get(_identity(items), following + len(new))
+        if numbers[shard] >= following:
+            new.append(shard)
+    _check_disjoint(corpus, [item for shard in new for item in theirs.shards[shard]], storage)
+    corpus.extend(replace(item, shard=numbers[shard]) for shard in new for item in theirs.shards[shard])
     return numbers
 
 
-def _identity(items: list[MediaItem]) -> Items:
-    return tuple((item.key, item.part, item.kind) for item in items)
+def _identity(items: list[MediaItem]) -> bytes:
+    """A digest of what makes two shards the same."""
+    return hashlib.sha256(repr([(item.key, tuple(item.part), item.kind) for item in items]).encode()).digest()
 
 
 def _check_disjoint(corpus: Corpus, new: list[MediaItem], storage: Storage) -> None:
-    parts = {item.key: item.part for item in corpus.items}
-    known = set(parts.values())
-    collisions = [item.key for item in new if parts.get(item.key, item.part) != item.part]
+    parts = corpus.parts_of([item.key for item in new])
+    collisions = [item.key for item, part in zip(new, parts, strict=True) if part not in (None, item.part)]
     if collisions and corpus.stripped != Corpus(new).stripped:
         theirs, ours = ("with their folder", "not") if corpus.stripped else ("without a folder", "so")
         raise UserError(
@@ -152,7 +154,8 @@ def _check_disjoint(corpus: Corpus, new: list[MediaItem], storage: Storage) -> N
             f"{storage.url}: {len(collisions)} keys name other files than in the stores before: {some(collisions)}; "
             "plan and featurize one of the two under longer paths (keys are made of them), or train on both as sources"
         )
-    both = [item.key for item in new if item.part in known]
+    known = corpus.keys_of([item.part for item in new])
+    both = [item.key for item, key in zip(new, known, strict=True) if key is not None]
     if both:
         raise UserError(
             f"{storage.url}: {len(both)} items stand in the stores before too, but in other shards: {some(both)}; "
@@ -184,11 +187,10 @@ def _join_conversations(talks: dict[str, bytes], storage: Storage, prefix: bool)
 def _merge_column(out: Storage, column: Column, incoming: Incoming, advance: Callable[[int], None]) -> list[str]:
     target = create_column(out, column.spec, column.build)
     existing = set(target.shards())
-    planned = {shard: [item.key for item in items] for shard, items in incoming.corpus.shards.items()}
-    differing = []
+    planned, differing = incoming.corpus.shards, []
     for shard in column.shards():
         sidecar = column.sidecar(shard)
-        check_plan(column, sidecar, planned.get(shard))
+        check_plan(column, sidecar, [item.key for item in planned[shard]] if shard in planned else None)
         number = incoming.shards[shard]
         if number not in existing:
             copy_shard(column, target, sidecar, number)

@@ -11,10 +11,11 @@ from itertools import takewhile
 
 from store.column import Column, create_column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.corpus import NAME, Corpus
+from store.corpus import Corpus
 from store.errors import UserError
 from store.exchange.copying import copy_shard
 from store.index import publish_index
+from store.items import CORPUS, MediaItem
 from store.shard import shard_name
 from store.sidecar import Sidecar
 from store.storage import Storage
@@ -56,12 +57,12 @@ def load_cargo(source: Storage, *, strip_uris: bool) -> Cargo:
         strip_uris: make media URIs relative to the folder that all media share.
     """
     corpus = Corpus.load(source)
-    tables = {NAME: source.read(NAME)}
+    tables = {CORPUS: source.read(CORPUS)}
     if strip_uris:
         corpus = strip(corpus)
         with tempfile.TemporaryDirectory() as scratch:
             corpus.save(Storage(scratch))
-            tables[NAME] = Storage(scratch).read(NAME)
+            tables[CORPUS] = Storage(scratch).read(CORPUS)
     tables |= {
         f"{CONVERSATIONS}/{name}": source.read(f"{CONVERSATIONS}/{name}") for name in source.names(CONVERSATIONS)
     }
@@ -71,8 +72,9 @@ def load_cargo(source: Storage, *, strip_uris: bool) -> Cargo:
 
 def strip(corpus: Corpus) -> Corpus:
     """The plan with each URI relative to the folder that all media share."""
-    folders = [item.uri.rpartition("/")[0] for item in corpus.items] or [""]
-    first, last = min(folders).split("/"), max(folders).split("/")
+    first, last = (
+        extreme((item.uri.rpartition("/")[0] for item in corpus.items), default="").split("/") for extreme in (min, max)
+    )
     shared = [one for one, other in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
     return Corpus(replace(item, uri="/".join(item.uri.split("/")[len(shared) :])) for item in corpus.items)
 
@@ -83,14 +85,19 @@ def check_extends(target: Storage, corpus: Corpus) -> None:
     Raises:
         UserError: the plan to send does not start with the items of the store at `target`.
     """
-    if not target.exists(NAME):
+    if not target.exists(CORPUS):
         return
-    existing = [replace(item, bytes=None) for item in Corpus.load(target).items]
-    if existing != [replace(item, bytes=None) for item in corpus.items[: len(existing)]]:
+    existing = Corpus.load(target).items
+    starts_alike = all(_but_bytes(one) == _but_bytes(other) for one, other in zip(existing, corpus.items, strict=False))
+    if len(existing) > len(corpus) or not starts_alike:
         raise UserError(
             f"{target.url}: holds a store of another plan; send to another place, or use store merge "
             "(a plan sent with --strip-uris must be sent with it again)"
         )
+
+
+def _but_bytes(item: MediaItem) -> MediaItem:
+    return replace(item, bytes=None)
 
 
 def send(target: Storage, cargo: Cargo, advance: Callable[[int], None]) -> int:

@@ -15,9 +15,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from store.corpus import Kind
 from store.errors import UserError
 from store.exchange.importing import STORED, Foreign, UnusableError, digest_files, little_endian, make_spec
+from store.items import Kind
 from store.reader import Arrays
 from store.spec import Feature
 

@@ -10,6 +10,7 @@ from featurize.estimate import ColumnEstimate, Estimate, choose, measure
 from featurize.settings import FeaturizeConfig
 from featurize.shard_job import encode_shard
 from store import MediaItem, Storage, create_column
+from store.items import Items
 
 CONFIG = FeaturizeConfig.model_validate(
     {"columns": [{"encoder": "clip:ViT-S-32/random", "layer": 1, "frames": [1, 2], "batch": 4}]}
@@ -28,7 +29,7 @@ def test_the_bytes_foretold_are_the_bytes_written(media, bad_media, tmp_path):
     """With every item in the sample, the estimate's bytes and usable share are exactly the run's."""
     items = [item for item in items_of(media) + items_of(bad_media) if item.bytes]
     items = [replace(item, position=n) for n, item in enumerate(items)]
-    found = measure(items, CONFIG, len(items))
+    found = measure(Items.of(items), CONFIG, len(items))
     encoder = build_encoder(CONFIG.columns[0])
     column = create_column(Storage(tmp_path), encoder.spec, {})
     encode_shard(items, [encoder], [column], 1)
@@ -47,10 +48,10 @@ def test_small_and_large_files_are_sampled_in_their_shares():
     sizes = [10] * 50 + [1000] * 50
     items = [MediaItem(str(n), f"/{n}", "video", 0, n, size) for n, size in enumerate(sizes)]
     items.append(MediaItem("gone", "/gone", "video", 0, 100, None))
-    chosen = choose(items, 10)
+    chosen = choose(Items.of(items), 10)
     assert [item.bytes for item in chosen] == [10] * 5 + [1000] * 5
     assert len({item.key for item in chosen}) == 10
-    assert len(choose(items, 1000)) == 100
+    assert len(choose(Items.of(items), 1000)) == 100
 
 
 def test_on_a_gpu_decoding_and_encoding_run_side_by_side():

@@ -18,7 +18,6 @@ from store import (
     Storage,
     Turn,
     UserError,
-    browse,
     create_column,
     save_conversations,
 )
@@ -28,8 +27,8 @@ from store.browse import Record, conversations_about, count_items, find_items, i
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
-    """A plan of 700 items, scanned in batches of 64."""
-    monkeypatch.setattr(browse, "SCANNED_AT_ONCE", 64)
+    """A plan of 700 items, mapped in batches of 64."""
+    monkeypatch.setattr("store.corpus.ROWS", 64)
     storage, corpus = Storage(tmp_path / "store"), Corpus()
     corpus.append(Candidate(f"{'AB'[i % 2]}/{i:03}.mp4", f"/x/{i}\udce9.mp4", "video", start=i / 2) for i in range(700))
     corpus.save(storage)

@@ -1,6 +1,9 @@
 """The plan and the conversations."""
 
 import re
+from dataclasses import replace
+from itertools import groupby
+from random import Random
 
 import pytest
 
@@ -8,6 +11,7 @@ from store import (
     Candidate,
     Conversation,
     Corpus,
+    MediaItem,
     Part,
     Storage,
     Turn,
@@ -87,7 +91,73 @@ def test_plan_round_trip(root, names):
     corpus.save(Storage(root))
     loaded = Corpus.load(Storage(root))
     assert loaded.items == corpus.items
-    assert loaded.key_of_part[Part("http://x/é")] == corpus.items[-1].key
+    assert loaded.keys_of([Part("http://x/é")])[0] == corpus.items[-1].key
+
+
+def append_plainly(items, candidates, size):
+    """What `Corpus.append` does, in dictionaries."""
+    fps = {item.part: item.fps for item in items}
+    sizes, new = {}, []
+    keys = {item.key for item in items}
+    for c in candidates:
+        if c.part in fps:
+            fps[c.part] = fps[c.part] or c.fps
+            sizes[c.uri] = c.bytes
+            continue
+        key, salt = make_key(c.name), c.uri
+        while key in keys:
+            key, salt = make_key(c.name, salt), salt + "+"
+        keys.add(key)
+        fps[c.part] = c.fps
+        new.append((key, c))
+    items = [replace(i, bytes=sizes[i.uri], fps=fps[i.part]) if i.uri in sizes else i for i in items]
+    first = items[-1].shard + 1 if items else 0
+    return items + [
+        MediaItem(key, c.uri, c.kind, first + n // size, n % size, c.bytes, c.start, c.end, c.fps)
+        for n, (key, c) in enumerate(new)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_appending_is_what_dictionaries_do(tmp_path, monkeypatch, seed):
+    """Whatever repeats, in whatever pieces: new files, known ones, parts, sizes that changed, names that collide."""
+    random = Random(seed)
+    at_once, rows = random.choice([(1, 1), (3, 1), (6, 3), (64, 64)])
+    monkeypatch.setattr("store.corpus.AT_ONCE", at_once)
+    monkeypatch.setattr("store.corpus.ROWS", rows)
+    corpus, plain = Corpus(), []
+    for _ in range(4):
+        coming = [
+            Candidate(
+                random.choice(NAMES[:6]), f"/m/{random.randrange(9)}\udce9", "video", random.choice([None, 0, n]),
+                start=random.choice([None, 0, 1.5]), end=random.choice([None, 2]), fps=random.choice([None, 3.0]),
+            )
+            for n in range(random.randrange(30))
+        ]  # fmt: skip
+        size = random.randrange(1, 6)
+        assert corpus.append(coming, size) == len(append_plainly(plain, coming, size)) - len(plain)
+        plain = append_plainly(plain, coming, size)
+        assert corpus.items == plain
+        if random.random() < 0.5:
+            corpus.save(Storage(tmp_path))
+            corpus = Corpus.load(Storage(tmp_path))
+        assert list(corpus.items) == plain
+        assert {n: list(items) for n, items in corpus.shards.items()} == {
+            n: list(items) for n, items in groupby(plain, lambda item: item.shard)
+        }
+        assert corpus.keys_of([item.part for item in plain]) == [item.key for item in plain]
+        assert corpus.keys_of([Part("/m/1"), *(item.part for item in plain[:1])])[0] is None
+        assert corpus.parts_of([*(item.key for item in plain), "no"]) == [*(item.part for item in plain), None]
+        a, b = sorted(random.choices(range(len(plain) + 2), k=2))
+        assert corpus.items[a:b] == plain[a:b]
+
+
+def test_a_plan_of_frames_a_second_is_not_planned_with_others():
+    corpus = Corpus()
+    corpus.append([Candidate("a", "/a", "video", fps=3.0)])
+    with pytest.raises(UserError, match="/a: was planned with 3 frames a second"):
+        corpus.append([Candidate("b", "/b", "video"), Candidate("a", "/a", "video", fps=4.0)])
+    assert corpus.append([Candidate("b", "/b", "video")]) == 1  # what was refused is forgotten
 
 
 TALKS = [

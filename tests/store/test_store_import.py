@@ -123,8 +123,8 @@ def test_pickles_find_their_videos_by_name(pickles, tmp_path, command):
     assert code == 0
     assert "not imported, as no item of the corpus matches: 4, such as v_" in out
     reader = ColumnReader(list_columns(Storage(tmp_path / "store"))[0])
-    assert reader.keys() == [corpus.key_of_part[Part("/videos/v_two.mp4")]]
-    assert reader.failed[corpus.key_of_part[Part("/videos/other.mp4")]].code == "missing"
+    assert reader.keys() == [corpus.keys_of([Part("/videos/v_two.mp4")])[0]]
+    assert reader.failed[corpus.keys_of([Part("/videos/other.mp4")])[0]].code == "missing"
     assert sound(tmp_path / "store")
 
 

@@ -182,7 +182,7 @@ def watched(write):
 if sys.argv[3] != "plain":
     store.index.write_arrays = watched(store.index.write_arrays)
     store.mapped.write_arrays = watched(store.mapped.write_arrays)
-    store.mapped.write_map = watched(store.mapped.write_map)
+    store.mapped.write_rows = watched(store.mapped.write_rows)
 
 def main():
     reader = ColumnReader(open_column(Storage(sys.argv[2]), "toy-l-14"))

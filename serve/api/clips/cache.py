@@ -32,7 +32,7 @@ from store import (
     list_columns,
     list_conversations,
 )
-from store.corpus import NAME as CORPUS
+from store.items import CORPUS
 from store.shard import shard_name
 from store.storage import LOCK
 
