@@ -1,5 +1,6 @@
 """`python -m demo`: the whole pipeline on two cores: media files, features, both stages, answers about unseen clips."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -68,11 +69,22 @@ def demo(
     console.print(f"{sum(seconds.values()):.0f} s in this call; report: {folder}/report.md, plot: {folder}/report.png")
     clip = corpus / "clips" / "heldout000.mp4"
     console.print("\nNext:")
-    ask = f"avllm serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
+    avllm, tensorboard = map(_typed, ("avllm", "tensorboard"))
+    ask = f"{avllm} serve chat --checkpoint {stages[1]}/checkpoint --media {clip}"
     console.print(f'  {ask} --listen "Is the sound low, middle or high?"')
-    console.print(f"  avllm serve api --checkpoint {stages[1]}/checkpoint --store demo={store}  # and open its address")
-    console.print(f"  avllm store ls {store}")
-    console.print(f"  tensorboard --logdir {folder}")
+    console.print(
+        f"  {avllm} serve api --checkpoint {stages[1]}/checkpoint --store demo={store}  # and open its address"
+    )
+    console.print(f"  {avllm} store ls {store}")
+    console.print(f"  {tensorboard} --logdir {folder}")
+
+
+def _typed(command: str) -> str:
+    """A command of this environment as a shell finds it: by its path where the environment is not activated."""
+    path = Path(sys.executable).parent / command
+    if shutil.which(command) == str(path):
+        return command
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _timed(seconds: dict[str, float], name: str, *words: object) -> None:

@@ -129,7 +129,7 @@ def write_report(folder: Path, rows: list[Row], stages: list[Path], seconds: dic
         "",
         "All clips asked about here were kept out of training. `withheld` says what the model was not given: the same",
         "model is then asked the same question with the other modality only. Accuracies are in percent, with 95%",
-        "intervals by bootstrap over clips.",
+        "intervals by bootstrap over clips; where all answers are right, or all are wrong, they are Wilson's.",
         "",
         "| kind | question | withheld | accuracy | chance | questions |",
         "| --- | --- | --- | --- | --- | --- |",

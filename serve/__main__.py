@@ -267,7 +267,7 @@ def api(
         str | None, typer.Option(help="File of API keys, one a line; without it, the variable AVLLM_API_KEY.")
     ] = None,
 ) -> None:
-    """Serve a checkpoint to programs that speak OpenAI's API, until Ctrl-C."""
+    """Serve a checkpoint until Ctrl-C: a page for people, and OpenAI's API for programs."""
     from serve.api.listening import check_exposure, listen, load_keys
     from serve.api.settings import ApiSettings
 

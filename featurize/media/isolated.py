@@ -4,6 +4,7 @@ import multiprocessing
 import resource
 import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -95,7 +96,12 @@ class Isolated:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs, self._memory), daemon=True)
-        self._child.start()
+        resource_tracker.ensure_running()  # else the start of a first child would start it, which unblocks SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is for us
+        try:
+            self._child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._check_running()
         if not self._pipe.poll(START_SECONDS):

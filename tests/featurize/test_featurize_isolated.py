@@ -90,6 +90,34 @@ def test_a_hang_in_a_thread_ends_its_process():
     assert (done.returncode, done.stdout, done.stderr) == (1, "a\n", told)
 
 
+INTERRUPTED = """
+import time
+from featurize.media import Isolated
+
+if __name__ == "__main__":
+    with Isolated() as isolated:
+        assert isolated(abs, -3) == 3
+        print("ready", flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print(isolated(abs, -4), flush=True)
+"""
+
+
+def test_a_ctrl_c_in_a_terminal_is_not_for_the_decoder(tmp_path):
+    """The terminal sends it to all of the group: the decoder's traceback would be written over a prompt."""
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    words = [sys.executable, tmp_path / "script.py"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, env=environment, start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        out, said = process.communicate(timeout=50)
+    assert (process.returncode, out, said) == (0, "4\n", "")
+
+
 def test_a_timeout_of_the_work_itself_is_no_hang():
     def prepare(item, media):
         raise TimeoutError("of the work")

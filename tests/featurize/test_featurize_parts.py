@@ -266,7 +266,7 @@ def test_parts_and_folders_are_items_from_the_plan_to_the_column(python, films, 
     done = python("featurize", "run", "--store", tmp_path / "store", "--config", tmp_path / "config.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     storage = Storage(str(tmp_path / "store"))
-    keys = Corpus.load(storage).key_of_part
+    keys = {item.part: item.key for item in Corpus.load(storage).items}
     columns = {column.spec.modality: ColumnReader(column) for column in list_columns(storage)}
     seen, heard = columns["visual"], columns["audio"]
     part = keys[Part(str(stills), 1.0, 3.0)]

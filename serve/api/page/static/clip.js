@@ -32,6 +32,7 @@ export class Clip {
     for (const box of Object.values(this.switches)) {
       if (isFixed) box.checked = true;
       box.disabled = isFixed;
+      box.closest("label").title = isFixed ? "Both are on while answers stand side by side" : "";
       dim(box);
     }
   }
@@ -45,10 +46,14 @@ export class Clip {
   }
 
   #makeTitle() {
-    const seconds = this.medium.preview.sound?.seconds;
-    const facts = [seconds && clock(seconds), this.medium.bytes && megabytes(this.medium.bytes)].filter(Boolean).join(" · ");
-    return make("div", { className: "clip-title" },
-      make("h2", { textContent: this.medium.name }), make("span", { className: "facts", textContent: facts }));
+    this.facts = make("span", { className: "facts" });
+    this.#sayFacts(this.medium.preview.sound?.seconds);
+    return make("div", { className: "clip-title" }, make("h2", { textContent: this.medium.name }), this.facts);
+  }
+
+  #sayFacts(seconds) {
+    const { bytes } = this.medium;
+    this.facts.textContent = [seconds && clock(seconds), bytes && megabytes(bytes)].filter(Boolean).join(" · ");
   }
 
   #makePlayer() {
@@ -60,6 +65,9 @@ export class Clip {
     else Object.assign(player, { controls: true, preload: "metadata", playsInline: true, ariaLabel: `Player of ${name}` });
     player.addEventListener("error", () => this.#withoutPlayer());
     player.addEventListener("loadedmetadata", () => this.#shape(player.videoWidth, player.videoHeight));
+    player.addEventListener("loadedmetadata", () => {
+      if (!this.medium.preview.sound && Number.isFinite(player.duration)) this.#sayFacts(player.duration);
+    });
     player.addEventListener("load", () => this.#shape(player.naturalWidth, player.naturalHeight));
     player.addEventListener("timeupdate", () => this.#follow(player.currentTime - this.#offset));
     player.src = url;
@@ -75,9 +83,10 @@ export class Clip {
     this.player.remove();
     this.player = null;
     this.#showStill(0);
-    this.still.after(make("p", {
-      className: "note", textContent: "This browser cannot play the file; the server decodes it. Its frames are square, as the model gets them.",
-    }));
+    const { sight, sound } = this.medium.preview;
+    const decoded = sight || sound ? "; the server decodes it" : "";
+    const square = sight?.pictures.length ? " Its frames are square, as the model gets them." : "";
+    this.still.after(make("p", { className: "note", textContent: `This browser cannot play the file${decoded}.${square}` }));
   }
 
   #makeSight() {
@@ -98,9 +107,10 @@ export class Clip {
   }
 
   #frame(picture, place, time) {
-    const said = time === undefined ? `Frame ${place + 1}` : `Frame at ${clock(time)}`;
+    const isStill = this.medium.kind === "image";
+    const said = isStill ? "The picture" : time === undefined ? `Frame ${place + 1}` : `Frame at ${clock(time)}`;
     const image = make("img", { src: `data:image/jpeg;base64,${picture}`, alt: "", draggable: false });
-    const shown = make("span", { className: "time", textContent: time === undefined ? place + 1 : clock(time) });
+    const shown = make("span", { className: "time", textContent: time === undefined ? place + 1 : clock(time), hidden: isStill });
     const button = make("button", { type: "button", title: said, ariaLabel: said }, image, shown);
     button.addEventListener("click", () => this.#seek(place));
     return button;
@@ -124,7 +134,7 @@ export class Clip {
       class: k % 2 ? "band odd" : "band", x: (k * width) / segments, width: width / segments, y: 0, height: HEIGHT,
     }));
     const ticks = (this.medium.preview.sight?.times ?? []).map((time) => {
-      const x = Math.min(width, (time / seconds) * width);
+      const x = Math.min(width - 1, Math.max(1, (time / seconds) * width));
       return draw("line", { class: "tick", x1: x, x2: x, y1: 0, y2: 5 });
     });
     const said = `Waveform of ${clock(seconds)} of sound, in ${segments} ${segments === 1 ? "segment" : "segments"}`;

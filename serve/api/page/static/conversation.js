@@ -186,8 +186,8 @@ export class Conversation {
       command.select();
       return;
     }
-    button.textContent = "Copied";
-    announce("Copied");
+    button.textContent = file ? "Copied: run it in the file’s folder" : "Copied";
+    announce(button.textContent);
     setTimeout(() => { button.textContent = "Copy as curl"; }, 2000);
   }
 }

@@ -13,7 +13,7 @@ export function curlCommand(origin, body, file, hasKey) {
   const [before, ...after] = file === null ? [text] : text.split(FILE);
   const shown = file === null ? text : `${unexpanded(before)}$(base64 < ${quoted(file)} | tr -d '\\n')${unexpanded(after.join(FILE))}`;
   const lines = [
-    `curl -N ${origin}/v1/chat/completions -H 'Content-Type: application/json'`,
+    `curl -sSN ${origin}/v1/chat/completions -H 'Content-Type: application/json'`,
     ...(hasKey ? [`  -H "Authorization: Bearer $${KEY}"`] : []),
     `  --data-binary @- <<${file === null ? `'${END}'` : END}`,
   ];

@@ -85,7 +85,7 @@ async function openFile(file) {
   const preview = await load(`Sending ${file.name}`, (progress, signal) =>
     sendFile(`/page/preview?part=${known.part}`, file, known.type, progress, signal));
   if (!preview) return;
-  if (!preview.sight && !preview.sound) return fail(`${file.name} cannot be used: ${Object.values(preview.failures).map(({ reason }) => reason).join("; ")}.`);
+  if (!preview.sight && !preview.sound) return fail(`${file.name} cannot be used: ${[...new Set(Object.values(preview.failures).map(({ reason }) => reason))].join("; ")}.`);
   let data = null;
   open({
     name: file.name, kind: KINDS[known.part], bytes: file.size, file: file.name, preview,
