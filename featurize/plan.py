@@ -4,21 +4,25 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import typer
 
 from featurize.leaks import warn
-from featurize.sources import Record, Source, read_sources
+from featurize.sources import Source, read_sources
 from featurize.sources.report import JoinReport, join, show
-from store import Conversation, Corpus, Outline, Part, Storage, UserError, save_conversations
+from featurize.sources.spool import Spool
+from store import Corpus, Outline, Part, Storage, UserError
 from store.console import console
+from store.conversation import SCHEMA, save_rows
 
 Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
-SPLITS = ("train", "val", "test")
 
 
 def plan(
@@ -89,7 +93,7 @@ def _plan(
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped
     for source in sources:
-        added = corpus.append(source.media, shard_size)
+        added = corpus.append(source.records.media(), shard_size)
         if added and stripped:
             raise UserError(
                 f"{storage.url}: came by push --strip-uris and names media without their folder, so files planned here "
@@ -102,51 +106,79 @@ def _plan(
         f"({kinds}; {corpus.unseen} not found when last planned)",
         markup=False,
     )
-    conversations, keys = by_split(sources, name), _keys(corpus, sources)
-    warn(
-        storage, corpus, {stored_name: _outline(records, keys) for stored_name, records in conversations.items()}, probe
-    )
+    planned = by_split(sources, name)
+    warn(storage, corpus, {stored: _outline(portions, corpus) for stored, portions in planned.items()}, probe)
     if write:
         corpus.save(storage)
-    for stored_name, records in conversations.items():
+    for stored, portions in planned.items():
         if write:
-            save_conversations(storage, stored_name, [_conversation(record, keys) for record in records])
-        console.print(
-            f"conversations {stored_name}: {len(records)} {'' if write else 'would be '}written", markup=False
-        )
+            rows = (_rows(batch, corpus) for portion in portions for batch in portion.batches())
+            save_rows(storage, stored, rows)
+        count = sum(portion.count for portion in portions)
+        console.print(f"conversations {stored}: {count} {'' if write else 'would be '}written", markup=False)
 
 
-def _keys(corpus: Corpus, sources: Iterable[Source]) -> dict[Part, str]:
-    parts = list({record.media.part for source in sources for record in source.records if record.media})
-    return {part: key for part, key in zip(parts, corpus.keys_of(parts), strict=True) if key}
+@dataclass(frozen=True)
+class Portion:
+    """The conversations of a source that have one split.
+
+    Attributes:
+        records: of the source.
+        split: the split, None for those without one.
+        count: how many they are.
+    """
+
+    records: Spool
+    split: str | None
+    count: int
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Their rows of `spool.SCHEMA`."""
+        for batch in self.records.conversations():
+            splits = batch.column("split")
+            yield batch.filter(
+                splits.is_null() if self.split is None else pc.equal(splits, self.split).fill_null(False)
+            )
 
 
-def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Record]]:
+def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Portion]]:
     """Conversations by the name they are stored under: `name` or the source's, plus the split if there are several.
 
     Training so never reads a test split by accident: VGGSound's one file becomes `vggsound-train` and `vggsound-test`.
     """
-    by_name: dict[str, dict[str | None, list[Record]]] = {}
+    by_name: dict[str, dict[str | None, list[Portion]]] = {}
     for source in sources:
+        batches = source.records.conversations()
+        counts = Counter(split for batch in batches for split in batch.column("split").to_pylist())
         splits = by_name.setdefault(name or source.name, {})
-        for record in source.conversations:
-            splits.setdefault(_split(record), []).append(record)
+        for split, count in counts.items():
+            splits.setdefault(split, []).append(Portion(source.records, split, count))
     return {
-        f"{stem}-{split}" if split and len(splits) > 1 else stem: records
+        f"{stem}-{split}" if split and len(splits) > 1 else stem: portions
         for stem, splits in by_name.items()
-        for split, records in splits.items()
+        for split, portions in splits.items()
     }
 
 
-def _split(record: Record) -> str | None:
-    split = record.meta.get("split")
-    return split if isinstance(split, str) and split in SPLITS else None
+def _outline(portions: Sequence[Portion], corpus: Corpus) -> Outline:
+    def keys() -> Iterator[str]:
+        for portion in portions:
+            for batch in portion.batches():
+                yield from filter(None, _keys(batch, corpus))
+
+    return Outline(keys, lambda: filter(None, (portion.split for portion in portions)))
 
 
-def _outline(records: Iterable[Record], keys: Mapping[Part, str]) -> Outline:
-    media = frozenset(keys[record.media.part] for record in records if record.media)
-    return Outline(media, frozenset(split for record in records if (split := _split(record))))
+def _rows(batch: pa.RecordBatch, corpus: Corpus) -> pa.RecordBatch:
+    """Rows of conversations from rows of a spool."""
+    columns = {"key": pa.array(_keys(batch, corpus), pa.string())}
+    arrays = [columns.get(field.name) or batch.column(field.name) for field in SCHEMA]
+    return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def _conversation(record: Record, keys: Mapping[Part, str]) -> Conversation:
-    return Conversation(record.id, keys[record.media.part] if record.media else None, record.turns, record.meta)
+def _keys(batch: pa.RecordBatch, corpus: Corpus) -> list[str | None]:
+    """The key of each record's file; None for a record without one."""
+    columns = (batch.column(name).to_pylist() for name in ("uri", "start", "end"))
+    parts = [Part(uri, start, end) if uri is not None else None for uri, start, end in zip(*columns, strict=True)]
+    found = iter(corpus.keys_of([part for part in parts if part]))
+    return [next(found) if part else None for part in parts]

@@ -1,14 +1,16 @@
 """Conversations: questions and answers about media items. Many data sets can share the same columns."""
 
-import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from store.errors import UserError
+from store.items import batched
 from store.storage import Storage
 from store.table import collector_paused, load_table, opened_table, save_batches
 
@@ -78,9 +80,12 @@ class Conversation:
 
 def save_conversations(storage: Storage, name: str, conversations: Iterable[Conversation]) -> None:
     """Write `conversations/<name>.parquet`; only as many conversations as are written at once are in memory."""
-    coming = iter(conversations)
-    batches = iter(lambda: list(itertools.islice(coming, WRITTEN_AT_ONCE)), [])
-    save_batches(storage, f"{FOLDER}/{name}.parquet", map(rows_of, batches), SCHEMA)
+    save_rows(storage, name, map(rows_of, batched(conversations, WRITTEN_AT_ONCE)))
+
+
+def save_rows(storage: Storage, name: str, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write `conversations/<name>.parquet` from rows of `SCHEMA`, of which some thousands are in memory at a time."""
+    save_batches(storage, f"{FOLDER}/{name}.parquet", batches, SCHEMA)
 
 
 def rows_of(conversations: Sequence[Conversation]) -> pa.RecordBatch:
@@ -114,30 +119,43 @@ def conversations_in(rows: pa.Table | pa.RecordBatch) -> list[Conversation]:
     ]
 
 
-@dataclass(frozen=True)
 class Outline:
-    """A summary of conversations without their turns.
+    """A summary of conversations without their turns; each half is read when it is asked for."""
 
-    Attributes:
-        keys: keys of the media items.
-        splits: the values of `split` in their metadata.
-    """
+    def __init__(self, keys: Callable[[], Iterable[str]], splits: Callable[[], Iterable[str]]) -> None:
+        self._keys, self._splits = keys, splits
 
-    keys: frozenset[str]
-    splits: frozenset[str]
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Keys of the media items."""
+        return frozenset(self._keys())
+
+    @cached_property
+    def splits(self) -> frozenset[str]:
+        """The values of `split` in their metadata."""
+        return frozenset(self._splits())
 
 
 def load_outline(storage: Storage, name: str) -> Outline:
-    """Read the outline of `conversations/<name>.parquet`.
+    """The outline of `conversations/<name>.parquet`.
 
     Raises:
-        UserError: the store has no conversations of that name, or they are damaged.
+        UserError: the store has no conversations of that name, or (when they are read) they are damaged.
     """
-    table = load_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA)
-    splits = (json.loads(meta).get("split") for meta in table["meta"].to_pylist())
-    return Outline(
-        frozenset(filter(None, table["key"].to_pylist())), frozenset(s for s in splits if isinstance(s, str))
-    )
+    check_conversations(storage, name)
+
+    def read(column: str) -> Iterator[pa.Array]:
+        with opened_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA) as table:
+            for batch in table.iter_batches(WRITTEN_AT_ONCE, columns=[column], use_threads=False):
+                yield batch.column(0)
+
+    def splits() -> Iterator[str]:
+        for metas in read("meta"):
+            named = metas.filter(pc.match_substring(metas, '"split"'))
+            found = (json.loads(meta).get("split") for meta in pc.unique(named).to_pylist())
+            yield from (split for split in found if isinstance(split, str))
+
+    return Outline(lambda: (key for keys in read("key") for key in keys.drop_null().to_pylist()), splits)
 
 
 def count_conversations(storage: Storage, name: str) -> int:

@@ -65,8 +65,10 @@ class Corpus:
     def keys_of(self, parts: Sequence[Part]) -> list[str | None]:
         """The key of the item of each source; None where there is none."""
         uris, starts, ends = zip(*parts, strict=True) if parts else ((), (), ())
-        rows = self._known.parts.find(hash_parts(list(map(written_uri, uris)), starts, ends))
-        return [None if row < 0 else self.items[row].key for row in rows.tolist()]
+        keys: list[str | None] = self.items.values(
+            "key", self._known.parts.find(hash_parts(list(map(written_uri, uris)), starts, ends))
+        )
+        return keys
 
     def parts_of(self, keys: Sequence[str]) -> list[Part | None]:
         """The source of the item of each key; None where there is none."""

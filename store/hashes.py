@@ -38,6 +38,15 @@ def find(sorted_hashes: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> NDArr
     return found
 
 
+def first_places(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where the first hash equal to each of N [N, 2] stands, int64 [N]."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: of equal hashes, the first comes first
+    starts = np.flatnonzero(np.append(True, (hashes[order[1:]] != hashes[order[:-1]]).any(1))[: len(order)])
+    places = np.empty(len(order), np.int64)
+    places[order] = np.repeat(order[starts], np.diff(np.append(starts, len(order))))
+    return places
+
+
 class HashIndex:
     """The numbers of many hashes, such as rows of a table, in 24 bytes each. It may grow while it is asked."""
 

@@ -126,6 +126,18 @@ class Items(Sequence[MediaItem]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def values(self, name: str, rows: NDArray[np.int64]) -> list[Any]:
+        """The values of a column at N rows, int64 [N]; None at row -1."""
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], self._firsts)
+        values: list[Any] = [None] * len(rows)
+        for number in np.flatnonzero(np.diff(ends)).tolist():
+            chosen = order[ends[number] : ends[number + 1]]
+            taken = self._batches[number][1]().column(name).take(pa.array(rows[chosen] - self._firsts[number]))
+            for place, value in zip(chosen.tolist(), taken.to_pylist(), strict=True):
+                values[place] = value
+        return values
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, some thousands at a time."""
         return (batch() for _, batch in self._batches)

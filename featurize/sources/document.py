@@ -1,21 +1,26 @@
 """A parsed annotation file, whatever its format."""
 
+import contextlib
+import io
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import fsspec
 
 from featurize.sources.lines import Line, read_lines, to_records
 from featurize.sources.record import Broken, LeftOut, Read, Records, Row
 from store import UserError
+from store.items import batched
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of what other programs call CSV
+PIECE = 20_000  # records
 LISTS = ("dialogs", "data", "annotations")  # the fields under which AVSD, WavCaps and COCO keep their records
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -33,6 +38,7 @@ class Document:
         given: all documents of the command, including this one: some formats consist of two files.
         instruction: the question that captions of a list answer; by default chosen by the kind of the file.
         numbers: the line of each record, from 1, of a file with a record on each line.
+        first: how many records of the file stand before these, if this is a piece of it.
     """
 
     url: str
@@ -40,6 +46,7 @@ class Document:
     given: tuple["Document", ...] = ()
     instruction: str | None = None
     numbers: tuple[int, ...] = ()
+    first: int = 0
 
     @property
     def stem(self) -> str:
@@ -111,7 +118,7 @@ class Document:
         """Read the records one by one; one that cannot be read becomes a `LeftOut`."""
         lines = [line.number for line in self.lines[1:]] if self.is_csv else self.numbers
         word, counted = ("line", lines) if lines else ("record", range(1, len(self.records) + 1))
-        for number, (value, at) in enumerate(zip(self.records, counted, strict=True), int(self.is_csv)):
+        for number, (value, at) in enumerate(zip(self.records, counted, strict=True), self.first + self.is_csv):
             try:
                 yield from self._read(read, value, number, f"{self.url}, {word} {at}")
             except UserError as error:
@@ -138,6 +145,37 @@ class Document:
         return read_text(self.sibling(name)) if fs.isfile(path) else None
 
 
+def read_pieces(url: str) -> Iterator[Document]:
+    """A file in pieces of at most `PIECE` records; a .json file, and an empty one, is one piece.
+
+    Raises:
+        UserError: the text does not match the file's extension, or is not UTF-8; names the line.
+    """
+    suffix = PurePosixPath(url).suffix.lower()
+    if suffix == ".json":
+        yield parse(read_text(url), url)
+        return
+    with _opened(url, newline="" if suffix == ".csv" else "\n") as text:
+        yield from _csv_pieces(text, url) if suffix == ".csv" else _jsonl_pieces(text, url)
+
+
+def joined(first: Document, others: Iterable[Document]) -> Document:
+    """The pieces of a file as one document."""
+    pieces = [first, *others]
+    values = [value for piece in pieces for value in piece.value[int(piece.is_csv and piece is not first) :]]
+    return replace(first, value=values, numbers=tuple(number for piece in pieces for number in piece.numbers))
+
+
+@contextlib.contextmanager
+def _opened(url: str, newline: str) -> Iterator[TextIO]:
+    fs, path = fsspec.core.url_to_fs(url)
+    try:
+        with fs.open(path, "rb") as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{url}: not UTF-8: {error}") from None
+
+
 def read_text(url: str) -> str:
     """The text of a UTF-8 file.
 
@@ -158,34 +196,47 @@ def parse(text: str, url: str) -> Document:
         UserError: the text does not match its extension; names the line.
     """
     suffix = PurePosixPath(url).suffix.lower()
-    if suffix == ".csv":
-        return Document(url, _parse_csv(text, url))
-    if suffix == ".jsonl":
-        values = _parse_lines(text, url)
-        return Document(url, list(values.values()), numbers=tuple(values))
-    return Document(url, _parse_json(text, url))
+    if suffix == ".json":
+        return Document(url, _parse_json(text, url))
+    lines = io.StringIO(text, newline="" if suffix == ".csv" else "\n")
+    first, *others = _csv_pieces(lines, url) if suffix == ".csv" else _jsonl_pieces(lines, url)
+    return joined(first, others)
 
 
-def _parse_csv(text: str, url: str) -> list[Line]:
+def _csv_pieces(text: TextIO, url: str) -> Iterator[Document]:
     lines = read_lines(text)
-    if lines and lines[0].fault:
-        raise UserError(f"{url}, line {lines[0].number}: {lines[0].fault}")
-    if lines and len(lines[0].fields) == 1:
-        header, where = lines[0].fields[0], f"{url}, line {lines[0].number}"
-        if found := [name for mark, name in SEPARATORS.items() if mark in header]:
-            raise UserError(f"{where}: expected fields separated by commas, found {found[0]}: {header[:200]!r}")
-    return lines
+    header = list(itertools.islice(lines, 1))
+    for line in header:
+        _check_header(line, url)
+    count = 0
+    for rows in batched(lines, PIECE):
+        yield Document(url, header + rows, first=count)
+        count += len(rows)
+    if not count:
+        yield Document(url, header)
 
 
-def _parse_lines(text: str, url: str) -> dict[int, Any]:
-    """The values by their lines; blank lines are skipped."""
-    if text.lstrip().startswith("["):
-        raise UserError(f"{url}: expected a JSON object on each line; found a list: call the file .json")
-    values = {n: _parse_line(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()}
-    first = next(iter(values.values()), None)
-    if isinstance(first, Broken) and all(isinstance(value, Broken) for value in values.values()):
-        raise UserError(f"{url}, {first.reason}")
-    return values
+def _check_header(line: Line, url: str) -> None:
+    where = f"{url}, line {line.number}"
+    if line.fault:
+        raise UserError(f"{where}: {line.fault}")
+    if len(line.fields) == 1 and (found := [name for mark, name in SEPARATORS.items() if mark in line.fields[0]]):
+        raise UserError(f"{where}: expected fields separated by commas, found {found[0]}: {line.fields[0][:200]!r}")
+
+
+def _jsonl_pieces(text: TextIO, url: str) -> Iterator[Document]:
+    count = 0
+    filled = ((number, line) for number, line in enumerate(text, 1) if line.strip())  # blank lines are skipped
+    for lines in batched(filled, PIECE):
+        if not count and lines[0][1].lstrip().startswith("["):
+            raise UserError(f"{url}: expected a JSON object on each line; found a list: call the file .json")
+        values = [_parse_line(line, number) for number, line in lines]
+        if not count and isinstance(values[0], Broken) and all(isinstance(value, Broken) for value in values):
+            raise UserError(f"{url}, {values[0].reason}")
+        yield Document(url, values, numbers=tuple(number for number, _ in lines), first=count)
+        count += len(values)
+    if not count:
+        yield Document(url, [])
 
 
 def _parse_line(line: str, number: int) -> Any:

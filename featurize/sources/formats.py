@@ -18,20 +18,22 @@ class Format:
         name: as `--format` takes it.
         detects: whether a document has it.
         read: yields a document's records.
+        in_pieces: whether a file is read in pieces: no record of it depends on another.
     """
 
     name: str
     detects: Callable[[Document], bool]
     read: Callable[[Document, MediaFiles], Records]
+    in_pieces: bool = False
 
 
 FORMATS = {
     format.name: format
     for format in (  # the first match wins, so a special format comes before its general one
-        Format("list", table.is_list, table.read_list),
-        Format("sharegpt", llava.is_sharegpt, llava.read_llava),
-        Format("valley", llava.is_valley, llava.read_valley),
-        Format("llava", llava.is_llava, llava.read_llava),
+        Format("list", table.is_list, table.read_list, in_pieces=True),
+        Format("sharegpt", llava.is_sharegpt, llava.read_llava, in_pieces=True),
+        Format("valley", llava.is_valley, llava.read_valley, in_pieces=True),
+        Format("llava", llava.is_llava, llava.read_llava, in_pieces=True),
         Format("videoinstruct", qa.is_videoinstruct, qa.read_videoinstruct),
         Format("video-chatgpt", qa.is_videochatgpt, qa.read_videochatgpt),
         Format("activitynet-qa", qa.is_two_file_qa, qa.read_two_file_qa),
@@ -47,7 +49,7 @@ FORMATS = {
         Format("audiocaps", captions.is_audiocaps, captions.read_audiocaps),
         Format("wavcaps", captions.is_wavcaps, captions.read_wavcaps),
         Format("vggsound", clips.is_vggsound, clips.read_vggsound),
-        Format("acav100m", clips.is_acav, clips.read_acav),
+        Format("acav100m", clips.is_acav, clips.read_acav, in_pieces=True),
     )
 }
 

@@ -1,8 +1,8 @@
 """Read CSV strictly: a row of another width than the header's is reported, never cut or padded."""
 
 import csv
-import io
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from featurize.sources.kinds import guess_kind
@@ -24,14 +24,36 @@ class Line:
     fault: str = ""
 
 
-def read_lines(text: str) -> list[Line]:
-    """The rows of a CSV file; blank lines are skipped."""
-    physical = list(io.StringIO(text, newline=""))
-    rows: list[Line] = []
-    start = 0
-    while start < len(physical):
-        start = _read_on(physical, start, rows)
-    return rows
+def read_lines(physical: Iterable[str]) -> Iterator[Line]:
+    """The rows of a CSV file, from its lines; blank lines are skipped.
+
+    A row that cannot be read ends with its first line, so that it swallows no others.
+    """
+    coming, again = iter(physical), deque[str]()
+    number = 0
+    row: list[str] = []  # the lines of the row that is being read
+
+    def feed() -> Iterator[str]:
+        while (line := again.popleft() if again else next(coming, None)) is not None:
+            row.append(line)
+            yield line
+
+    reader = csv.reader(feed(), strict=True)
+    while True:
+        row.clear()
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Line(number + 1, [], f"not CSV: {error}")
+            number += 1
+            again.extendleft(reversed(row[1:]))
+            reader = csv.reader(feed(), strict=True)
+            continue
+        if any(field.strip() for field in fields) or row[0].strip():
+            yield Line(number + 1, fields)
+        number += len(row)
 
 
 def to_records(lines: Sequence[Line], header: Sequence[str]) -> list[dict[str, str] | Broken]:
@@ -51,22 +73,6 @@ def to_records(lines: Sequence[Line], header: Sequence[str]) -> list[dict[str, s
             records[-1] = Broken(f"line {line.number - 1}: cut by a line break without quotes")
         records.append(Broken(f"line {line.number}: {line.fault or _width(line, len(header))}"))
     return records
-
-
-def _read_on(physical: Sequence[str], start: int, found: list[Line]) -> int:
-    """Read rows until one fails; return the line after its first, so that it swallows no others."""
-    reader = csv.reader((physical[i] for i in range(start, len(physical))), strict=True)
-    while True:
-        begin = start + reader.line_num
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return len(physical)
-        except csv.Error as error:
-            found.append(Line(begin + 1, [], f"not CSV: {error}"))
-            return begin + 1
-        if any(field.strip() for field in fields) or physical[begin].strip():
-            found.append(Line(begin + 1, fields))
 
 
 def _width(line: Line, expected: int) -> str:

@@ -3,15 +3,23 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from featurize.sources import LeftOut, Record, Source
+from featurize.sources import LeftOut, Source
 from featurize.sources.copies import find_copies, in_threads
-from store import Candidate, Part
+from featurize.sources.spool import Spool
+from store import Kind
 from store.console import console
+from store.hashes import first_places, hash_keys
+from store.items import hash_parts, read_uri
 
 SHOWN = 3
 LISTED = 12
@@ -69,48 +77,121 @@ def join(sources: Sequence[Source], probe: bool = False) -> list[JoinReport]:
         sources: as read.
         probe: open each file's header too, and look for copies of the same file, in all sources.
     """
-    usable: dict[str, int] = {}
-    reports = [_join(source, probe, usable) for source in sources]
+    facts = [_Facts(source.records) for source in sources]
+    usable = [_usable(source, known, probe) for source, known in zip(sources, facts, strict=True)]
+    reports = [_join(*each) for each in zip(sources, facts, usable, strict=True)]
     if probe:
-        for group in find_copies(usable):
-            last = max(
-                n for n, source in enumerate(sources) if any(candidate.uri in group for candidate in source.media)
-            )
-            reports[last].copies.append(group)
+        _find_copies(reports, [sizes for _, sizes in usable])
     return reports
 
 
-def _join(source: Source, probe: bool, usable: dict[str, int]) -> JoinReport:
-    """The report of one source, without copies; the sizes of its usable files are added to `usable`, by URI."""
-    media = {candidate.uri: candidate for candidate in source.media}
-    missing = [uri for uri, candidate in media.items() if candidate.bytes is None]
-    unreadable = {uri: "0 bytes" for uri, candidate in media.items() if candidate.bytes == 0}
-    found = [candidate for candidate in media.values() if candidate.bytes]
-    if probe:
-        reasons = in_threads(_probe, found, f"probe {source.name}")
-        unreadable |= {c.uri: reason for c, reason in zip(found, reasons, strict=True) if reason}
-    sizes = {candidate.uri: candidate.bytes or 0 for candidate in found if candidate.uri not in unreadable}
-    usable |= sizes
+class _Facts:
+    """What is counted of records, in arrays of one element for each.
+
+    Attributes:
+        first: whether the record is the first of its source that names its file.
+        bytes: size of its file, -1 if it was not found.
+        ids: where the first record of the same id stands.
+        contents: where the first record with the same file and turns stands.
+        parts: number of different parts of files.
+        conversations: number of records with turns.
+        without_media: number of those that name no file.
+        asks: number of turns by modality.
+    """
+
+    def __init__(self, records: Spool) -> None:
+        ids, uris, parts, contents, sizes, has_media, is_part = [], [], [], [], [], [], []
+        self.conversations = self.without_media = 0
+        self.asks: Counter[str] = Counter()
+        for batch in records.batches():
+            named, bounds = batch.column("uri").is_valid(), [batch.column(name) for name in ("start", "end")]
+            ids.append(hash_keys(batch.column("id")))
+            uris.append(hash_keys(batch.column("uri")))
+            texts = (batch.column("uri").fill_null(""), *bounds)
+            parts.append(hash_parts(*(each.to_pylist() for each in texts)))
+            contents.append(np.frombuffer(b"".join(batch.column("content").to_pylist()), "<u8").reshape(-1, 2))
+            sizes.append(batch.column("bytes").fill_null(-1).to_numpy())
+            has_media.append(_numpy(named))
+            is_part.append(_numpy(pc.or_(*(each.is_valid() for each in bounds))))
+            turns = batch.column("turns")
+            has_turns = pc.greater(pc.list_value_length(turns), 0)
+            self.conversations += pc.sum(has_turns).as_py()
+            self.without_media += pc.sum(pc.and_(has_turns, pc.invert(named))).as_py()
+            self.asks.update(turns.flatten().field("modality").to_pylist())
+        self.ids, self.contents = (first_places(_one(hashes, (0, 2))) for hashes in (ids, contents))
+        self.first = (first_places(_one(uris, (0, 2))) == np.arange(len(records))) & _one(has_media, 0).astype(bool)
+        self.bytes = _one(sizes, 0)
+        self.parts = len(np.unique(first_places(_one(parts, (0, 2)))[_one(is_part, 0).astype(bool)]))
+
+
+def _numpy(values: pa.Array) -> NDArray[Any]:
+    return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _one(arrays: list[NDArray[Any]], empty: int | tuple[int, int]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(empty, np.uint64)
+
+
+def _where(records: Spool, name: str, wanted: NDArray[np.bool_]) -> list[Any]:
+    """The values of a column in the records that are wanted, in order."""
+    values: list[Any] = []
+    first = 0
+    for batch in records.batches():
+        values += batch.column(name).filter(pa.array(wanted[first : first + len(batch)])).to_pylist()
+        first += len(batch)
+    return values
+
+
+def _uris(records: Spool, wanted: NDArray[np.bool_]) -> list[str]:
+    return list(map(read_uri, _where(records, "uri", wanted)))
+
+
+def _usable(source: Source, facts: _Facts, probe: bool) -> tuple[dict[str, str], dict[str, int]]:
+    """Why files that are there cannot be read, by URI; with `probe` also the sizes of the others."""
+    unreadable = dict.fromkeys(_uris(source.records, facts.first & (facts.bytes == 0)), "0 bytes")
+    if not probe:
+        return unreadable, {}
+    found = facts.first & (facts.bytes > 0)
+    uris, kinds = _uris(source.records, found), _where(source.records, "kind", found)
+    reasons = in_threads(_probe, list(zip(uris, kinds, strict=True)), f"probe {source.name}")
+    unreadable |= {uri: reason for uri, reason in zip(uris, reasons, strict=True) if reason}
+    sizes = dict(zip(uris, facts.bytes[found].tolist(), strict=True))
+    return unreadable, {uri: size for uri, size in sizes.items() if uri not in unreadable}
+
+
+def _join(source: Source, facts: _Facts, usable: tuple[dict[str, str], dict[str, int]]) -> JoinReport:
+    """The report of one source, without copies."""
+    media, unreadable = int(facts.first.sum()), usable[0]
+    missing = _uris(source.records, facts.first & (facts.bytes < 0))
+    rows = np.arange(len(source.records))
+    repeated = np.bincount(facts.ids, minlength=len(rows))[: len(rows)] > 1
     return JoinReport(
         source=source.url,
         format=source.format,
-        conversations=len(source.conversations),
-        media=len(media),
-        found=len(sizes),
+        conversations=facts.conversations,
+        media=media,
+        found=media - len(missing) - len(unreadable),
         missing=missing,
         unreadable=unreadable,
-        repeated_ids=[id for id, count in Counter(record.id for record in source.records).items() if count > 1],
-        repeated_records=_repeated(source.records),
+        repeated_ids=_where(source.records, "id", repeated & (facts.ids == rows)),
+        repeated_records=_where(source.records, "id", facts.contents != rows),
         copies=[],
         ambiguous=source.ambiguous,
         left_out=source.left_out,
-        parts=len({candidate.part for candidate in source.media if candidate.part != Part(candidate.uri)}),
-        asks=dict(Counter(turn.modality for record in source.records for turn in record.turns).most_common()),
-        without_media=sum(record.media is None for record in source.conversations),
+        parts=facts.parts,
+        asks=dict(facts.asks.most_common()),
+        without_media=facts.without_media,
         unread=source.unread,
         passed_over=source.passed_over,
         numbered=source.numbered,
     )
+
+
+def _find_copies(reports: Sequence[JoinReport], sizes: Sequence[dict[str, int]]) -> None:
+    """Add each group of copies to the report of the last source that names one of them."""
+    last = {uri: number for number, each in enumerate(sizes) for uri in each}
+    for group in find_copies({uri: size for each in sizes for uri, size in each.items()}):
+        reports[max(last[uri] for uri in group)].copies.append(group)
 
 
 def show(reports: Sequence[JoinReport]) -> None:
@@ -174,23 +255,12 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in shown) + (" ..." if len(counts) > LISTED else "")
 
 
-def _repeated(records: Iterable[Record]) -> list[str]:
-    seen = set()
-    repeated = []
-    for record in records:
-        content = (record.media.part if record.media else None, record.turns)
-        if content in seen:
-            repeated.append(record.id)
-        seen.add(content)
-    return repeated
-
-
-def _probe(candidate: Candidate) -> str | None:
+def _probe(file: tuple[str, Kind]) -> str | None:
     from featurize.media import MediaError
     from featurize.media.probe import probe
 
     try:
-        probe(candidate.uri, candidate.kind)
+        probe(*file)
     except MediaError as error:
         return error.reason
     return None

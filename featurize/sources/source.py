@@ -1,18 +1,20 @@
 """Sources: annotation files of any known format, and folders of media files."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import fsspec
 
-from featurize.sources.document import SUFFIXES, Document, parse, read_text
+from featurize.sources.document import SUFFIXES, Document, joined, read_pieces
 from featurize.sources.files import MediaFiles
 from featurize.sources.formats import choose_format
 from featurize.sources.kinds import guess_kind, is_hidden
 from featurize.sources.record import LeftOut, Record
-from featurize.sources.unread import unread
-from store import Candidate, UserError
+from featurize.sources.spool import Spool
+from featurize.sources.unread import Unread
+from store import UserError
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Source:
     Attributes:
         url: path or fsspec URL.
         format: the format that it was read as.
-        records: its media files and conversations, in its order.
+        records: its media files and conversations, in its order, on disk.
         left_out: the records that cannot become a conversation.
         ambiguous: candidate files by the name looked for, the chosen one first.
         passed_over: number of files of a folder that are no media, by extension.
@@ -32,7 +34,7 @@ class Source:
 
     url: str
     format: str
-    records: list[Record]
+    records: Spool = field(default_factory=Spool)
     left_out: list[LeftOut] = field(default_factory=list)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -43,16 +45,6 @@ class Source:
     def name(self) -> str:
         """The last part of its path, without an extension."""
         return PurePosixPath(self.url.rstrip("/")).stem
-
-    @property
-    def media(self) -> list[Candidate]:
-        """The media files, in order; a file that several records name is repeated."""
-        return [record.media for record in self.records if record.media]
-
-    @property
-    def conversations(self) -> list[Record]:
-        """The records that hold a conversation."""
-        return [record for record in self.records if record.turns]
 
 
 def read_sources(
@@ -78,41 +70,62 @@ def read_sources(
         UserError: nothing is at a URL, its format is unknown, or none of its records can be used.
     """
     sources = [part for url in urls for part in _expand(url, format)]
-    documents = {url: parse(read_text(url), url) for url in sources if not _is_folder(url)}
-    given = tuple(documents.values())
+    opened = {url: _Opened(url, format) for url in sources if not _is_folder(url)}
+    given = tuple(file.document for file in opened.values())
     files: dict[str, MediaFiles] = {}
     read = []
     for url in sources:
-        if url not in documents:
+        if url not in opened:
             read.append(_read_folder(url, fps))
             continue
-        document = replace(documents[url], given=given, instruction=instruction)
-        root = media_root or document.folder
-        read.append(_read(document, files.setdefault(root, MediaFiles(root, fps)), format, strict))
+        root = media_root or opened[url].document.folder
+        pieces = (replace(piece, given=given, instruction=instruction) for piece in opened[url].pieces())
+        read.append(_read(pieces, files.setdefault(root, MediaFiles(root, fps)), format, strict))
     return read
+
+
+class _Opened:
+    """An annotation file of which the first piece was read; all of it, unless its format is read in pieces."""
+
+    def __init__(self, url: str, format: str | None) -> None:
+        self._coming = read_pieces(url)
+        self.document = next(self._coming)
+        second = next(self._coming, None)
+        self._coming = itertools.chain(filter(None, [second]), self._coming)
+        if second and not choose_format(self.document, format).in_pieces:
+            self.document = joined(self.document, self._coming)
+
+    def pieces(self) -> Iterator[Document]:
+        return itertools.chain([self.document], self._coming)
 
 
 def _read_folder(url: str, fps: float | None) -> Source:
     files = MediaFiles(url, fps)
-    records = [Record(candidate.name, candidate) for candidate in files.all()]
     numbered = [] if fps else files.numbered()
-    return Source(url, "folder", records, passed_over=files.passed_over(), numbered=numbered)
+    source = Source(url, "folder", passed_over=files.passed_over(), numbered=numbered)
+    for candidate in files.all():
+        source.records.append(Record(candidate.name, candidate))
+    return source
 
 
-def _read(document: Document, files: MediaFiles, format: str | None, strict: bool) -> Source:
+def _read(pieces: Iterator[Document], files: MediaFiles, format: str | None, strict: bool) -> Source:
+    document = next(pieces)
     chosen = choose_format(document, format)
-    source = Source(document.url, chosen.name, [])
+    source, unread = Source(document.url, chosen.name), Unread(chosen.name)
     files.ambiguous = source.ambiguous
-    for item in chosen.read(document, files):
-        kept = item if isinstance(item, LeftOut) else _checked(item)
-        if isinstance(kept, Record):
-            source.records.append(kept)
-        elif kept.fault and strict:
-            raise UserError(f"{document.url}, {kept.reason}")
-        else:
-            source.left_out.append(kept)
+    for piece in itertools.chain([document], pieces):
+        unread.read(piece)
+        for item in chosen.read(piece, files):
+            kept = item if isinstance(item, LeftOut) else _checked(item)
+            if isinstance(kept, Record):
+                unread.kept(kept)
+                source.records.append(kept)
+            elif kept.fault and strict:
+                raise UserError(f"{piece.url}, {kept.reason}")
+            else:
+                source.left_out.append(kept)
     _check_any(source)
-    return replace(source, unread=unread(document, chosen.name, source.records))
+    return replace(source, unread=unread.counts)
 
 
 def _checked(record: Record) -> Record | LeftOut:

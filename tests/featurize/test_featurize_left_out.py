@@ -179,7 +179,7 @@ def test_captions_of_a_list_become_conversations(tmp_path):
     assert [record.turns for record in source.records] == turns
     assert source.records[0].meta == {"place": "here", "captions": ["A cat."], "split": "train"}
     own = read(tmp_path, text, "train.csv", instruction="What is it?")
-    assert [record.turns[0].instruction for record in own.conversations] == ["What is it?"] * 2
+    assert [record.turns[0].instruction for record in own.records if record.turns] == ["What is it?"] * 2
 
 
 def test_columns_of_a_list_that_are_not_read_are_named(tmp_path):

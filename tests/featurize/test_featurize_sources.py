@@ -9,7 +9,7 @@ from store.tokens import split_tokens
 
 def read(path, root=None):
     (source,) = read_sources([str(path)], root and str(root))
-    return source.media, source.conversations
+    return list(source.records.media()), [record for record in source.records if record.turns]
 
 
 def test_a_folder_gives_its_media_files_by_name(media):
