@@ -15,6 +15,7 @@ from featurize.settings import FeaturizeConfig, TokenSettings
 from store import Storage, UserError, list_columns, list_conversations, load_settings, parse_settings
 from store.console import console
 from store.conversation import count_conversations
+from store.items import CORPUS
 from store.settings import shipped
 from trainer.settings import TrainConfig
 
@@ -55,6 +56,7 @@ def write(
     storage = Storage(store or _ask("store", "Store (a folder or a URL)", "runs/store"))
     conversations = conversations or _choose(storage)
     model = model or _ask("model", "LLM (a Hugging Face folder, or a name on the hub)", "lmsys/vicuna-7b-v1.5")
+    _check_model(model)
     gpus = int(_ask("gpus", "GPUs that train (0 for a CPU)", "1")) if gpus is None else gpus
     memory = int(_ask("memory", "GB of each GPU", "80")) if gpus and memory is None else memory
     machine = Machine(gpus, memory or 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
@@ -88,6 +90,12 @@ def _ask(option: str, question: str, default: str) -> str:
     if not sys.stdin.isatty():
         raise UserError(f"--{option}: give it; there is no terminal to ask at")
     return str(typer.prompt(question, default=default))
+
+
+def _check_model(model: str) -> None:
+    """Refuse a path where no folder is; a name on the hub is `owner/name` or `name`."""
+    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).expanduser().is_dir():
+        raise UserError(f"--model {model}: no such folder; expected one in Hugging Face form, or a name on the hub")
 
 
 def _choose(storage: Storage) -> str:
@@ -186,7 +194,8 @@ def _say_next(folder: Path, storage: Storage, encoders: str | None, machine: Mac
     """Print the commands, in their order."""
     console.print(f"{folder}: look at the files, then:")
     if encoders:
-        console.print(f"  avllm featurize plan MEDIA --store {storage.url}")
+        if not storage.exists(CORPUS):
+            console.print(f"  avllm featurize plan MEDIA --store {storage.url}")
         console.print(f"  avllm featurize run --store {storage.url} --config {folder / 'featurize.yaml'}")
     for number in STAGES:
         file = folder / f"stage{number}.yaml"

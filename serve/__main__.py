@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from store import Sense, UserError, parse_settings
+from store import Sense, Storage, UserError, parse_settings
 from store.console import console, make_app, make_table, run
 from store.settings import override
+from store.show import find_item
 from trainer.checkpoint.info import read_info
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def chat(
     read_info(checkpoint)
     if media and "://" not in media and not Path(media).exists():
         raise UserError(f"{media}: no such file")
+    if store and key:
+        find_item(Storage(store), key)
     assistant = _load(checkpoint, vllm)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
     with console.status(Text(f"encoding {media}" if media else f"reading {key}")):

@@ -10,8 +10,8 @@ from typing import Literal
 
 from store.column import FOLDER, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.conversation import load_conversations
 from store.errors import UserError
+from store.mapped import count_modalities
 from store.publish import TEMPORARY
 from store.storage import Storage
 from store.verify import IN_COLUMN
@@ -90,9 +90,9 @@ def orphaned(storage: Storage, rubbish: Iterable[Rubbish]) -> list[str]:
     left = {column.spec.modality for column in columns if f"{FOLDER}/{column.name}" not in going}
     lines = []
     for name in [file.removesuffix(".parquet") for file in storage.names(CONVERSATIONS)]:
-        talks = load_conversations(storage, name)
+        counts = count_modalities(storage, name)
         for sense in sorted(senses - left):
-            count = sum(talk.modality in (sense, "audio_visual") for talk in talks)
+            count = counts[sense] + counts["audio_visual"]
             if count:
                 lines.append(f"{count} conversations of {name} ask by the {sense} sense, and no such column is left")
     return lines

@@ -3,6 +3,7 @@
 Rows become objects when they are used.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from store.conversation import FOLDER, SCHEMA, Conversation, conversations_in
-from store.facts import Facts, facts_of
+from store.conversation import FOLDER, MODALITIES, SCHEMA, Conversation, Modality, conversations_in
+from store.facts import AUDIO, BOTH, VISUAL, Facts, facts_of
 from store.hashes import find, hash_keys
 from store.maps import Map, open_map, write_arrays, write_rows
 from store.storage import Storage
@@ -69,6 +70,14 @@ class MappedConversations:
             rows = self._map.batch(batch).take(pa.array(chosen % ROWS))
             taken |= zip(chosen.tolist(), conversations_in(rows), strict=True)
         return [taken[place] for place in places.tolist()]
+
+
+def count_modalities(storage: Storage, name: str) -> Counter[Modality]:
+    """How many conversations perceive what, by their turns together. Raises as `MappedConversations`."""
+    bits = MappedConversations(storage, name).facts.bits
+    sees, hears = (bits & (one | BOTH) > 0 for one in (VISUAL, AUDIO))
+    counts = np.bincount(sees + 2 * hears, minlength=len(MODALITIES))
+    return Counter(dict(zip(MODALITIES, counts.tolist(), strict=True)))
 
 
 def _write_rows(storage: Storage, file: str, path: Path) -> None:

@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,12 +13,18 @@ from store.errors import UserError
 
 
 class Settings(BaseModel):
-    """Base of every settings model: unknown fields are refused, and instances are immutable."""
+    """Base of every settings model: unknown fields are refused, and instances are immutable.
+
+    Attributes:
+        elsewhere: what other programs call its fields; told to whom uses their names.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
 
 S = TypeVar("S", bound=Settings)
+OF_ANOTHER = 3  # unknown fields, if they are the most, that make a file one of another command
 
 
 def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
@@ -100,6 +106,13 @@ def parse_settings(model: type[S], data: Mapping[str, Any], where: str, override
         return model.model_validate(data)
     except ValidationError as error:
         errors = error.errors()
+        unknown = [str(e["loc"][0]) for e in errors if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
+        if 2 * len(unknown) > len(data) and len(unknown) >= OF_ANOTHER:
+            some, accepted = ", ".join(unknown[:OF_ANOTHER]), ", ".join(sorted(model.model_fields))
+            raise UserError(
+                f"{where}: not a file of {model.__name__}: of its {len(data)} fields it has no "
+                f"{some}{' ...' if unknown[OF_ANOTHER:] else ''}; is it of another command? (accepted: {accepted})"
+            ) from None
         deepest = [e for e in errors if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in errors)]
         faults: dict[str, list[str]] = {}
         for fault in deepest:
@@ -147,7 +160,9 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
         known = sorted(inner.model_fields) if inner else []
         accepted = f" (accepted: {', '.join(known)})" if known else ""
         before, dot, last = field.rpartition(".")
-        return f"unknown field {field!r}{guess(last, known, before + dot)}{accepted}"
+        other = inner.elsewhere.get(last) if inner and issubclass(inner, Settings) else None
+        meant = f"; did you mean {before + dot + other!r}?" if other else guess(last, known, before + dot)
+        return f"unknown field {field!r}{meant}{accepted}"
     return f"field {field!r}: {_message(error)}" if field else _message(error)
 
 

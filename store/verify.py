@@ -7,19 +7,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import xxhash
 
 from store.column import FOLDER, Column, open_column
 from store.console import Meter, console
 from store.conversation import FOLDER as CONVERSATIONS
-from store.conversation import load_conversations
+from store.conversation import SCHEMA as TALK_SCHEMA
 from store.corpus import Corpus
 from store.errors import DamagedError
 from store.items import ADDED, CORPUS, SCHEMA
 from store.shard import shard_name
 from store.sidecar import Failure, Sidecar
 from store.storage import LOCK, Storage
-from store.table import load_table
+from store.table import opened_table
 
 BLOCK_BYTES = 8 << 20
 CHECKED_AT_ONCE = 8
@@ -88,14 +89,21 @@ class Checked:
 def verify_tables(storage: Storage) -> Iterator[tuple[str, str]]:
     """The damaged tables (corpus plan and conversations), each with its fault and how to repair it."""
     try:
-        load_table(storage, CORPUS, SCHEMA, ADDED)  # not a map that was made of it before
+        _read_all(storage, CORPUS, SCHEMA, ADDED)
     except DamagedError as error:
         yield CORPUS, f"{error}; restore a copy, or plan the same sources in the same order into a new folder"
     for name in storage.names(CONVERSATIONS):
         try:
-            load_conversations(storage, name.removesuffix(".parquet"))
+            _read_all(storage, f"{CONVERSATIONS}/{name}", TALK_SCHEMA)
         except DamagedError as error:
             yield f"{CONVERSATIONS}/{name}", f"{error}; avllm featurize plan writes it again from its source"
+
+
+def _read_all(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> None:
+    """Read a table to its end: the file itself, not a map that this machine made of it before."""
+    with opened_table(storage, name, schema, added) as table:
+        for _ in table.iter_batches(use_threads=False):
+            pass
 
 
 def unknown_files(storage: Storage) -> list[str]:

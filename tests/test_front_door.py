@@ -107,6 +107,16 @@ def test_shipped_configurations_are_listed_and_printed(python):
     assert "did you mean 'trainer/paper-stage2'?" in done.stderr
 
 
+@pytest.mark.parametrize("model", ["./vicuna", "/models/vicuna", "models/llms/vicuna"])
+def test_init_takes_no_folder_that_is_not_there(python, tmp_path, feature_store, model):
+    """Training would say so, after the files were read and copied elsewhere."""
+    words = ("--store", feature_store, "--conversations", "mixed", "--gpus", "0", "--model", model)
+    done = python("avllm", "init", tmp_path / "new", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --model {model}: no such folder")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_doctor_names_what_stands_in_the_way(monkeypatch, tmp_path, feature_store):
     """A missing package, store or model comes with its remedy; a sound machine passes."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

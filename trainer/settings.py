@@ -1,6 +1,7 @@
 """The configuration of a training stage."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -133,6 +134,14 @@ class TrainConfig(Settings):
         prompt: the texts around instructions and responses.
     """
 
+    elsewhere: ClassVar[Mapping[str, str]] = {  # most are Hugging Face's
+        "learning_rate": "lr", "batch_size": "global_batch", "train_batch_size": "global_batch",
+        "per_device_train_batch_size": "batch_tokens", "num_train_epochs": "epochs", "max_steps": "steps",
+        "output_dir": "output", "model_name_or_path": "model", "max_grad_norm": "clip", "bf16": "precision",
+        "warmup_steps": "warmup_ratio", "deepspeed": "zero", "report_to": "track", "save_steps": "save_every",
+        "logging_steps": "log_every", "max_length": "max_tokens", "model_max_length": "max_tokens",
+        "data_path": "sources", "num_frames": "frames",
+    }  # fmt: skip
     stage: Literal[1, 2]
     model: str
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]

@@ -8,6 +8,7 @@ from featurize.sources.document import Document
 from featurize.sources.files import MediaFiles
 from featurize.sources.record import Records
 from store import UserError
+from store.settings import guess
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def choose_format(document: Document, name: str | None) -> Format:
         UserError: there is no format `name`, or none fits the document; the message then lists the fields match.
     """
     if name is not None and name not in FORMATS:
-        raise UserError(f"--format {name}: no such format; known are {', '.join(FORMATS)}")
+        raise UserError(f"--format {name}: no such format{guess(name, FORMATS)}; known are {', '.join(FORMATS)}")
     if name is not None:
         return FORMATS[name]
     match = next((format for format in FORMATS.values() if format.detects(document)), None)

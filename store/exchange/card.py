@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections import Counter
 from typing import Any
 
 import yaml
@@ -16,11 +15,12 @@ from pydantic import JsonValue
 
 from store.column import Column, list_columns
 from store.conversation import FOLDER as CONVERSATIONS
-from store.conversation import MODALITIES, load_conversations
+from store.conversation import MODALITIES
 from store.corpus import Corpus
 from store.errors import UserError
 from store.exchange.transfer import CARD
 from store.items import CORPUS
+from store.mapped import count_modalities
 from store.shard import shard_name
 from store.sidecar import TEXT
 from store.spec import canonical_json
@@ -196,6 +196,6 @@ def _conversations(storage: Storage) -> str:
         return "None."
     rows = [f"| name | conversations | {' | '.join(MODALITIES)} |", "| --- " * (2 + len(MODALITIES)) + "|"]
     for name in names:
-        counts = Counter(talk.modality for talk in load_conversations(storage, name))
+        counts = count_modalities(storage, name)
         rows.append(f"| {name} | {counts.total()} | {' | '.join(str(counts[m]) for m in MODALITIES)} |")
     return "\n".join(rows)

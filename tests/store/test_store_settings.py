@@ -22,6 +22,7 @@ from trainer.settings import TrainConfig
 
 
 class Stage(Settings):
+    elsewhere = {"learning_rate": "lr"}  # noqa: RUF012
     lr: float = 1e-3
     steps: int = Field(10, gt=0)
 
@@ -63,6 +64,12 @@ def test_values_and_overrides(load):
         ("name: a\nstages: {lr: 1}", (), ["'stages'", "tuple"]),
         ("name: a\noptim: {lrr: 1}", (), ["run.yaml", "'optim.lrr'; did you mean 'optim.lr'?", "accepted: lr, steps"]),
         ("name: a\nstages: [{lrr: 1}]", (), ["run.yaml", "'stages.0.lrr'", "accepted: lr, steps"]),
+        ("name: a\noptim: {learning_rate: 1}", (), ["'optim.learning_rate'; did you mean 'optim.lr'?"]),
+        (
+            "name: a\nstore: b\ncolumns: []\ncpus: 8\ngpus: 1",
+            (),
+            ["run.yaml: not a file of Run: of its 5 fields it has no store, columns, cpus ...; is it of another"],
+        ),
         ("name: a\n1: b", (), ["run.yaml", "1"]),
         ('name: a\n"x\\ny": b', (), ["run.yaml", "x"]),
         ("name: 3", (), ["run.yaml", "'name'", "string"]),
