@@ -72,6 +72,7 @@ class AudioCaptionEncoder(Encoder[AudioCaptionSettings]):
         tokens = GenerationMixin.generate(  # Whisper's own generate would set another prefix
             self.model,
             self.transfers.upload(rows).to(self.dtype),
+            attention_mask=torch.ones(len(rows), rows.shape[-1], dtype=torch.long, device=self.device),
             decoder_input_ids=torch.tensor([self.prompt], device=self.device).expand(len(rows), -1),
             max_new_tokens=self.settings.max_tokens,
             do_sample=False,
