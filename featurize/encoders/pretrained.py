@@ -53,7 +53,7 @@ def load(kind: Any, source: str, **options: Any) -> Any:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of weights; it would also leave a semaphore behind when the worker is ended
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of weights; it would also leave a semaphore behind when the worker is ended
     try:
         return kind.from_pretrained(source, **options)
     except Exception as error:  # hub, file and parsing errors of many packages
