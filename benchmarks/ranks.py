@@ -2,6 +2,7 @@
 
     python -m benchmarks.ranks ranks --items 100000 --items 1000000
     python -m benchmarks.ranks ranks --items 2000000 --processes 8
+    python -m benchmarks.ranks remote --shards 10000
 
 Each item has one conversation of three turns, and small arrays. A store of ten million items is made in minutes: texts
 are drawn from a pool, the sidecars of all shards are the first one's with other keys, and the tars are hard links of
@@ -27,14 +28,16 @@ import pyarrow.compute as pc
 import typer
 from rich.table import Table
 
+from benchmarks.s3 import counted_requests, s3_server
 from store import Column, ColumnSpec, Feature, Storage, create_column
 from store.console import console, make_app, run
 from store.conversation import FOLDER, SCHEMA
+from store.index import open_index, publish_index
 from store.sealed import seal_json
 from store.shard import shard_name
 from store.table import save_batches
 
-PER_SHARD = 1000
+PER_SHARD, FEW = 1000, 4
 AT_ONCE = 100_000  # conversations made and written at once
 TURNS = 3
 POOL = 20_000  # different texts
@@ -54,16 +57,16 @@ def make_store(folder: Path, items: int) -> None:
     save_batches(storage, f"{FOLDER}/talk.parquet", _conversations(items), SCHEMA)
 
 
-def _write_column(column: Column, items: int) -> None:
-    numbers = [f"clip-{n:09d}" for n in range(PER_SHARD)]
+def _write_column(column: Column, items: int, per_shard: int = PER_SHARD) -> None:
+    numbers = [f"clip-{n:09d}" for n in range(per_shard)]
     with column.write_shard(0) as writer:
         for n, key in enumerate(numbers):
             arrays = {name: np.full((4 if f.shape[0] is None else 2, 4), n, np.float16) for name, f in FEATURES.items()}
             writer.add(key, arrays, {})
     first, storage = column.sidecar(0), column.storage
     tar = Path(storage.path(column.path(shard_name(0, "tar"))))
-    for shard in range(1, -(-items // PER_SHARD)):
-        keys = tuple(f"clip-{shard * PER_SHARD + n:09d}" for n in range(PER_SHARD))
+    for shard in range(1, -(-items // per_shard)):
+        keys = tuple(f"clip-{shard * per_shard + n:09d}" for n in range(per_shard))
         os.link(tar, tar.with_name(shard_name(shard, "tar")))
         sidecar = seal_json(replace(first, shard=shard, keys=keys).dump())
         tar.with_name(shard_name(shard, "json")).write_bytes(sidecar)
@@ -180,6 +183,40 @@ def ranks(
             times = [f"{max(f[name] for f in run):.2f}" for run in (new, known) for name in ("first", "busy")]
             batch = statistics.median(f["batch"] for f in known)
             table.add_row(f"{count:,}", *(f"{size / 1e6:.0f}" for size in sizes), *times, f"{1e3 * batch:.1f}")
+    console.print(table)
+
+
+@app.command()
+def remote(
+    shards: Annotated[int, typer.Option(help="Of the column; each has four items.")] = 10_000,
+) -> None:
+    """Print the requests and seconds of opening a column on an S3 server, by machines that know it or do not.
+
+    First it has no index beside it, then one that `publish_index` put there, as a run does at its end.
+    """
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
+    table = Table("opening", "requests", "seconds")
+    with tempfile.TemporaryDirectory() as scratch, s3_server() as url:
+        local = create_column(Storage(scratch), SPEC, {})
+        _write_column(local, shards * FEW, FEW)
+        column = create_column(Storage(url), SPEC, {})
+        sidecars = [str(path) for path in Path(local.storage.path(local.path(""))).glob("[0-9]*.json")]
+        column.storage.fs.put(sidecars, column.storage.path(column.path("")).rstrip("/") + "/")
+
+        def opened(what: str, cache: str) -> None:
+            os.environ["AVLLM_CACHE"] = f"{scratch}/{cache}"
+            column.storage.fs.invalidate_cache()
+            started = time.perf_counter()
+            with counted_requests() as counts:
+                assert len(open_index(column)) == shards * FEW
+            said = ", ".join(f"{number} {method}" for method, number in counts.most_common())
+            table.add_row(what, f"{counts.total()}: {said}", f"{time.perf_counter() - started:.1f}")
+
+        opened("no index beside it, a new machine", "a")
+        opened("the same machine again", "a")
+        publish_index(column)
+        opened("an index beside it, a new machine", "b")
+        opened("the same machine again", "b")
     console.print(table)
 
 

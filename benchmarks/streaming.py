@@ -7,20 +7,18 @@ ratios are taken within a round, so that a busy moment hits all alike. Data are 
 software, not the disk. Worker processes start before the clock and are kept between epochs.
 """
 
-import contextlib
 import importlib.metadata
 import mmap
 import os
 import platform
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +29,7 @@ import xxhash
 from rich.table import Table
 
 from benchmarks.peers import BATCH, PEERS, SHARD, Sample, sizes
+from benchmarks.s3 import s3_server
 from store import (
     Candidate,
     ColumnReader,
@@ -307,7 +306,7 @@ def remote(
     _make_tokenizer(sys.executable)
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM)
     rates: dict[str, list[float]] = {"copying alone": [], "a first epoch": []}
-    with _s3_server() as url, Meter("measuring", rounds, "rounds") as meter:
+    with s3_server() as url, Meter("measuring", rounds, "rounds") as meter:
         write_column(url, make_samples(items))
         for _ in range(rounds):
             for name, taken in rates.items():
@@ -330,30 +329,6 @@ def remote(
     for name, taken in rates.items():
         console.print(f"{name}: {statistics.median(taken):.0f} items/s")
     console.print(f"of copying alone: {statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})")
-
-
-@contextlib.contextmanager
-def _s3_server() -> Iterator[str]:
-    """Run an S3 server with a bucket in its own process. Yields the URL of a store in it."""
-    import s3fs
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark"}
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while server.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
-        s3fs.S3FileSystem().mkdir("benchmark")
-        yield "s3://benchmark/store"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def _make_tokenizer(python: str) -> None:

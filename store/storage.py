@@ -32,7 +32,9 @@ class Storage:
         self._given = str(url)
         self._fs, self.root = _open(self._given)
         self._process = os.getpid()
-        self.local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        self.local = "file" in protocols
+        self._whole = {"max_concurrency": 1} if "s3" in protocols else {}  # else s3fs asks for the size first
         self.url = self.root if self.local else self._given.rstrip("/")
 
     @property
@@ -93,7 +95,7 @@ class Storage:
             return b""
         try:
             with self._reached(name):
-                return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+                return bytes(self.fs.cat_file(self.path(name), start=start, end=end, **self._whole))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.where(name)}: no such file") from None
 

@@ -1,5 +1,7 @@
 """The index of a column: what it says, and what it refuses of sidecars whose checksum is right."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,23 @@ def test_a_column_of_many_shards_is_in_the_order_of_their_numbers(toy):
     with toy.column.write_shard(1000000) as writer:
         writer.add("last", toy.arrays(0), {})
     assert ColumnReader(toy.column).keys()[-1] == "last"
+
+
+def test_a_sidecar_on_s3_takes_one_request(s3, build_store, monkeypatch):
+    """To ask for its size first would double the requests, and the time, of opening a column of many shards."""
+    import s3fs
+
+    toy = build_store(f"{s3}/{os.urandom(8).hex()}/store", items=6, shard_size=1)
+    asked, call = [], s3fs.S3FileSystem._call_s3
+
+    async def counted(self, method, *words, **named):
+        asked.append(method)
+        return await call(self, method, *words, **named)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    assert toy.column.sidecar(0).keys == ("clip-0",)
+    assert asked == ["get_object"]
+    asked.clear()
+    assert len(ColumnReader(toy.column)) + len(ColumnReader(toy.column).failed) == 6
+    assert asked.count("get_object") == 6
+    assert set(asked) == {"get_object", "list_objects_v2"}
