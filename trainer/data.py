@@ -81,6 +81,9 @@ class TrainingData:
         for number, source in enumerate(config.sources):
             for reason, numbers in joined[number].left_out.items():
                 self.left_out.add(number, joined[number], reason, numbers)
+            for modality in sorted(self._undrawn()):
+                reason = f"{modality}, which '{'mixture' if config.mixture else 'schedule'}' leaves out"
+                self.left_out.add(number, joined[number], reason, joined[number].numbers(modality))
             for drawn in self._drawn():
                 if pool := self._pool_of(number, drawn):
                     name = f"{number}.{drawn.name}"
@@ -101,17 +104,24 @@ class TrainingData:
         parts = sum(second for j in joined for second in j.seconds.values())
         self._seconds = {"pools and order": time.perf_counter() - started - parts}
 
+    def _mixed(self) -> set[Modality]:
+        config = self._config
+        if isinstance(config.schedule, str):
+            return set(config.mixture or FEATURES_OF)
+        return {modality for phase in config.schedule for modality in phase.mixture}
+
+    def _undrawn(self) -> set[Modality]:
+        """The modalities whose conversations are not trained on in any way."""
+        asked_by_one = {"audio_visual"} if self._config.augment else set()
+        return set(FEATURES_OF) - self._mixed() - asked_by_one
+
     def _drawn(self) -> Iterator[_Drawn]:
         """The kinds of conversations that the mixture asks for.
 
         Raises:
             UserError: `augment` names a sense that the mixture leaves out, so nothing would be asked by it.
         """
-        config = self._config
-        if isinstance(config.schedule, str):
-            mixed = set(config.mixture or FEATURES_OF)
-        else:
-            mixed = {modality for phase in config.schedule for modality in phase.mixture}
+        config, mixed = self._config, self._mixed()
         yield from (_Drawn(modality, modality, None, 1) for modality in FEATURES_OF if modality in mixed)
         for sense, times in config.augment.items():
             if sense not in mixed:

@@ -231,6 +231,21 @@ def test_pretraining_schedules_separate_the_modalities(feature_store, tokenizer)
     assert runs["pt2"][:60] == runs["pt1"][29:]
 
 
+def test_what_the_mixture_does_not_draw_is_told(feature_store, tokenizer):
+    """Else half of a corpus may be left out, and only a count that is not shown would say so."""
+    every = TrainingData(config(feature_store), tokenizer).counts()
+    drawn = TrainingData(config(feature_store, mixture={"visual": 1}), tokenizer)
+    told = {kind: count for kind, count in every.items() if kind != "visual"}
+    assert drawn.counts() == {"visual": every["visual"]}
+    reasons = drawn.left_out.reasons()
+    assert {kind: reasons[f"{kind}, which 'mixture' leaves out"] for kind in told} == told
+    asked = TrainingData(config(feature_store, mixture={"visual": 1}, augment={"visual": 1}), tokenizer)
+    assert "audio_visual, which 'mixture' leaves out" not in asked.left_out.reasons()
+    phases = [{"share": 1, "mixture": {"visual": 1}}]
+    reasons = TrainingData(config(feature_store, schedule=phases), tokenizer).left_out.reasons()
+    assert reasons["audio, which 'schedule' leaves out"] == every["audio"]
+
+
 def test_phases_have_mixtures_of_their_own(feature_store, tokenizer):
     phases = [{"share": 1, "mixture": {"audio": 1}}, {"share": 3, "mixture": {"visual": 3, "audio_visual": 1}}]
     data = TrainingData(config(feature_store, schedule=phases, steps=8), tokenizer)
