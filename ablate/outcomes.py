@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ablate.plan import Evaluation
 from serve.evals.judge_settings import JudgeSettings
 from serve.evals.scores import COUNTS, bleu_of
-from serve.evals.statistics import Estimate, estimate
+from serve.evals.statistics import Estimate, estimate, widened
 
 Floats = NDArray[np.float64]
 EXACT = "exact answers"  # share of conversations whose answers would all be given word for word
@@ -45,7 +45,8 @@ class Outcome:
     @cached_property
     def score(self) -> Estimate:
         """The metric."""
-        return estimate(self.parts, self.of, self.clusters)
+        score = estimate(self.parts, self.of, self.clusters)
+        return widened(score, self.clusters, 0) if self._is_share else score
 
     @property
     def mean_loss(self) -> Estimate | None:
@@ -57,7 +58,12 @@ class Outcome:
         mine, theirs = (outcome.only(set(self.ids) & set(other.ids)) for outcome in (self, other))
         width = mine.parts.shape[1]
         both = np.concatenate([mine.parts, theirs.parts], 1)
-        return estimate(both, lambda sums: self.of(sums[..., :width]) - self.of(sums[..., width:]), mine.clusters)
+        found = estimate(both, lambda sums: self.of(sums[..., :width]) - self.of(sums[..., width:]), mine.clusters)
+        return widened(found, mine.clusters, -100) if self._is_share else found
+
+    @property
+    def _is_share(self) -> bool:
+        return self.metric == EXACT or self.metric.startswith("accuracy")
 
     def only(self, chosen: set[str]) -> "Outcome":
         """The chosen questions, sorted by id."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serve.evals.folder import read_run
 from serve.evals.scores import COUNTS, bleu_of
-from serve.evals.statistics import Estimate, estimate, p_value, unseen
+from serve.evals.statistics import Estimate, estimate, p_value, widened
 from store import UserError
 
 Floats = NDArray[np.float64]
@@ -114,11 +114,7 @@ def _difference(first: Floats, second: Floats, clusters: Sequence[str], value: A
 
 
 def _widened(found: Difference, clusters: Sequence[str]) -> Difference:
-    """Where all answers differ in one way, or none does, a bootstrap would say that nothing else is possible."""
-    value, rest = found.difference, unseen(clusters)
-    if value.low != value.high:
-        return found
-    return replace(found, difference=Estimate(value.value, max(-100, value.low - rest), min(100, value.high + rest)))
+    return replace(found, difference=widened(found.difference, clusters, -100))
 
 
 def compare(first: Path, second: Path, tasks: Sequence[str]) -> list[Comparison]:

@@ -73,6 +73,20 @@ def unseen(groups: ArrayLike) -> float:
     return 100 * QUANTILE**2 / (len(np.unique(groups)) + QUANTILE**2)
 
 
+def widened(found: Estimate, groups: ArrayLike, least: float) -> Estimate:
+    """An interval in percent; where all groups say the same it gets `unseen`, as nothing else was drawn.
+
+    Args:
+        found: by bootstrap.
+        groups: each item's group, [n].
+        least: what is possible: 0 of a share, -100 of a difference. The most is 100.
+    """
+    if found.low != found.high:
+        return found
+    rest = unseen(groups)
+    return Estimate(found.value, max(least, found.low - rest), min(100.0, found.high + rest))
+
+
 def p_value(
     ours: NDArray[np.float64],
     theirs: NDArray[np.float64],

@@ -590,6 +590,22 @@ def test_seeds_are_averaged_and_differences_are_paired():
     assert averaged([one, two]).mean_loss.value == 0.5
 
 
+def test_where_all_is_wrong_the_interval_has_a_width():
+    """Four wrong answers leave open what a fifth would be; Wilson's bound of 0 of 4 is 49%."""
+
+    def outcome(exact):
+        judged = [{"id": f"c{i}", "key": None, "exact": value, "loss": 2, "tokens": 4} for i, value in enumerate(exact)]
+        return of_held_out({"judged": judged})
+
+    wrong, right = outcome([0] * 4), outcome([1] * 4)
+    bound = 100 * 1.96**2 / (4 + 1.96**2)
+    assert (wrong.score.low, wrong.score.high) == (0, pytest.approx(bound))
+    assert (right.score.low, right.score.high) == (pytest.approx(100 - bound), 100)
+    assert (right.minus(wrong).low, right.minus(wrong).high) == (pytest.approx(100 - bound), 100)
+    assert (wrong.minus(wrong).low, wrong.minus(wrong).high) == (pytest.approx(-bound), pytest.approx(bound))
+    assert outcome([0, 1, 0, 1]).score.low > 0 - bound
+
+
 def test_the_papers_numbers_stand_beside_its_own_benchmarks_only():
     assert paper_accuracy("strategy", "pt1", "MSRVTT-QA") == 56.7
     assert paper_accuracy("visual", "clip-vit-h-14.3fa9c1", "MUSIC-AVQA") == 48.4
