@@ -2,6 +2,7 @@
 
 python -m benchmarks.asking client
 python -m benchmarks.asking ledger
+python -m benchmarks.asking limited
 """
 
 import statistics
@@ -9,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.llm_server import ask_bare, cpu, serving
+from benchmarks.llm_server import Limit, ask_bare, cpu, serving
 from curate.client import Client
 from curate.ledger import Amount, Ledger, Reply, Request
 from curate.settings import ClientSettings
@@ -66,6 +67,25 @@ def _measured(work: Callable[[], None], count: int) -> tuple[float, float]:
     started, used = time.perf_counter(), cpu()
     work()
     return count / (time.perf_counter() - started), (cpu() - used) / count
+
+
+@app.command()
+def limited(
+    rate: Annotated[int, typer.Option(help="Replies a second that the server allows.")] = 200,
+    seconds: Annotated[int, typer.Option(help="How long it is asked, if the limit is used up.")] = 30,
+    concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 64,
+) -> None:
+    """Share of a server's limit that the client gets, by how the server says when to come again."""
+    requests = _requests(rate * seconds)
+    headers: tuple[Literal["retry-after-ms", "retry-after"] | None, ...] = ("retry-after-ms", "retry-after", None)
+    for header in headers:
+        with serving(judged, Limit(rate, header)) as url, tempfile.TemporaryDirectory() as folder:
+            settings = ClientSettings(urls=(url,), model="m", concurrency=concurrency, tries=100)
+            with Ledger(Path(folder, "ledger.jsonl")) as ledger:
+                started = time.perf_counter()
+                Client(settings).ask_all(requests, ledger, lambda request, reply: None)
+                got = len(requests) / (time.perf_counter() - started)
+        console.print(f"{header or 'no header'}: {got:.0f} replies/s, {got / rate:.2f} of the limit")
 
 
 @app.command()

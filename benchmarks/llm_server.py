@@ -2,28 +2,45 @@
 
 import asyncio
 import json
+import math
 import multiprocessing
 import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import aiohttp
 
 from curate.ledger import Request
 
 WAIT = 0.02  # seconds
+BURST = 0.5  # seconds of its limit that a limited server answers at once
 Say = Callable[[bytes], str]  # the text that answers a body
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a server allows.
+
+    Attributes:
+        rate: replies a second; what comes beyond them is refused with 429.
+        header: how a refusal says when to come again: `retry-after-ms`, `retry-after` (whole seconds), or not at all.
+    """
+
+    rate: float
+    header: Literal["retry-after-ms", "retry-after"] | None
+
+
 @contextmanager
-def serving(say: Say) -> Iterator[str]:
+def serving(say: Say, limit: Limit | None = None) -> Iterator[str]:
     """The URL of a server in another process; `say` must be importable by name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, say), daemon=True)
+    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, say, limit), daemon=True)
     server.start()
     while True:
         try:
@@ -62,12 +79,31 @@ async def _ask(url: str, requests: Sequence[Request], concurrency: int) -> None:
         await asyncio.gather(*(work() for _ in range(concurrency)))
 
 
-def _serve(port: int, say: Say) -> None:
+def _serve(port: int, say: Say, limit: Limit | None) -> None:
+    free, filled = 0.0, time.monotonic()  # replies that may be given now, and when that was counted
+
+    def refusal() -> bytes | None:
+        nonlocal free, filled
+        if limit is None:
+            return None
+        now = time.monotonic()
+        free, filled = min(BURST * limit.rate, free + (now - filled) * limit.rate), now
+        if free >= 1:
+            free -= 1
+            return None
+        seconds = (1 - free) / limit.rate
+        says = {"retry-after-ms": math.ceil(1000 * seconds), "retry-after": math.ceil(seconds)}
+        when = f"{limit.header}: {says[limit.header]}\r\n" if limit.header else ""
+        return f"HTTP/1.1 429 Too Many Requests\r\n{when}Content-Length: 2\r\n\r\n{{}}".encode()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 headers = (await reader.readuntil(b"\r\n\r\n")).lower()
                 body = await reader.readexactly(int(headers.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+                if refused := refusal():
+                    writer.write(refused)
+                    continue
                 await asyncio.sleep(WAIT)
                 writer.write(_response(say(body), len(body)))
         except (asyncio.IncompleteReadError, ConnectionError):

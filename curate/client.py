@@ -157,7 +157,7 @@ class _Asking:
         except TransientError as error:
             self._ledger.lose(job.request, error.spent)
             if error.busy:
-                server.pace.busy(began, error.after)
+                server.pace.busy(began, error.after, error.limited)
             self._try_again(job, error)
         except RejectedError as error:
             self._ledger.lose(job.request, Amount())

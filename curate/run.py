@@ -50,15 +50,16 @@ class Curation:
         self.clips = clips_of(storage, settings, self.captions)
         self.writing = Writing(settings, self.captions, self.templates, ledger)
         self.deciding = Deciding(self.writing, load_reviews(storage, settings.name))
-        self.rankings = {cell: self._ranking(cell) for cell in settings.mix.cells}
+        held = {
+            m: [k for k in self.clips if self.captions.holds(k, m)] for m in {c.modality for c in settings.mix.cells}
+        }
+        self.rankings = {
+            cell: Ranking(held[cell.modality], settings.seed, cell, settings.uses) for cell in settings.mix.cells
+        }
         self.states: dict[Cell, list[State]] = {cell: [] for cell in self.rankings}
         self.reasons: dict[str, str] = {}  # why requests have no reply, by digest
         self._passed_rules: set[Item] = set()  # open items that wait for the judge
         self.asked = 0
-
-    def _ranking(self, cell: Cell) -> Ranking:
-        keys = [key for key in self.clips if self.captions.holds(key, cell.modality)]
-        return Ranking(keys, self.settings.seed, cell, self.settings.uses)
 
     def ask_all(self) -> dict[Cell, Chosen]:
         """Ask until every cell is full, has no clips left, or waits for what could not be asked.

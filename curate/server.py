@@ -17,7 +17,8 @@ from curate.pace import Pace, retry_after
 from curate.settings import ClientSettings, Price, endpoint
 from store import UserError
 
-BUSY = {408, 425, 429, 503, 529}  # the server cannot keep up
+TOO_MANY = 429  # requests for a limit
+BUSY = {408, 425, TOO_MANY, 503, 529}  # the server cannot keep up
 QUOTA = "insufficient_quota"
 SHOWN = 300  # characters of a server's message
 FREE = Price(prompt=0, completion=0)
@@ -35,11 +36,14 @@ class TransientError(Exception):
         spent: what the try may have cost.
         busy: whether the server cannot keep up.
         after: seconds that it asks to wait, or None.
+        limited: whether it refused for a limit.
     """
 
-    def __init__(self, message: str, spent: Amount, busy: bool = False, after: float | None = None) -> None:
+    def __init__(
+        self, message: str, spent: Amount, busy: bool = False, after: float | None = None, limited: bool = False
+    ) -> None:
         super().__init__(message)
-        self.spent, self.busy, self.after = spent, busy, after
+        self.spent, self.busy, self.after, self.limited = spent, busy, after, limited
 
 
 def most_of(request: Request, price: Price | None) -> Amount:
@@ -136,7 +140,8 @@ class Server:
         if status == 402 or QUOTA in response.text:
             return UserError(f"{where}: the account has nothing left to spend: {message}")
         if status in BUSY:
-            return TransientError(f"{where}: {message}", Amount(), busy=True, after=retry_after(response.headers))
+            after, limited = retry_after(response.headers), response.status == TOO_MANY
+            return TransientError(f"{where}: {message}", Amount(), busy=True, after=after, limited=limited)
         if status >= 500:
             return TransientError(f"{where}: {message}", Amount(), after=retry_after(response.headers))
         if status in (404, 405):

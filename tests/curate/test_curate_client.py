@@ -3,10 +3,12 @@
 import asyncio
 import collections
 import contextlib
+import math
 import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,7 @@ PASSING = ("429", "500", "503", "reset", "reset late", "cut", "empty", "wrong fo
 ASK = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from curate.client import Client
 from curate.ledger import Ledger, Request
 from curate.settings import ClientSettings
@@ -194,6 +197,57 @@ def test_turns_halve_once_for_what_was_in_flight_and_grow_again():
         return count
 
     assert asyncio.run(turns()) == [0, 8]
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Its clock stands while something runs, and leaps to what is waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        select = self._selector.select
+
+        def leap(timeout):
+            self.now += timeout or 0.0
+            return select(0)
+
+        self._selector.select = leap
+
+    def time(self):
+        return self.now
+
+
+@pytest.mark.parametrize("header", ["milliseconds", "seconds", None])
+@pytest.mark.parametrize("limit", [1, 20, 200])
+def test_nine_tenths_of_a_limit_are_used(monkeypatch, header, limit):
+    """A server gives `limit` replies a second, half a second's worth at once; what comes beyond is refused."""
+    random.seed(0)
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        loop = runner.get_loop()
+        monkeypatch.setattr("curate.pace.time", SimpleNamespace(monotonic=loop.time))
+        pace, ends, given, free, filled = Pace(64, longest_pause=10), 600.0, 0, 0.0, 0.0
+
+        async def work():
+            nonlocal given, free, filled
+            while loop.time() < ends:
+                began = await pace.enter()
+                free, filled = min(max(1.0, limit / 2), free + (loop.time() - filled) * limit), loop.time()
+                if free >= 1:
+                    free -= 1
+                    await asyncio.sleep(0.1)
+                    given += 1
+                    pace.answered()
+                else:
+                    wait = (1 - free) / limit
+                    after = {"milliseconds": wait, "seconds": math.ceil(wait), None: None}[header]
+                    pace.busy(began, after, limited=True)
+                pace.leave()
+
+        async def all_work():
+            await asyncio.gather(*(work() for _ in range(64)))
+
+        runner.run(all_work())
+    assert 0.9 <= given / (limit * ends) <= 1.01
 
 
 def test_several_servers_share_the_requests_and_one_may_die(llm_server, request_of, tmp_path):
