@@ -70,16 +70,16 @@ def read_sources(
         UserError: nothing is at a URL, its format is unknown, or none of its records can be used.
     """
     sources = [part for url in urls for part in _expand(url, format)]
-    opened = {url: _Opened(url, format) for url in sources if not _is_folder(url)}
-    given = tuple(file.document for file in opened.values())
+    opened = [None if _is_folder(url) else _Opened(url, format) for url in sources]
+    given = tuple(file.document for file in opened if file)
     files: dict[str, MediaFiles] = {}
     read = []
-    for url in sources:
-        if url not in opened:
+    for url, file in zip(sources, opened, strict=True):
+        if file is None:
             read.append(_read_folder(url, fps))
             continue
-        root = media_root or opened[url].document.folder
-        pieces = (replace(piece, given=given, instruction=instruction) for piece in opened[url].pieces())
+        root = media_root or file.document.folder
+        pieces = (replace(piece, given=given, instruction=instruction) for piece in file.pieces())
         read.append(_read(pieces, files.setdefault(root, MediaFiles(root, fps)), format, strict))
     return read
 

@@ -66,6 +66,8 @@ def test_pieces_of_any_size_say_what_the_whole_says(tmp_path, sources, monkeypat
     monkeypatch.setattr("featurize.sources.spool.ROWS", size)
     assert len(list(read_pieces(sources[0]))) > 1
     pieces = read_sources(sources, root)
+    twice = read_sources(sources[:1] * 2, root)
+    assert [len(source.records) for source in twice] == [len(records[0])] * 2
     for source, own, read in zip(whole, records, pieces, strict=True):
         assert list(read.records) == own
         assert [read.records[n] for n in range(len(own))] == own
