@@ -1,6 +1,7 @@
 """The cache of sent files: a store of its own, bounded, sound after any kill, and shared by requests."""
 
 import base64
+import contextlib
 import os
 import random
 import shutil
@@ -262,7 +263,11 @@ def test_a_second_question_about_a_file_costs_no_encoder(serving, media, bad_med
 
 def decoders():
     """The children that decode."""
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # one that has just ended has no command any more
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def wait_until(condition, seconds=30):
