@@ -97,8 +97,8 @@ from featurize.media import Isolated
 if __name__ == "__main__":
     with Isolated() as isolated:
         assert isolated(abs, -3) == 3
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             print(isolated(abs, -4), flush=True)
