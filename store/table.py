@@ -27,23 +27,23 @@ def save_batches(storage: Storage, name: str, batches: Iterable[pa.RecordBatch],
         write_table(temporary, batches, schema, FORMAT)
 
 
-def load_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> pa.Table:
-    """Read the parquet file `name`; in older files, which lack the last `added` columns, those are null.
+def load_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
+    """Read the parquet file `name`.
 
     Raises:
         UserError: the file does not exist, or its format is newer than this version supports.
         DamagedError: the file does not match its checksum or the schema.
     """
-    with opened_table(storage, name, schema, added) as file:
-        table = file.read(use_threads=False)  # pyarrow's threads are suspected of causing aborts at exit
-    for field in list(schema)[len(table.schema) :]:
-        table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table
+    with opened_table(storage, name, schema) as file:
+        return file.read(use_threads=False)  # pyarrow's threads are suspected of causing aborts at exit
 
 
 @contextlib.contextmanager
 def opened_table(storage: Storage, name: str, schema: pa.Schema, added: int = 0) -> Iterator[pq.ParquetFile]:
-    """Open the parquet file `name` to read it in parts. Arguments and errors are those of `load_table`."""
+    """Open the parquet file `name` to read it in parts; older files lack the last `added` columns.
+
+    Raises as `load_table`.
+    """
     where = storage.where(name)
     with storage.local_copy(name) as path, open_table(path, FORMAT, where) as file:
         accepted = [schema, pa.schema(list(schema)[:-added])] if added else [schema]

@@ -85,7 +85,7 @@ def read_sources(
 
 
 class _Opened:
-    """An annotation file of which the first piece was read; all of it, unless its format is read in pieces."""
+    """An annotation file. Its first piece is read at once; the others too, unless the format is read in pieces."""
 
     def __init__(self, url: str, format: str | None) -> None:
         self._coming = read_pieces(url)
