@@ -80,9 +80,8 @@ def curate(
     from curate.tables import say_chosen, say_pending, say_spent
 
     with _configured(store, config, overrides) as curation:
-        chosen = curation.advance()
         if dry_run:
-            say_chosen(chosen)
+            say_chosen(curation.advance())
             say_pending(curation)
             return
         save_receipt(curation)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from curate.curation import CurationSettings, Sampling
@@ -40,7 +41,12 @@ class Question(Generic[T]):
     sampling: Sampling
     read: Callable[[str], T]
 
-    def request(self, ask: int = 0, cut: int = 0) -> Request:
+    @cached_property
+    def first(self) -> Request:
+        """The request, asked for the first time."""
+        return self.request(0, 0)
+
+    def request(self, ask: int, cut: int) -> Request:
         """The request, for the `ask`-th time from 0, after replies of which `cut` ended too early."""
         body = {**self.body, "max_tokens": self.sampling.max_tokens * 2**cut}
         if self.sampling.temperature is not None:
@@ -127,7 +133,7 @@ def settle(question: Question[T], ledger: Ledger, asks: int) -> Answered[T] | Fa
     """
     cut, reason, receipt = 0, "", Receipt(question.template)
     for ask in range(asks):
-        request = question.request(ask, cut)
+        request = question.request(ask, cut) if ask else question.first
         reply = ledger.get(request)
         if reply is None:
             return Pending(question.role, (request,))

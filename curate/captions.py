@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from curate.curation import CaptionSettings, Perceived
 from curate.texts import clean
 from store import Column, ColumnReader, Storage, UserError, open_column
@@ -68,11 +70,13 @@ class Captions:
         """The columns that are read."""
         return [texts.reader.column for texts in (self._frames, self._segments) if texts]
 
-    def holds(self, key: str, modality: Perceived) -> bool:
-        """Whether the columns hold a clip that an instruction of a modality can be about."""
-        seen = bool(self._frames and key in self._frames.reader)
-        heard = bool(self._segments and key in self._segments.reader)
-        return (seen or modality == "audio") and (heard or modality == "visual")
+    def held(self, keys: Sequence[str], modality: Perceived) -> list[str]:
+        """Those of some clips of which the columns hold what an instruction of a modality can be about."""
+        held = np.ones(len(keys), bool)
+        for texts, other in ((self._frames, "audio"), (self._segments, "visual")):
+            if modality != other:
+                held &= texts.reader.rows(keys) >= 0 if texts else False
+        return [keys[place] for place in np.flatnonzero(held)]
 
     def __getitem__(self, key: str) -> Clip:
         return self._clip(key)

@@ -21,12 +21,9 @@ def clips_of(storage: Storage, settings: CurationSettings, captions: Captions) -
         check_conversations(storage, name)
     corpus = Corpus.load(storage)
     wanted = frozenset[str]().union(*(load_outline(storage, name).keys for name in settings.clips_of))
-    keys = [
-        item.key
-        for item in corpus.items
-        if (not settings.clips_of or item.key in wanted)
-        and any(captions.holds(item.key, m) for m in _modalities(settings))
-    ]
+    keys = [item.key for item in corpus.items if not settings.clips_of or item.key in wanted]
+    held = frozenset[str]().union(*(captions.held(keys, modality) for modality in _modalities(settings)))
+    keys = [key for key in keys if key in held]
     if not keys:
         raise UserError(f"{storage.url}: no clip has the captions that 'mix' needs{_hint(settings)}")
     chosen = shuffled(keys, settings.seed, "clips")[: settings.clips]

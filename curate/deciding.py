@@ -1,15 +1,14 @@
 """What becomes of an item, by the stored replies: written, verified by rules, then by a judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from curate.asking import Answered, Failed, Pending, Receipt
+from curate.asking import Answered, Failed, Pending, Question, Receipt
 from curate.curation import CurationSettings, Perceived
 from curate.filters import verify
-from curate.filters.reference import Reference
 from curate.filters.verdict import Verdict
-from curate.judging import verdicts_of
+from curate.judging import Judgement, verdicts_of
 from curate.writing import Fused, Item, Writing
 from store import Turn
 
@@ -41,6 +40,23 @@ class Decided:
     fused: Mapping[Perceived, str] = field(default_factory=dict)
 
 
+@dataclass
+class Draft:
+    """What is known of an item while it is not decided, so that each step is done once; None for what came not yet.
+
+    Attributes:
+        asked: what the generator is asked.
+        written: its reply.
+        verdicts: of the rules.
+        judging: what the judge is asked.
+    """
+
+    asked: Question[tuple[Turn, ...]] | None = None
+    written: Answered[tuple[Turn, ...]] | None = None
+    verdicts: Sequence[Verdict] = ()
+    judging: Question[Judgement] | None = None
+
+
 class Deciding:
     """Decides items.
 
@@ -57,35 +73,40 @@ class Deciding:
         """Of the curation."""
         return self.writing.settings
 
-    def decide(self, item: Item, passed_rules: bool = False) -> Decided | Pending:
+    def decide(self, item: Item, draft: Draft | None = None) -> Decided | Pending:
         """What becomes of an item, or what has to be asked first.
 
         Args:
             item: the item.
-            passed_rules: whether the rules are known to let it pass; their verdicts are left out then.
+            draft: what is known of it; is brought up to date.
         """
+        draft = draft or Draft()
         fused = self.writing.fused(item.key, item.cell.modality)
         if isinstance(fused, Pending):
             return fused
         if isinstance(fused, Failed):
             return Decided(item, "failed", reason=UNUSABLE.format(fused.reason), receipts=(fused.receipt,))
-        written = self.writing.instruction(item, fused)
-        if isinstance(written, Pending):
-            return written
-        if isinstance(written, Failed):
-            receipts = (*fused.receipts, written.receipt)
-            return Decided(item, "failed", (), (), UNUSABLE.format(written.reason), receipts, fused.texts)
-        return self._verified(item, fused, written, passed_rules)
+        if draft.written is None:
+            draft.asked = draft.asked or self.writing.instruction(item, fused)
+            written = self.writing.settle(draft.asked)
+            if isinstance(written, Pending):
+                return written
+            if isinstance(written, Failed):
+                receipts = (*fused.receipts, written.receipt)
+                return Decided(item, "failed", (), (), UNUSABLE.format(written.reason), receipts, fused.texts)
+            draft.written, draft.verdicts = written, self._by_rules(item, fused, written.value)
+        return self._verified(item, fused, draft.written, draft)
 
     def _verified(
-        self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]], passed_rules: bool
+        self, item: Item, fused: Fused, written: Answered[tuple[Turn, ...]], draft: Draft
     ) -> Decided | Pending:
-        verdicts = [] if passed_rules else self._by_rules(item, fused, written.value)
+        verdicts = list(draft.verdicts)
         receipts = (*fused.receipts, written.receipt)
         reason = next((f"{v.criterion}: {v.reason}" for v in verdicts if v.outcome == "fail"), "")
         review = self._reviews.get(written.receipt.digest)
         if review is None and not reason and self.settings.judge:
-            judged = self.writing.judgement(item, fused, written.value)
+            draft.judging = draft.judging or self.writing.judgement(item, fused, written.value)
+            judged = self.writing.settle(draft.judging)
             if isinstance(judged, Pending):
                 return judged
             receipts = (*receipts, judged.receipt)
@@ -100,5 +121,4 @@ class Deciding:
         return Decided(item, result, written.value, tuple(verdicts), reason, receipts, fused.texts)
 
     def _by_rules(self, item: Item, fused: Fused, turns: tuple[Turn, ...]) -> list[Verdict]:
-        reference = Reference.of(self.writing.captions[item.key], item.cell.modality, fused.texts)
-        return verify(item.cell.task, turns, reference, self.settings.thresholds, self.settings.language)
+        return verify(item.cell.task, turns, fused.reference, self.settings.thresholds, self.settings.language)

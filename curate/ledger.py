@@ -20,9 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from curate.recent import Recent
 from store import UserError
 
 LINE = re.compile(rb'\{"(sent|kept|lost)":"([0-9a-f]{64})","cost":(\d+),"tokens":(\d+)[,}]')
+SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+BEHIND = b',"request":'  # stands once in a line: within its texts, quotes are escaped
+RECENT = 1024
 BUFFER = 1 << 20
 SYNC_SECONDS = 1.0  # the most that a power cut takes; a kill of the process takes nothing that was written
 
@@ -40,10 +44,14 @@ class Request:
     ask: int = 0
 
     @cached_property
+    def text(self) -> str:
+        """The body as JSON, as it is sent and kept."""
+        return SORTED.encode(self.body)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of all that shapes the reply; which server is asked, and with which key, is no part of it."""
-        text = json.dumps([self.body, self.ask], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(f"[{self.text},{self.ask}]".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,9 @@ class Reply:
     server: str = ""
     seconds: float = 0.0
     time: float = field(default_factory=time.time)
+
+
+FIELDS = tuple(each.name for each in fields(Reply))
 
 
 class Amount(NamedTuple):
@@ -121,6 +132,7 @@ class Ledger:
         self.path, self.limit = path, limit
         self.committed, self.unsettled = Amount(), 0
         self._places: dict[bytes, int] = {}  # digest -> where its receipt begins
+        self._recent: Recent[str, Reply] = Recent(RECENT)  # replies that need not be read from the file
         self._reserved: dict[str, Amount] = {}  # digest -> what is set aside
         self._file = _open(path)
         self._reader = open(path, "rb")  # noqa: SIM115 closed in __exit__
@@ -157,14 +169,18 @@ class Ledger:
 
     def get(self, request: Request) -> Reply | None:
         """The reply to a request, or None if there is none yet."""
+        if recent := self._recent.get(request.digest):
+            return recent
         place = self._places.get(bytes.fromhex(request.digest))
         if place is None:
             return None
         if place >= self._size:
             self.commit()
         self._reader.seek(place)
-        entry = json.loads(self._reader.readline())
-        return Reply(**{each.name: entry[each.name] for each in fields(Reply)})
+        line = self._reader.readline()
+        before = line.partition(BEHIND)[0]
+        entry = json.loads(before + b"}" if b'"text":' in before else line)  # the request came first once
+        return Reply(**{name: entry[name] for name in FIELDS})
 
     def reserve(self, request: Request, most: Amount) -> bool:
         """Set aside the most that a request can cost; False if that is above the limit. Commit before it is sent."""
@@ -177,8 +193,9 @@ class Ledger:
 
     def keep(self, request: Request, reply: Reply, spent: Amount) -> None:
         """Keep the reply to a request, and what it cost; what was set aside for it is free again."""
-        receipt = {"ask": request.ask, "request": request.body, **vars(reply)}
+        receipt = f',"ask":{request.ask},{SORTED.encode(vars(reply))[1:-1]},"request":{request.text}'
         self._places[bytes.fromhex(request.digest)] = self._note("kept", request, spent, receipt)
+        self._recent[request.digest] = reply
         self._settle(request, spent)
 
     def lose(self, request: Request, spent: Amount) -> None:
@@ -208,11 +225,10 @@ class Ledger:
             os.fdatasync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def _note(self, kind: str, request: Request, amount: Amount, more: Mapping[str, Any] | None = None) -> int:
+    def _note(self, kind: str, request: Request, amount: Amount, more: str = "") -> int:
         """Note a line for the next commit, and return where it will begin."""
         begins = self._noted_size
-        line = f'{{"{kind}":"{request.digest}","cost":{amount.cost},"tokens":{amount.tokens}'  # as LINE expects it
-        line += f",{json.dumps(more, separators=(',', ':'))[1:]}\n" if more else "}\n"
+        line = f'{{"{kind}":"{request.digest}","cost":{amount.cost},"tokens":{amount.tokens}{more}}}\n'  # as LINE wants
         self._noted.append(line.encode())
         self._noted_size += len(self._noted[-1])
         return begins

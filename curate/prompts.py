@@ -7,9 +7,9 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ OURS = Path(__file__).with_name("templates")
 SECTIONS = ("ROLE", "REQUIREMENT", "EXAMPLE", "CONTEXT")
 HEADING = re.compile(rf"^# ({'|'.join(SECTIONS)})[ \t]*$\n?", re.MULTILINE)
 REPLY = "\nReply:\n"
+PLAIN = json.JSONEncoder(ensure_ascii=False)
 STYLES = "styles.yaml"
 PLACES = {
     "fusion": {"captions"},
@@ -91,11 +92,27 @@ class Template:
             places: texts by the names of their places.
             form: of the example's reply.
         """
-        example, reply, turns = self.sections["EXAMPLE"].partition(REPLY)
-        texts = {**self.sections, "EXAMPLE": f"{example}{reply}{write_turns(turns, form) if reply else ''}"}
-        filled = {name: string.Template(text).substitute(places) for name, text in texts.items()}
-        system = "\n\n".join(f"{name}\n{filled[name]}" for name in SECTIONS[:-1])
-        return [{"role": "system", "content": system}, {"role": "user", "content": f"CONTEXT\n{filled['CONTEXT']}"}]
+        system = self._system(form, tuple((name, places[name]) for name in self._system_places))
+        context = string.Template(self.sections["CONTEXT"]).substitute(places)
+        return [{"role": "system", "content": system}, {"role": "user", "content": f"CONTEXT\n{context}"}]
+
+    @cached_property
+    def _system_places(self) -> list[str]:
+        return sorted({place for name in SECTIONS[:-1] for place in _places_of(self.sections[name])})
+
+    @cached_property
+    def _system(self) -> Callable[[Form, tuple[tuple[str, str], ...]], str]:
+        """Fills the sections before the context; many requests have them in common."""
+
+        @lru_cache(maxsize=1024)
+        def fill(form: Form, places: tuple[tuple[str, str], ...]) -> str:
+            example, reply, turns = self.sections["EXAMPLE"].partition(REPLY)
+            texts = {**self.sections, "EXAMPLE": f"{example}{reply}{write_turns(turns, form) if reply else ''}"}
+            return "\n\n".join(
+                f"{name}\n{string.Template(texts[name]).substitute(dict(places))}" for name in SECTIONS[:-1]
+            )
+
+        return fill
 
 
 @dataclass(frozen=True)
@@ -171,7 +188,7 @@ def untrusted_block(name: Literal["captions", "turns"], content: Sequence[object
 
     `<` and `>` are escaped, so that no text is a control token of a chat model.
     """
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    text = PLAIN.encode(content).replace("<", "\\u003c").replace(">", "\\u003e")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"<{name}-{digest}>\n{text}\n</{name}-{digest}>"
 

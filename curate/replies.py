@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from curate.curation import Cell
@@ -14,6 +15,8 @@ THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 FENCE = re.compile(r"\A\s*```\w*\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 LABEL = re.compile(r"^[ \t*_#-]*(Q|A|Question|Answer)[ \t]*\d*[ \t*_]*[:.)][ \t*_]*", re.IGNORECASE | re.MULTILINE)
 HEADING = re.compile(r"\A\s*(?:caption|description|reply|answer|A)\s*:\s*", re.IGNORECASE)
+LENIENT = json.JSONDecoder(strict=False)
+TRIED = 8  # places where JSON may begin
 LOOKS_LIKE_JSON = re.compile(r'\A\s*[\[{]|\A\s*"\w+"\s*:')
 FORMS: dict[Form, dict[str, str]] = {
     "json": {
@@ -126,10 +129,9 @@ def _body(text: str) -> str:
 
 def _find_json(text: str) -> Any:
     """The first JSON object or list of a text, or None."""
-    decoder = json.JSONDecoder(strict=False)
-    for match in list(re.finditer(r"[\[{]", text))[:8]:
+    for match in islice(re.finditer(r"[\[{]", text), TRIED):
         try:
-            return decoder.raw_decode(text, match.start())[0]
+            return LENIENT.raw_decode(text, match.start())[0]
         except (ValueError, RecursionError):
             continue
     return None

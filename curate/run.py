@@ -2,20 +2,20 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from curate.asking import ROLES, Pending, Role, client_of
 from curate.batch import REQUESTS, BatchFolder
 from curate.captions import Captions
-from curate.client import Client, Outcome
+from curate.client import Client, ask_together
 from curate.clips import clips_of
 from curate.curation import Cell, CurationSettings
 from curate.deciding import Decided, Deciding, Review
+from curate.flow import Flow
 from curate.ledger import Ledger, Request
 from curate.prompts import Templates, load_templates
 from curate.ranking import Ranking
@@ -28,6 +28,7 @@ from store.publish import publishing
 FOLDER = "curations"
 FAILED = "failed"
 PRIOR = 2  # decided items that `first_yield` counts as much as
+ON_THEIR_WAY = 16  # items for each request at once: those of a clip wait for its captions together
 MARGIN = 0.5  # more items, in square roots of their number, so that few rounds are needed
 
 
@@ -50,26 +51,24 @@ class Curation:
         self.clips = clips_of(storage, settings, self.captions)
         self.writing = Writing(settings, self.captions, self.templates, ledger)
         self.deciding = Deciding(self.writing, load_reviews(storage, settings.name))
-        held = {
-            m: [k for k in self.clips if self.captions.holds(k, m)] for m in {c.modality for c in settings.mix.cells}
-        }
+        held = {m: self.captions.held(self.clips, m) for m in {cell.modality for cell in settings.mix.cells}}
         self.rankings = {
             cell: Ranking(held[cell.modality], settings.seed, cell, settings.uses) for cell in settings.mix.cells
         }
         self.states: dict[Cell, list[State]] = {cell: [] for cell in self.rankings}
         self.reasons: dict[str, str] = {}  # why requests have no reply, by digest
-        self._passed_rules: set[Item] = set()  # open items that wait for the judge
         self.asked = 0
 
     def ask_all(self) -> dict[Cell, Chosen]:
         """Ask until every cell is full, has no clips left, or waits for what could not be asked.
 
         Raises:
-            UserError: as `Client.ask_all`; replies that came before are kept.
+            UserError: as `ask_together`.
         """
         while True:
-            chosen = self.advance()
-            if not self._ask_round(chosen):
+            self._ask_open()
+            chosen = self.choose()
+            if not self._draw(chosen):
                 return chosen
 
     def ask_by_files(self) -> dict[Cell, Chosen]:
@@ -80,8 +79,7 @@ class Curation:
         """
         while True:
             chosen, kept = self.advance(), 0
-            for role in ROLES:
-                requests = list(self.pending(role))
+            for role, requests in self.pending().items():
                 client = client_of(self.settings, role)
                 half = client.model_copy(update={"price": client.price and client.price.half})
                 if requests:
@@ -97,14 +95,18 @@ class Curation:
     def advance(self) -> dict[Cell, Chosen]:
         """Decide what the replies decide, and draw as many more items as it takes; ask nothing."""
         while True:
-            for _ in self.pending("generator"):
-                pass
+            for item in self.open_items():
+                self._decide(item)
             chosen = self.choose()
-            counts = {cell: self._next_count(cell, one) for cell, one in chosen.items()}
-            if not any(counts.values()):
+            if not self._draw(chosen):
                 return chosen
-            for cell, count in counts.items():
-                self.states[cell] += [None] * count
+
+    def _draw(self, chosen: Mapping[Cell, Chosen]) -> bool:
+        """Draw as many more items as it takes; return whether there are any."""
+        counts = {cell: self._next_count(cell, one) for cell, one in chosen.items()}
+        for cell, count in counts.items():
+            self.states[cell] += [None] * count
+        return any(counts.values())
 
     def draw_first(self, count: int) -> None:
         """Draw the first items of each cell alone."""
@@ -114,10 +116,7 @@ class Curation:
     def ask_first(self, count: int) -> None:
         """Ask for the first items of each cell alone."""
         self.draw_first(count)
-        while self._ask_round(self.choose()):
-            pass
-        for _ in self.pending("generator"):
-            pass
+        self._ask_open()
 
     def choose(self) -> dict[Cell, Chosen]:
         """What is chosen by the replies so far."""
@@ -135,48 +134,51 @@ class Curation:
         count = lacking / expected
         return min(math.ceil(count + MARGIN * math.sqrt(count)), len(self.rankings[cell]) - len(states))
 
-    def open_items(self) -> Iterator[Item]:
-        """The items that are asked for and not decided."""
-        for cell, states in self.states.items():
-            for rank, state in enumerate(states):
-                if state is None:
-                    yield Item(cell, rank, self.rankings[cell][rank])
+    def open_items(self) -> list[Item]:
+        """The items that are asked for and not decided; those of one clip together, since they share captions."""
+        items = (
+            Item(cell, rank, self.rankings[cell][rank])
+            for cell, states in self.states.items()
+            for rank, state in enumerate(states)
+            if state is None
+        )
+        return sorted(items, key=lambda item: item.key)
 
-    def pending(self, role: Role) -> Iterator[Request]:
-        """What is to be asked of a model next; items that need no more are decided."""
+    def pending(self) -> dict[Role, list[Request]]:
+        """What is to be asked of each model next; items that need no more are decided."""
+        requests: dict[Role, dict[str, Request]] = {role: {} for role in ROLES}
         for item in self.open_items():
-            found = self.deciding.decide(item, item in self._passed_rules)
-            if isinstance(found, Decided):
-                self.states[item.cell][item.rank] = _state(found)
-                self._passed_rules.discard(item)
-                continue
-            if found.role == "judge":
-                self._passed_rules.add(item)
-            if found.role == role:
-                yield from (request for request in found.requests if request.digest not in self.reasons)
+            if found := self._decide(item):
+                requests[found.role] |= {r.digest: r for r in found.requests if r.digest not in self.reasons}
+        return {role: list(by_digest.values()) for role, by_digest in requests.items()}
 
-    def _ask_round(self, chosen: dict[Cell, Chosen]) -> bool:
-        """Ask each model what can be asked now; return whether anything was."""
-        sent = 0
-        kept = sum(len(one.kept) for one in chosen.values())
-        wanted = sum(one.wanted for one in chosen.values())
-        for role in ROLES:
-            outcome = self._ask(role, f"{kept:,}/{wanted:,} kept")
-            sent += outcome.sent
-            self.reasons |= outcome.undecided
-        self.asked += sent
-        return bool(sent)
+    def _decide(self, item: Item) -> Pending | None:
+        """Decide an item, or say what it waits for."""
+        found = self.deciding.decide(item)
+        if isinstance(found, Pending):
+            return found
+        self.states[item.cell][item.rank] = _state(found)
+        return None
 
-    def _ask(self, role: Role, note: str) -> Outcome:
-        requests = self.pending(role)
-        first = next(requests, None)
-        if first is None:
-            return Outcome()
-        client = Client(client_of(self.settings, role))
-        about = sum(1 for _ in self.open_items())  # a request each: some need two fusions, and some share one
-        with Meter(f"asking the {role}", about, "requests") as meter:
-            requests = itertools.chain([first], requests)
-            return client.ask_all(requests, self.ledger, lambda request, reply: meter.advance(1, note))
+    def _ask_open(self) -> None:
+        """Ask until all that is open is decided, or waits for what could not be asked."""
+        items = self.open_items()
+        if not items:
+            return
+        with Meter("deciding", len(items), "items") as meter:
+
+            def on_way_out(item: Item, found: Decided | None) -> None:
+                if found:
+                    self.states[item.cell][item.rank] = _state(found)
+                meter.advance(1)
+
+            asked = [client_of(self.settings, role) for role in ROLES if role == "generator" or self.settings.judge]
+            room = ON_THEIR_WAY * sum(len(settings.urls) * settings.concurrency for settings in asked)
+            flow = Flow(iter(items), self.deciding, on_way_out, set(self.reasons), room)
+            if flow.start():
+                outcome = ask_together([Client(settings) for settings in asked], flow, self.ledger)
+                self.asked += outcome.sent
+                self.reasons |= outcome.undecided
 
     def decided(self, chosen: dict[Cell, Chosen]) -> Iterator[Decided]:
         """All items up to the last that is needed, in order of cell and rank."""
@@ -209,7 +211,10 @@ def waiting(curation: Curation) -> int:
     """How many requests that can be asked now stand in batch files."""
     files = (path.read_bytes() for path in curation.batches.glob(f"{REQUESTS}*.jsonl"))
     written = {json.loads(line)["custom_id"] for file in files for line in file.splitlines()}
-    return sum(request.digest in written for role in ROLES for request in curation.pending(role))
+    if not written:
+        return 0
+    curation.advance()
+    return sum(request.digest in written for requests in curation.pending().values() for request in requests)
 
 
 def add_replies(curation: Curation, paths: Iterable[Path]) -> None:

@@ -48,8 +48,11 @@ class TransientError(Exception):
 
 def most_of(request: Request, price: Price | None) -> Amount:
     """The most that a request can cost: a token is at least a byte, and a reply ends at `max_tokens`."""
-    text = json.dumps([request.body["messages"], request.body.get("response_format")], ensure_ascii=False)
-    prompt = len(text.encode("utf-8", "surrogatepass")) + TEMPLATE_TOKENS * (1 + len(request.body["messages"]))
+    body = request.body
+    texts = [message["content"] for message in body["messages"]]
+    if form := body.get("response_format"):
+        texts.append(json.dumps(form))
+    prompt = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + TEMPLATE_TOKENS * (1 + len(texts))
     return (price or FREE).of(prompt, request.body["max_tokens"])
 
 
@@ -106,7 +109,7 @@ class Server:
             UserError: no request can succeed: wrong key, model or URL, or nothing left to spend at the provider.
         """
         began = time.monotonic()
-        response = await self._post(json.dumps(request.body).encode(), most)
+        response = await self._post(request.text.encode(), most)
         if response.status != 200:
             raise self._error(response, request)
         return self._read(response.content, most, time.monotonic() - began)

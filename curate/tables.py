@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from curate.asking import ROLES, client_of
+from curate.asking import client_of
 from curate.curation import Cell
 from curate.run import Curation
 from curate.selection import Chosen
@@ -37,8 +37,7 @@ def say_spent(curation: Curation) -> None:
 
 def say_pending(curation: Curation) -> None:
     """Print what can be asked now; what depends on its replies comes later."""
-    for role in ROLES:
-        requests = {request.digest: request for request in curation.pending(role)}.values()
+    for role, requests in curation.pending().items():
         line = f"{role}: {len(requests):,} requests can be asked now"
         if price := client_of(curation.settings, role).price:
             most = sum(most_of(request, price).cost for request in requests)

@@ -2,24 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from curate.asking import Answered, Failed, Pending, Question, Receipt, Role, client_of, settle
 from curate.captions import Captions, Clip, Span
 from curate.curation import Cell, CurationSettings, Perceived, Sampling
+from curate.filters.reference import Reference
 from curate.judging import Judgement, read_judgement
 from curate.ledger import Ledger
 from curate.prompts import Template, Templates, turns_block, untrusted_block
 from curate.ranking import draw, pick
+from curate.recent import Recent
 from curate.replies import FORMS, read_caption, read_exchanges, schema_of
 from curate.texts import clean
 from store import Turn
 
+T = TypeVar("T")
 PARTS: dict[Perceived, tuple[Perceived, ...]] = {
     "audio": ("audio",),
     "visual": ("visual",),
     "audio_visual": ("visual", "audio", "audio_visual"),
 }
+REMEMBERED = 4096  # fused captions
 FUSED_LENGTH = 4  # times the longest caption
 
 
@@ -43,12 +48,26 @@ class Fused:
     """A clip's captions, each fused to one; by modality.
 
     Attributes:
+        clip: the clip.
+        modality: of the instructions that are written from them.
         texts: the captions.
         receipts: of the replies that they come from.
     """
 
+    clip: Clip
+    modality: Perceived
     texts: Mapping[Perceived, str]
     receipts: tuple[Receipt, ...]
+
+    @cached_property
+    def shown(self) -> str:
+        """All captions, as models are shown them."""
+        return captions_block(self.clip, self.modality, self.texts)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """All captions, as rules compare texts with them."""
+        return Reference.of(self.clip, self.modality, self.texts)
 
 
 class Writing:
@@ -63,7 +82,8 @@ class Writing:
 
     def __init__(self, settings: CurationSettings, captions: Captions, templates: Templates, ledger: Ledger) -> None:
         self.settings, self.captions, self.templates, self.ledger = settings, captions, templates, ledger
-        self._fused: dict[tuple[str, Perceived], Fused | Failed] = {}
+        self._parts: Recent[tuple[str, Perceived], Question[str] | Answered[str] | Failed] = Recent(REMEMBERED)
+        self._fused: Recent[tuple[str, Perceived], Fused | Failed] = Recent(REMEMBERED)
 
     def fused(self, key: str, modality: Perceived) -> Fused | Failed | Pending:
         """The captions of a clip that an instruction of a modality is written from; an audio-visual one needs all."""
@@ -74,25 +94,24 @@ class Writing:
             self._fused[key, modality] = found
         return found
 
-    def instruction(self, item: Item, fused: Fused) -> Answered[tuple[Turn, ...]] | Failed | Pending:
-        """The questions and answers of an item."""
-        return settle(self._instruction(item, fused), self.ledger, self.settings.asks)
+    def settle(self, question: Question[T]) -> Answered[T] | Failed | Pending:
+        """What the replies to a question say, or what is to be sent next."""
+        return settle(question, self.ledger, self.settings.asks)
 
-    def judgement(self, item: Item, fused: Fused, turns: tuple[Turn, ...]) -> Answered[Judgement] | Failed | Pending:
-        """What the judge says of an item."""
-        clip = self.captions[item.key]
+    def judgement(self, item: Item, fused: Fused, turns: tuple[Turn, ...]) -> Question[Judgement]:
+        """What the judge is asked of an item."""
+        clip = fused.clip
         places = {
-            "captions": captions_block(clip, item.cell.modality, fused.texts),
+            "captions": fused.shown,
             "modality": item.cell.modality.replace("_", "-"),
             "task": item.cell.task,
             "turns": turns_block(turns),
         }
         texts = [turn.response for turn in turns]
         sources = [*fused.texts.values(), *(span.text for span in (*clip.frames, *clip.segments))]
-        question = self._question(
+        return self._question(
             "judge", "judge", places, self.settings.judging, lambda text: read_judgement(text, texts, sources)
         )
-        return settle(question, self.ledger, self.settings.asks)
 
     def _fuse(self, clip: Clip, modality: Perceived) -> Fused | Failed | Pending:
         if not clip.has(modality):
@@ -103,7 +122,7 @@ class Writing:
         for part in PARTS[modality]:
             if waiting and part == modality:
                 break
-            found = settle(self._fusion(clip, part, texts), self.ledger, self.settings.asks)
+            found = self._part(clip, part, texts)
             if isinstance(found, Failed):
                 return Failed(f"fusion-{part}: {found.reason}", found.receipt)
             if isinstance(found, Pending):
@@ -113,7 +132,16 @@ class Writing:
                 receipts.append(found.receipt)
         if waiting:
             return Pending("generator", tuple(request for pending in waiting for request in pending.requests))
-        return Fused(texts, tuple(receipts))
+        return Fused(clip, modality, texts, tuple(receipts))
+
+    def _part(self, clip: Clip, part: Perceived, texts: Mapping[Perceived, str]) -> Answered[str] | Failed | Pending:
+        """One fused caption of a clip, which instructions of several modalities need."""
+        known = self._parts.get((clip.key, part)) or self._fusion(clip, part, texts)
+        if isinstance(known, Question):
+            found = self.settle(known)
+            self._parts[clip.key, part] = known if isinstance(found, Pending) else found
+            return found
+        return known
 
     def _fusion(self, clip: Clip, modality: Perceived, texts: Mapping[Perceived, str]) -> Question[str]:
         longest = FUSED_LENGTH * self.settings.captions.longest
@@ -125,11 +153,12 @@ class Writing:
             lambda text: clean(read_caption(text, longest), longest),
         )
 
-    def _instruction(self, item: Item, fused: Fused) -> Question[tuple[Turn, ...]]:
+    def instruction(self, item: Item, fused: Fused) -> Question[tuple[Turn, ...]]:
+        """What the generator is asked to write for an item."""
         settings, cell = self.settings, item.cell
         asked = self._style(item)
         places = {
-            "captions": captions_block(self.captions[item.key], cell.modality, fused.texts),
+            "captions": fused.shown,
             "form": FORMS[settings.form][cell.task],
             **asked,
         }

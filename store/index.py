@@ -8,17 +8,17 @@ sidecar.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
 from store.column import Column, shards_in
 from store.errors import DamagedError
-from store.hashes import find, hash_keys
+from store.hashes import find, find_one, hash_key
 from store.indexing import build_index, rank_of
 from store.maps import Map, Texts, open_map, write_arrays
 from store.shard import shard_name
@@ -82,16 +82,24 @@ class ColumnIndex:
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """The rows of keys with these hashes (`hash_keys`), int32; N or more of a failed item, -1 of any other key."""
-        known, rows = self._numbers["hash"], self._numbers["row"]
-        self._map.check(known)
-        self._map.check(rows)
-        places = find(known.reshape(-1, 2), hashes)
+        known, rows = self._hashes
+        places = find(known, hashes)
         return np.where(places < 0, np.int32(-1), rows[places] if len(rows) else np.int32(-1))
 
     def row(self, key: str) -> int:
         """The row of an item, as `find`; the key itself is compared too."""
-        row = int(self.find(hash_keys(pa.array([key], pa.string())))[0])
+        known, rows = self._hashes
+        place = find_one(known, hash_key(key))
+        row = rows.item(place) if place >= 0 else -1
         return row if row >= 0 and self._keys[row] == key else -1
+
+    @cached_property
+    def _hashes(self) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+        """The sorted hashes of all keys, and their rows; both are compared with their checksums once."""
+        known, rows = self._numbers["hash"], self._numbers["row"]
+        self._map.check(known)
+        self._map.check(rows)
+        return known.reshape(-1, 2), rows
 
     def check(self, row: int) -> None:
         """Compare with its checksum what the index says of a row.

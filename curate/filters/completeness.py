@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from curate.curation import Perceived, TaskName
 from curate.filters.reference import Reference
 from curate.filters.verdict import Verdict, measured
-from curate.filters.words import content_of, meanings, words_of
+from curate.filters.words import meanings, subjects_of, words_of
 from store import Turn
 
 SENSES: tuple[Perceived, ...] = ("visual", "audio")
@@ -35,10 +35,10 @@ def _is_whole(text: str, task: TaskName) -> bool:
 
 def _coverage(text: str, reference: Reference, threshold: float) -> Verdict:
     """The worst of: all captions, those of each sense, and the best told caption of the last third."""
-    said = meanings(stemmed for _, stemmed in content_of(text))
-    shares: dict[str, float] = {"the captions": _share(said, _stems(reference.fused[reference.modality]))}
+    said = meanings(subjects_of(text))
+    shares: dict[str, float] = {"the captions": _share(said, subjects_of(reference.fused[reference.modality]))}
     if reference.modality == "audio_visual":
-        seen, heard = (_stems(reference.fused[sense]) for sense in SENSES)
+        seen, heard = (subjects_of(reference.fused[sense]) for sense in SENSES)
         shares["what is seen"] = _share(said, seen - meanings(heard)) / PARTLY
         shares["what is heard"] = _share(said, heard - meanings(seen)) / PARTLY
     last = [moment.stems for moment in reference.moments if (moment.start + moment.end) / 2 > LAST]
@@ -48,10 +48,6 @@ def _coverage(text: str, reference: Reference, threshold: float) -> Verdict:
     return measured("completeness", min(1.0, shares[worst]), threshold, f"too little of {worst}")
 
 
-def _stems(text: str) -> set[str]:
-    return {stemmed for _, stemmed in content_of(text)}
-
-
-def _share(said: set[str], stems: set[str]) -> float:
+def _share(said: set[str], stems: frozenset[str]) -> float:
     """The share of stems that was said."""
     return len(stems & said) / len(stems) if stems else 1.0

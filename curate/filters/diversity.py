@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from curate.filters.verdict import Verdict, measured
-from curate.filters.words import content_of, stems_of
+from curate.filters.words import stems_of, subjects_of
 from store import Turn
 
 SHINGLE = 3  # words
@@ -14,7 +14,7 @@ SAME_BOTH = 0.6  # so alike are question and answer of turns that repeat each ot
 
 def repeats(turns: Sequence[Turn], threshold: float) -> Verdict:
     """By the most similar two turns of a conversation."""
-    sets = [(_content(turn.instruction), _content(turn.response)) for turn in turns]
+    sets = [(subjects_of(turn.instruction), subjects_of(turn.response)) for turn in turns]
     worst, pair = 0.0, tuple[str, ...]()
     for first, second in combinations(range(len(turns)), 2):
         (q1, a1), (q2, a2) = sets[first], sets[second]
@@ -41,7 +41,3 @@ def shingles(turns: Sequence[Turn]) -> frozenset[str]:
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     """The share of what either has that both have; 1 of two empty sets."""
     return len(one & other) / len(one | other) if one or other else 1.0
-
-
-def _content(text: str) -> frozenset[str]:
-    return frozenset(stemmed for _, stemmed in content_of(text))

@@ -57,11 +57,13 @@ def _matched(pattern: re.Pattern[str]) -> Callable[[str], str]:
 def _looped(text: str) -> str:
     """A run of words that comes again and again."""
     words = words_of(text)
-    runs = Counter(tuple(words[n : n + RUN]) for n in range(len(words) - RUN + 1))
+    if len(words) - len(set(words)) < TIMES - 1:
+        return ""
+    runs = Counter(words[n : n + RUN] for n in range(len(words) - RUN + 1))
     for run, count in runs.most_common(1):
         if count >= TIMES:
             return " ".join(run)
-    same = next((w for n, w in enumerate(words) if words[n : n + LOOP] == [w] * LOOP), "")
+    same = next((w for n, w in enumerate(words) if words[n : n + LOOP] == (w,) * LOOP), "")
     return same
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from curate.filters.reference import Reference
-from curate.filters.words import content_of, meanings
+from curate.filters.words import meanings, subjects_of
 
 CLAUSE = re.compile(
     r"(?<=[.!?;])\s+|,?(?<!only)\s+\b(?=(?:and then|then|before|after|while|until|as)\b)|,\s+and\s+|,\s+", re.I
@@ -62,7 +62,7 @@ def _placed(text: str, reference: Reference) -> Iterator[Placed]:
 
 def _place(clause: str, reference: Reference) -> tuple[float, float] | None:
     """From the first to the last caption that shares the most words with a clause."""
-    stems = meanings(stemmed for _, stemmed in content_of(clause))
+    stems = meanings(subjects_of(clause))
     shared = [(len(stems & moment.stems), moment) for moment in reference.moments]
     most = max((count for count, _ in shared), default=0)
     if most < LEAST_SHARED:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from curate.captions import Clip, Span
 from curate.curation import Perceived
-from curate.filters.words import content_of, meanings, words_of
+from curate.filters.words import meanings, subjects_of
 
 
 class Moment(NamedTuple):
@@ -72,11 +72,6 @@ class Reference:
         return _stems(span.text for span in others) - self.meanings
 
     @cached_property
-    def words(self) -> tuple[tuple[str, ...], ...]:
-        """All words of each caption, in order."""
-        return tuple(tuple(words_of(text)) for text in self.texts)
-
-    @cached_property
     def moments(self) -> tuple[Moment, ...]:
         """The captions and when they hold."""
         frames = _moments(self.frames) if self.sees else []
@@ -84,7 +79,7 @@ class Reference:
 
 
 def _stems(texts: Iterable[str]) -> frozenset[str]:
-    return frozenset(stemmed for text in texts for _, stemmed in content_of(text))
+    return frozenset[str]().union(*map(subjects_of, texts))
 
 
 def _moments(spans: tuple[Span, ...]) -> list[Moment]:

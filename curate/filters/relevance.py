@@ -11,7 +11,7 @@ from typing import NamedTuple
 from curate.filters.order import misplaced
 from curate.filters.reference import Reference
 from curate.filters.verdict import Verdict, measured
-from curate.filters.words import content_of, lexicon, meanings, sentences_of, stem, words_of
+from curate.filters.words import content_of, lexicon, meanings, sentences_of, stems_of, subjects_of
 from store import Turn
 
 YES_NO = re.compile(
@@ -70,7 +70,7 @@ def _claims(turn: Turn, is_description: bool) -> Iterator[Claim]:
     """The content words of an exchange; not those that it only asks about or denies."""
     asked = YES_NO.match(turn.instruction)
     denied = NEGATIVE.match(turn.response)
-    excused = {stemmed for _, stemmed in content_of(turn.instruction)} if asked and denied else set()
+    excused = subjects_of(turn.instruction) if asked and denied else frozenset()
     if not is_description and not (asked and denied):
         yield from _weighed(turn.instruction)
     for sentence in sentences_of(turn.response):
@@ -86,24 +86,22 @@ def _weighed(sentence: str) -> Iterator[Claim]:
 def _contradicted(turns: Sequence[Turn], reference: Reference) -> Iterator[str]:
     """Qualities, such as colours, that captions give otherwise to the same noun."""
     known: dict[tuple[str, str], set[str]] = {}
-    for words in reference.words:
-        for quality, kind, noun in _qualities(words):
+    for text in reference.texts:
+        for quality, kind, noun in _qualities(text):
             known.setdefault((kind, noun), set()).add(quality)
     for turn in turns:
         for sentence in sentences_of(DENIED.sub(" ", turn.response)):
-            for quality, kind, noun in _qualities(words_of(sentence)):
+            for quality, kind, noun in _qualities(sentence):
                 others = known.get((kind, noun))
                 if others and not meanings([quality]) & others:
                     yield f"{quality} {noun}"
 
 
-def _qualities(words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _qualities(text: str) -> Iterator[tuple[str, str, str]]:
     """Words of a class with the noun behind them: (stem, class, stem of the noun)."""
-    known = lexicon()
-    stems = [stem(word) for word in words]
-    for place, quality in enumerate(stems):
-        if not (kind := known.classes.get(quality)):
-            continue
+    known, stems = lexicon(), stems_of(text)
+    for place in [n for n, each in enumerate(stems) if each in known.classes]:
+        quality, kind = stems[place], known.classes[stems[place]]
         for noun in itertools.islice(stems, place + 1, place + 1 + APART):
             if noun in known.classes or noun == "and":
                 continue

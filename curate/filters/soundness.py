@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from curate.filters.verdict import Verdict, measured
-from curate.filters.words import content_of, lexicon, meanings, stems_of, words_of
+from curate.filters.words import lexicon, meanings, stems_of, subjects_of, words_of
 from store import Turn
 
 REFUSED = re.compile(
@@ -91,13 +91,12 @@ def _fits(turn: Turn) -> bool:
     even that.
     """
     question, answer = words_of(turn.instruction), set(words_of(turn.response))
-    asked = {stemmed for _, stemmed in content_of(turn.instruction)}
-    if meanings(asked) & set(stems_of(turn.response)):
+    if meanings(subjects_of(turn.instruction)).intersection(stems_of(turn.response)):
         return True
     start = " ".join(question[:2])
     if {"colour", "color"} & set(question[:4]):
         return any(lexicon().classes.get(each) == "colour" for each in stems_of(turn.response))
-    if question[:1] == ["where"]:
+    if question[:1] == ("where",):
         return bool(answer & lexicon().places)
     if start in ("how many", "how often"):
         return bool(answer & lexicon().counts) or any(

@@ -1,7 +1,7 @@
 """Words of texts, so far as rules compare them: stems of English, without what says nothing about a clip."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import snowballstemmer
 from store import Settings, load_settings
 
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
+RECENT = 1024  # texts whose words are remembered: each rule asks for them again
 SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\s*;\s*|\n+")
 
 
@@ -96,31 +97,35 @@ def stem(word: str) -> str:
     return stemmed
 
 
-def words_of(text: str) -> list[str]:
+@lru_cache(maxsize=RECENT)
+def words_of(text: str) -> tuple[str, ...]:
     """The words of a text, in small letters."""
-    return WORD.findall(text.casefold().replace("’", "'"))
+    return tuple(WORD.findall(text.casefold().replace("’", "'")))
 
 
-def stems_of(text: str) -> list[str]:
+@lru_cache(maxsize=RECENT)
+def stems_of(text: str) -> tuple[str, ...]:
     """The stems of all words of a text."""
-    return [stem(word) for word in words_of(text)]
+    return tuple(map(stem, words_of(text)))
 
 
-def content_of(text: str) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=RECENT)
+def content_of(text: str) -> tuple[tuple[str, str], ...]:
     """The words of a text that say something about a clip, each with its stem."""
     plain = lexicon().plain
-    for word in words_of(text):
-        if (stemmed := stem(word)) not in plain:
-            yield word, stemmed
+    return tuple(pair for pair in zip(words_of(text), stems_of(text), strict=True) if pair[1] not in plain)
+
+
+@lru_cache(maxsize=RECENT)
+def subjects_of(text: str) -> frozenset[str]:
+    """The stems of the words of a text that say something about a clip."""
+    return frozenset(stemmed for _, stemmed in content_of(text))
 
 
 def meanings(stems: Iterable[str]) -> set[str]:
     """Stems, and those that mean the same."""
-    same = lexicon().same
-    found = set(stems)
-    for each in list(found):
-        found |= same.get(each, frozenset())
-    return found
+    same, found = lexicon().same, set(stems)
+    return found.union(*(same[each] for each in found if each in same))
 
 
 def sentences_of(text: str) -> list[str]:

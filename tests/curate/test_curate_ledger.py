@@ -1,6 +1,7 @@
 """The ledger keeps every reply that it has acknowledged, tells no cost too low, and has one writer."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -29,6 +30,26 @@ def test_replies_come_back_as_they_were_kept(path, request_of):
         assert ledger.get(first) == REPLY
         assert ledger.get(again) is None
         assert (len(ledger), ledger.committed, ledger.unsettled) == (1, Amount(4, 2), 0)
+
+
+def test_lines_with_the_request_before_the_reply_are_read(path, request_of):
+    """So they were once; and whatever a reply says, no part of it is taken for the end of the reply."""
+    request, texts = request_of('","request":{"text":"a'), ('","request":{"text":"b', "c")
+    receipts = []
+    for number, text in enumerate(texts):
+        path.unlink(missing_ok=True)
+        reply = dataclasses.replace(REPLY, text=text)
+        with Ledger(path) as ledger:
+            ledger.keep(request, reply, Amount())
+        with Ledger(path) as ledger:
+            assert ledger.get(request) == reply
+        receipts.append(json.loads(path.read_bytes()))
+        ask, body = receipts[number].pop("ask"), receipts[number].pop("request")
+        head = {name: receipts[number].pop(name) for name in ("kept", "cost", "tokens")}
+        old = {**head, "ask": ask, "request": body, **receipts[number]}
+        path.write_text(json.dumps(old, separators=(",", ":")) + "\n")
+        with Ledger(path) as ledger:
+            assert ledger.get(request) == reply
 
 
 def test_a_digest_is_of_what_is_sent(request_of):

@@ -225,6 +225,19 @@ def test_what_could_not_be_asked_is_neither_kept_nor_dropped(captioned, llm_serv
         assert len(load_conversations(storage, "test-descriptions")) == 4
 
 
+def test_writer_and_judge_work_at_the_same_time(captioned, llm_server, writer, task_of, settings_of, curate, tmp_path):
+    """The first instructions are judged before the last are written; and few are on their way at once."""
+    storage = captioned(tmp_path / "store", clips=60)
+    with llm_server(writer) as server:
+        settings = settings_of(server, {"description": {"visual": 60}}, generator={"concurrency": 1}, first_yield=1.0)
+        curate(storage, settings.model_copy(update={"judge": settings.generator}), write_it=False)
+    asked = [task_of(body) for body in server.bodies]
+    judged = [number for number, task in enumerate(asked) if task == "judge"]
+    written = [number for number, task in enumerate(asked) if task == "description"]
+    assert len(judged) >= 50
+    assert all(judged[n] < written[n + 40] for n in range(len(written) - 40))
+
+
 def test_one_run_at_a_time(captioned, llm_server, settings_of, curate, tmp_path):
     storage = captioned(tmp_path / "store", clips=4)
     with llm_server() as server, Ledger(storage_path(storage)), pytest.raises(UserError, match="another process asks"):

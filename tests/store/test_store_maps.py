@@ -31,7 +31,7 @@ from store import (
 from store.conversation import rows_of
 from store.exchange.transfer import load_cargo, send
 from store.facts import facts_of
-from store.hashes import find, hash_keys
+from store.hashes import find, find_one, hash_key, hash_keys
 from store.index import publish_index
 from store.maps import BLOCK
 from store.verify import unknown_files
@@ -100,8 +100,10 @@ def test_hashes_that_begin_alike_are_told_apart():
     asked = np.array([[7, 9], [7, 3], [1, 5], [9, 0], [7, 1], [10, 0], [0, 0], [9, 1]], np.uint64)
     assert find(known, asked).tolist() == [3, -1, 0, 4, 1, -1, -1, -1]
     assert find(known[:0], asked).tolist() == [-1] * 8
-    keys = pa.array(["a", None, "", "b"])
-    assert (hash_keys(keys)[1] == hash_keys(keys)[2]).all()
+    assert [find_one(known, tuple(hashes)) for hashes in asked.tolist()] == find(known, asked).tolist()
+    assert find_one(known[:0], (7, 9)) == -1
+    keys = pa.array(["a", None, "", "日"])
+    assert hash_keys(keys).tolist() == [list(hash_key(key or "")) for key in keys.to_pylist()]
 
 
 def test_a_damaged_or_cut_map_is_never_believed(talks, disk, cache, monkeypatch):
