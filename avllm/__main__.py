@@ -99,7 +99,8 @@ def main() -> None:
         sys.argv = [f"avllm {command}", *sys.argv[2:]]
         importlib.import_module(f"{command}.__main__").main()
     else:
-        run(lambda: app(prog_name="avllm"))
+        sys.argv[0] = "avllm"
+        run(app)
 
 
 if __name__ == "__main__":

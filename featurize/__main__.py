@@ -24,7 +24,7 @@ from store import (
     load_settings,
     open_column,
 )
-from store.console import Meter, console, make_app, make_table, run
+from store.console import Meter, console, make_app, make_table, run, size_text
 from store.index import publish_index
 from store.items import Shards
 from store.publish import publishing
@@ -153,7 +153,7 @@ def _encode(
 
 
 def _summary(columns: list[Column], corpus: Corpus) -> None:
-    table = make_table("column", "shards", "usable", "absent", "failed", "MB")
+    table = make_table("column", "shards", "usable", "absent", "failed", "size")
     reasons: list[str] = []
     for column in columns:
         stats = column_stats(column, corpus)
@@ -165,7 +165,7 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
             str(stats.usable),
             str(stats.by_code["absent"]),
             str(len(failures)),
-            f"{stats.bytes / 1e6:.1f}",
+            size_text(stats.bytes),
         )
     console.print(table)
     for line in reasons[:FAILURES_SHOWN]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from store.column import Column
-from store.console import console, line_of, make_app, make_table, run, say_json
+from store.console import console, line_of, make_app, make_table, run, say_json, size_text
 from store.conversation import count_conversations, list_conversations
 from store.corpus import Corpus
 from store.errors import DamagedError
@@ -86,14 +86,14 @@ def _say_store(
     storage: Storage, corpus: Corpus, columns: list[tuple[Column, ColumnStats]], talks: dict[str, int]
 ) -> None:
     console.print(f"{storage.url}: {len(corpus)} items in {len(corpus.shards)} shards")
-    table = make_table("column", "features", "shards", "usable", "MB")
+    table = make_table("column", "features", "shards", "usable", "size")
     for column, stats in columns:
         features = ", ".join(
             f"{name} [{' x '.join('*' if n is None else str(n) for n in f.shape)}] {f.dtype}"
             for name, f in column.spec.features.items()
         )
         table.add_row(
-            column.name, features, f"{stats.shards}/{stats.planned}", str(stats.usable), f"{stats.bytes / 1e6:.1f}"
+            column.name, features, f"{stats.shards}/{stats.planned}", str(stats.usable), size_text(stats.bytes)
         )
     console.print(table)
     for name, count in talks.items():
@@ -151,7 +151,7 @@ def _say_stats(column: Column, totals: ColumnStats, defects: list[Failure]) -> N
     codes = ", ".join(f"{count} {code}" for code, count in sorted(totals.by_code.items()))
     console.print(
         f"{column.name}: {totals.shards}/{totals.planned} shards, {totals.usable} usable, "
-        f"{len(totals.failures)} not ({codes or 'none'}), {totals.bytes / 1e6:.1f} MB"
+        f"{len(totals.failures)} not ({codes or 'none'}), {size_text(totals.bytes)}"
     )
     for failure in defects:
         console.print(f"  {failure.code:<10} {failure.key}: {failure.reason}", markup=False)

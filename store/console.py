@@ -1,13 +1,17 @@
 """Console output shared by all commands: one-line user errors, and progress with rate and ETA."""
 
+import difflib
 import importlib.util
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -18,6 +22,8 @@ from typer.core import TyperGroup
 from store.errors import DamagedError, UserError
 
 INTERRUPTED = 130
+WORD = re.compile(r"^no such command '(.*?)'")
+Misuse: type[Exception] = typer.BadParameter.__mro__[1]  # typer shows its base class, of all such errors, to nobody
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -34,7 +40,7 @@ def make_app(help_text: str, cls: type[TyperGroup] = TyperGroup, completion: boo
 
 
 def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None = None) -> None:
-    """Run an application; a `UserError` prints one line and exits with 2, Ctrl-C prints `stopped` and exits with 130.
+    """Run an application; a mistake of the user prints one line and exits with 2, Ctrl-C `stopped` and exits with 130.
 
     Args:
         app: the application.
@@ -45,19 +51,52 @@ def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None =
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
+    if isinstance(app, typer.Typer):
+        app = partial(app, standalone_mode=False, prog_name=sys.argv[0] if sys.argv[0].startswith("avllm") else None)
     try:
-        app()
+        status = app()
+        if isinstance(status, int) and status:
+            sys.exit(status)
     except UserError as error:
         sys.exit(_say(f"error: {line_of(error)}", 2))
+    except Misuse as error:
+        sys.exit(_say(_misuse_line(error), 2))
     except ImportError as error:
         package = _missing(error)
         if extra is None or package is None:
             raise
         sys.exit(_say(f"error: the package {package} is missing: pip install 'avllm[{extra}]'", 2))
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except (KeyboardInterrupt, typer.Abort, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer turns Ctrl-C into this exit code
             raise
         sys.exit(_say(stopped, INTERRUPTED))
+
+
+def _misuse_line(error: Any) -> str:
+    """What is wrong with the words of a command, in one line; the help of a command that was given none, as it is."""
+    message, context = error.format_message(), error.ctx
+    if "\n" in message:
+        return str(message)
+    message, hints = f"{message[:1].lower()}{message[1:].rstrip('.')}", []
+    if not context:
+        return f"error: {message}"
+    command, path = context.command, context.command_path
+    option, parameter = getattr(error, "option_name", ""), getattr(error, "param", None)
+    if option and message.startswith("no such option"):
+        message = f"no such option: {option}"
+        options = [name for each in command.params for name in (*each.opts, *each.secondary_opts) if name[:2] == "--"]
+        if near := difflib.get_close_matches(option, options):
+            hints.append(f"did you mean {' or '.join(near)}")
+        elif any(each.name == "overrides" for each in command.params):
+            hints.append(f"settings are given as KEY=VALUE, such as {option.lstrip('-').replace('-', '_')}=...")
+    elif isinstance(command, TyperGroup) and (word := WORD.search(message)):
+        names = [n for n in command.list_commands(context) if not getattr(command.get_command(context, n), "hidden", 0)]
+        near = difflib.get_close_matches(word[1], names, cutoff=0.7)
+        message = f"no such command '{word[1]}'"
+        hints.append(f"did you mean {' or '.join(near)}" if near else f"it has: {', '.join(names)}")
+    elif parameter and parameter.help and message.startswith("missing"):
+        message += f" ({parameter.help.rstrip('.')})"
+    return f"error: {path}: {'; '.join([message, *hints])}; more: {path} --help"
 
 
 def _missing(error: BaseException | None) -> str | None:
@@ -79,6 +118,14 @@ def make_table(*heads: str) -> Table:
     for column in table.columns:
         column.overflow = "fold"
     return table
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in a unit of which there is at least one, or a tenth."""
+    size, units = count / 1000, ["kB", "MB", "GB"]
+    while size >= 100 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.1f} {units[0]}"
 
 
 def line_of(error: UserError) -> str:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from store.arrivals import make_key
 from store.browse import conversations_about, find_items, items_of, record_of
-from store.console import console, make_table
+from store.console import console, make_table, size_text
 from store.conversation import list_conversations
 from store.errors import DamagedError, UserError
 from store.items import CORPUS, MediaItem
@@ -35,10 +35,6 @@ def find_item(storage: Storage, key: str) -> MediaItem:
     raise UserError(f"{storage.url}: no item has the key {key!r}; {known}")
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
 def describe(storage: Storage, item: MediaItem) -> dict[str, Any]:
     """An item as a JSON object: its row of the plan, what each column has of it, conversations about it.
 
@@ -58,7 +54,7 @@ def say(storage: Storage, item: MediaItem) -> None:
     """Print what `describe` gives."""
     known = describe(storage, item)
     part = f", seconds {item.start or 0.0} to {'the end' if item.end is None else item.end}" if item.is_part else ""
-    size = "" if item.bytes is None else f", {_size(item.bytes)}"
+    size = "" if item.bytes is None else f", {size_text(item.bytes)}"
     console.print(f"{item.key}: {item.kind}{size}{part}, {item.uri}", markup=False)
     table = make_table("column", "array", "shape", "dtype")
     for name, column in known["columns"].items():

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).parent.parent
 OURS = {"avllm", "store", "featurize", "curate", "trainer", "serve", "ablate"}
 
@@ -26,9 +28,33 @@ def test_every_command_of_the_console_script_answers(python):
         done = python("avllm", name, *([] if name.startswith("--") else ["--help"]), fresh=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
-    wrong = python("avllm", "evaluate")
+    wrong = python("avllm", "sing")
     assert wrong.returncode == 2
-    assert "No such command 'evaluate'" in wrong.stderr
+    assert wrong.stderr.startswith("error: avllm: no such command 'sing'; it has: featurize, store, curate, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("trainr", "avllm: no such command 'trainr'; did you mean trainer; more: avllm --help"),
+        ("trainer trai", "avllm trainer: no such command 'trai'; did you mean train; more: avllm trainer --help"),
+        ("trainer train", "avllm trainer train: missing argument 'config' (A YAML file of TrainConfig, "),
+        (
+            "trainer train x --steps 3",
+            "avllm trainer train: no such option: --steps; settings are given as KEY=VALUE",
+        ),
+        ("trainer train x --dry-rum", "avllm trainer train: no such option: --dry-rum; did you mean --dry-run; more: "),
+        ("store verify --store x", "avllm store verify: no such option: --store; more: avllm store verify --help"),
+        ("serve api --port ten", "avllm serve api: invalid value for '--port': Input should be a valid integer"),
+        ("featurize run --store", "option '--store' requires an argument"),
+    ],
+)
+def test_words_that_a_command_does_not_take_are_one_line(python, words, line):
+    done = python("avllm", *words.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
 
 
 def test_the_store_needs_no_torch():

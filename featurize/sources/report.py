@@ -235,7 +235,7 @@ def _lines(report: JoinReport) -> Iterable[str]:
 def _said(report: JoinReport) -> Iterable[str]:
     """Lines on the modalities of turns, and on what was not read."""
     if report.asks:
-        yield f"turns ask: {_counts(report.asks)}"
+        yield f"turns of {report.conversations} conversations ask: {_counts(report.asks)}"
     if 2 * report.without_media > report.conversations:
         yield f"most conversations, {report.without_media} of {report.conversations}, name no media file: text only"
     if report.unread:
