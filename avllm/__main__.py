@@ -97,7 +97,7 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in PACKAGES and "_AVLLM_COMPLETE" not in os.environ:
         sys.argv = [f"avllm {command}", *sys.argv[2:]]
-        importlib.import_module(f"{command}.__main__").main()
+        run(lambda: importlib.import_module(f"{command}.__main__").main())
     else:
         sys.argv[0] = "avllm"
         run(app)

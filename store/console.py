@@ -1,6 +1,8 @@
 """Console output shared by all commands: one-line user errors, and progress with rate and ETA."""
 
+import atexit
 import difflib
+import errno
 import importlib.util
 import io
 import json
@@ -22,6 +24,7 @@ from typer.core import TyperGroup
 from store.errors import DamagedError, UserError
 
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)  # disks
 WORD = re.compile(r"^no such command '(.*?)'")
 Misuse: type[Exception] = typer.BadParameter.__mro__[1]  # typer shows its base class, of all such errors, to nobody
 console = Console(highlight=False, soft_wrap=True)
@@ -61,6 +64,11 @@ def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None =
         sys.exit(_say(f"error: {line_of(error)}", 2))
     except Misuse as error:
         sys.exit(_say(_misuse_line(error), 2))
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        where = f"{error.filename2 or error.filename}: " if error.filename is not None else ""
+        sys.exit(_say(f"error: {where}{error.strerror}", 2))
     except ImportError as error:
         package = _missing(error)
         if extra is None or package is None:
@@ -69,7 +77,10 @@ def run(app: Callable[[], object], stopped: str = "stopped", extra: str | None =
     except (KeyboardInterrupt, typer.Abort, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:  # typer turns Ctrl-C into this exit code
             raise
-        sys.exit(_say(stopped, INTERRUPTED))
+        _say(stopped, INTERRUPTED)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # threads of libraries that were in the middle of something would abort
 
 
 def _misuse_line(error: Any) -> str:
@@ -159,7 +170,7 @@ class Meter:
     def __init__(self, what: str, total: int, unit: str, before: int = 0) -> None:
         self.what, self.total, self.unit, self._before = what, total, unit, before
         self.done = 0
-        self._note = ""
+        self._note, self._told = "", 0
         self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -180,7 +191,7 @@ class Meter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
-        if not console.is_terminal:
+        if not console.is_terminal and self.done != self._told:
             self._line()
 
     @property
@@ -197,8 +208,10 @@ class Meter:
             self._line()
 
     def _line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._told = time.monotonic(), self.done
         done = self._before + self.done
-        left = (self.total - done) / self.rate if self.done else float("nan")
-        line = f"{self.what}: {done}/{self.total} {self.unit}, {self.rate:.2f}/s, ETA {left:.0f} s {self._note}"
-        console.print(line.rstrip())
+        when = f"{time.monotonic() - self._began:.0f} s" if done >= self.total else "ETA ?"
+        if self.done and done < self.total:
+            when = f"ETA {(self.total - done) / self.rate:.0f} s"
+        parts = [f"{self.what}: {done}/{self.total} {self.unit}", f"{self.rate:.2f}/s", when, self._note]
+        console.print(", ".join(filter(None, parts)))

@@ -24,6 +24,10 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+COMMANDS = {  # whose files alone have such a field
+    "stage": "avllm trainer train", "columns": "avllm featurize run", "mix": "avllm curate run",
+    "stages": "avllm ablate",
+}  # fmt: skip
 OF_ANOTHER = 3  # unknown fields, if they are the most, that make a file one of another command
 
 
@@ -40,11 +44,18 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     """
     path = find_config(model, path)
     try:
-        data = yaml.safe_load(Path(path).read_bytes()) or {}
+        data = yaml.load(Path(path).read_bytes(), _Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a YAML file of {model.__name__}") from None
+    except yaml.reader.ReaderError:
+        raise UserError(f"{path}: not YAML: the file is not text") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {yaml_fault(error)}") from None
+    if data is None:
+        needed = ", ".join(name for name, field in model.model_fields.items() if field.is_required())
+        if needed and not overrides:
+            raise UserError(f"{path}: the file is empty; {model.__name__} needs {needed}")
+        data = {}
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     for word in overrides:
@@ -52,12 +63,29 @@ def load_settings(model: type[S], path: str | Path, overrides: Sequence[str] = (
     return parse_settings(model, data, str(path), overrides)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<" and lines.setdefault(key.value, line) != line:
+                twice = f"{key.value!r} stands here and on line {lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=twice, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def yaml_fault(error: yaml.YAMLError) -> str:
     """Where YAML is broken and how."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
-    tab = "; indent with blanks instead of tabs" if "'\\t'" in str(error.problem) else ""
-    return f"line {error.problem_mark.line + 1}: {error.problem}{tab}"
+    line, hint = error.problem_mark.line + 1, ""
+    if "'\\t'" in str(error.problem):
+        hint = "; indent with blanks instead of tabs"
+    elif error.context_mark and error.context_mark.line + 1 != line:
+        hint = f"; it belongs to what begins on line {error.context_mark.line + 1}"
+    return f"line {line}: {error.problem}{hint}"
 
 
 def find_config(model: type[Settings], name: str | Path) -> Path:
@@ -73,8 +101,9 @@ def find_config(model: type[Settings], name: str | Path) -> Path:
         return path
     if str(name) in known:
         return known[str(name)]
+    what = "a folder" if path.is_dir() else "no such file"
     raise UserError(
-        f"{name}: no such file{guess(str(name), known)}; shipped configurations of {model.__name__}: {', '.join(known)}"
+        f"{name}: {what}{guess(str(name), known)}; shipped configurations of {model.__name__}: {', '.join(known)}"
     )
 
 
@@ -107,17 +136,24 @@ def parse_settings(model: type[S], data: Mapping[str, Any], where: str, override
     except ValidationError as error:
         errors = error.errors()
         unknown = [str(e["loc"][0]) for e in errors if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
-        if 2 * len(unknown) > len(data) and len(unknown) >= OF_ANOTHER:
+        meant = [command for field, command in COMMANDS.items() if field in unknown]
+        if meant or (2 * len(unknown) > len(data) and len(unknown) >= OF_ANOTHER):
             some, accepted = ", ".join(unknown[:OF_ANOTHER]), ", ".join(sorted(model.model_fields))
+            more = " ..." if unknown[OF_ANOTHER:] else ""
+            other = f"a file for {meant[0]}" if meant else "a file of another command"
             raise UserError(
-                f"{where}: not a file of {model.__name__}: of its {len(data)} fields it has no "
-                f"{some}{' ...' if unknown[OF_ANOTHER:] else ''}; is it of another command? (accepted: {accepted})"
+                f"{where}: {other}, it seems: {model.__name__} has no field {some}{more} (accepted: {accepted})"
             ) from None
         deepest = [e for e in errors if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in errors)]
-        faults: dict[str, list[str]] = {}
+        faults: dict[str, dict[str, list[str]]] = {}
         for fault in deepest:
-            faults.setdefault(_origin(data, fault["loc"], where, overrides), []).append(_explain(model, data, fault))
-        raise UserError("; ".join(f"{origin}: {'; '.join(said)}" for origin, said in faults.items())) from None
+            field, message = _explain(model, data, fault)
+            faults.setdefault(_origin(data, fault["loc"], where, overrides), {}).setdefault(field, []).append(message)
+        told = (
+            f"{origin}: " + "; ".join(f"{field}{', or '.join(dict.fromkeys(said))}" for field, said in by_field.items())
+            for origin, by_field in faults.items()
+        )
+        raise UserError("; ".join(told)) from None
 
 
 def _origin(data: Any, loc: Sequence[str | int], where: str, overrides: Sequence[str]) -> str:
@@ -139,6 +175,8 @@ def override(data: dict[str, Any], word: str) -> None:
         raise UserError(f"override {word!r}: expected field=value, for example global_batch=64")
     *parents, last = name.split(".")
     node: Any = data
+    if not value:
+        raise UserError(f"override {word!r}: has no value; {name}=null is none, {name}='' an empty text")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -150,11 +188,15 @@ def override(data: dict[str, Any], word: str) -> None:
             node = node[int(part) if isinstance(node, list) else part]
         node[int(last) if isinstance(node, list) else last] = parsed
     except (IndexError, ValueError, TypeError, AttributeError):
-        raise UserError(f"override {word!r}: there is no field {name!r} to set") from None
+        there = f"; its list has the entries 0 to {len(node) - 1}" if isinstance(node, list) and node else ""
+        raise UserError(f"override {word!r}: there is no field {name!r} to set{there}") from None
 
 
-def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
-    field = ".".join(_as_typed(data, error["loc"]))
+def _explain(model: type[BaseModel], data: Any, error: Any) -> tuple[str, str]:
+    """The field, as a message begins, and what is wrong with it."""
+    field = ".".join(_as_typed(data, error["loc"], error["type"] in ("missing", "extra_forbidden")))
+    if error["loc"][-1:] == ("[key]",):
+        return f"unknown field {field!r}: ", _message(model, error).partition(", found")[0]
     if error["type"] == "extra_forbidden":
         inner = _model_at(model, error["loc"][:-1])
         known = sorted(inner.model_fields) if inner else []
@@ -162,17 +204,25 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> str:
         before, dot, last = field.rpartition(".")
         other = inner.elsewhere.get(last) if inner and issubclass(inner, Settings) else None
         meant = f"; did you mean {before + dot + other!r}?" if other else guess(last, known, before + dot)
-        return f"unknown field {field!r}{meant}{accepted}"
-    return f"field {field!r}: {_message(error)}" if field else _message(error)
+        return f"unknown field {field!r}{meant}{accepted}", ""
+    return f"field {field!r}: " if field else "", _message(model, error)
 
 
-def _message(error: Any) -> str:
+def _message(model: type[BaseModel], error: Any) -> str:
     """Pydantic's message in a user's words, with the value that was found."""
-    found = error["input"]
-    if error["type"] == "missing":
-        return "is required"
-    if error["type"] in ("tuple_type", "list_type") and not isinstance(found, Mapping):
-        return f"expected a list, such as [{found}]"
+    found, inner = error["input"], _model_at(model, error["loc"])
+    fields = inner and ", ".join(f"{name}: ..." for name, field in inner.model_fields.items() if field.is_required())
+    match error["type"]:
+        case "missing":
+            return "is required"
+        case "tuple_type" | "list_type" if not isinstance(found, Mapping):
+            return f"expected a list, such as [{f'{{{fields}}}' if fields else found}]"
+        case "model_type" if fields:
+            return f"expected {{{fields}}}, found {found!r}"
+        case "too_short":
+            return f"expected at least {error['ctx']['min_length']} of a list, found {error['ctx']['actual_length']}"
+        case "too_long":
+            return f"expected at most {error['ctx']['max_length']} of a list, found {error['ctx']['actual_length']}"
     message = str(error["msg"]).removeprefix("Value error, ")
     if not message.startswith("Input should be "):
         return message
@@ -181,12 +231,18 @@ def _message(error: Any) -> str:
     return f"expected {expected}" + (f", found {found!r}" if is_short else "")
 
 
-def _as_typed(data: Any, path: Sequence[str | int]) -> list[str]:
-    """The path as the user wrote it: without the names that pydantic inserts for union members."""
+def _as_typed(data: Any, path: Sequence[str | int], with_last: bool = False) -> list[str]:
+    """The path as the user wrote it: without the names that pydantic inserts for union members.
+
+    Args:
+        data: in which the path is.
+        path: of a field.
+        with_last: whether the last part is a name of the user's, or lacks in the data.
+    """
     typed = []
     for number, part in enumerate(path, 1):
         inside = isinstance(part, int) or (isinstance(data, Mapping) and part in data)
-        if inside or number == len(path):
+        if inside or (with_last and number == len(path)):
             typed.append(str(part))
             data = data[part] if inside else None
     return typed

@@ -1,6 +1,7 @@
 """Settings, the digest of a column's spec, and what a command says when they are wrong."""
 
 import json
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -27,8 +28,14 @@ class Stage(Settings):
     steps: int = Field(10, gt=0)
 
 
+class Phase(Settings):
+    lr: float
+
+
 class Run(Settings):
     name: str
+    phase: Literal["mat", "pt1"] | Annotated[tuple[Phase, ...], Field(min_length=1)] = "mat"
+    shares: dict[Literal["visual", "audio"], int] = {}  # noqa: RUF012
     stages: tuple[Stage, ...] = ()
     optim: Stage = Stage()
 
@@ -58,8 +65,12 @@ def test_values_and_overrides(load):
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
-        ("name: a\nnmae: b", (), ["run.yaml", "'nmae'; did you mean 'name'?", "accepted: name, optim, stages"]),
-        ("name: a\nfarbe: b", (), ["unknown field 'farbe' (accepted: name, optim, stages)"]),
+        (
+            "name: a\nnmae: b",
+            (),
+            ["run.yaml", "'nmae'; did you mean 'name'?", "accepted: name, optim, phase, shares, stages"],
+        ),
+        ("name: a\nfarbe: b", (), ["unknown field 'farbe' (accepted: name, optim, phase, shares, stages)"]),
         ("name: a\nstages: 8", (), ["'stages': expected a list, such as [8]"]),
         ("name: a\nstages: {lr: 1}", (), ["'stages'", "tuple"]),
         ("name: a\noptim: {lrr: 1}", (), ["run.yaml", "'optim.lrr'; did you mean 'optim.lr'?", "accepted: lr, steps"]),
@@ -68,8 +79,9 @@ def test_values_and_overrides(load):
         (
             "name: a\nstore: b\ncolumns: []\ncpus: 8\ngpus: 1",
             (),
-            ["run.yaml: not a file of Run: of its 5 fields it has no store, columns, cpus ...; is it of another"],
+            ["run.yaml: a file for avllm featurize run, it seems: Run has no field store, columns, cpus ... (accepted"],
         ),
+        ("name: a\nsize: 1\ncpus: 8\ngpus: 1", (), ["a file of another command, it seems: Run has no field size,"]),
         ("name: a\n1: b", (), ["run.yaml", "1"]),
         ('name: a\n"x\\ny": b', (), ["run.yaml", "x"]),
         ("name: 3", (), ["run.yaml", "'name'", "string"]),
@@ -79,13 +91,33 @@ def test_values_and_overrides(load):
             ["run.yaml", "'stages.0.steps': expected a valid integer", "found 'many'"],
         ),
         ("name: a\nstages: [{steps: 0}]", (), ["run.yaml", "'stages.0.steps': expected greater than 0, found 0"]),
-        ("", (), ["run.yaml", "'name': is required"]),
+        ("", (), ["run.yaml: the file is empty; Run needs name"]),
+        ("", ("optim.lr=1",), ["run.yaml: field 'name': is required"]),
+        (
+            "name: a\noptim:\n  lr: 1\n  steps: 3\n  lr: 2",
+            (),
+            ["run.yaml: not YAML: line 5: 'lr' stands here and on line 3"],
+        ),
+        ("name: a\nstages: [{lr: 1},\n\n\nname: b", (), ["not YAML: line 5: ", "belongs to what begins on line 2"]),
+        (
+            "name: a\nphase: x",
+            (),
+            ["field 'phase': expected 'mat' or 'pt1', found 'x', or expected a list, such as [{lr: ...}]"],
+        ),
+        ("name: a\nshares: {see: 1}", (), ["unknown field 'shares.see': expected 'visual' or 'audio'"]),
+        (
+            "name: a\nphase: []",
+            (),
+            ["field 'phase': expected 'mat' or 'pt1', or expected at least 1 of a list, found 0"],
+        ),
+        ("name: a\nphase: [b]", (), ["field 'phase.0': expected {lr: ...}, found 'b'"]),
         ("- a", (), ["run.yaml", "mapping", "list"]),
         ("a: [", (), ["run.yaml", "not YAML: line 1"]),
         ("name: a\noptim:\n\tlr: 1", (), ["run.yaml: not YAML: line 3: ", "indent with blanks instead of tabs"]),
-        (b"\xff\xfe\x00", (), ["run.yaml", "not YAML"]),
-        (b"name: \xff", (), ["run.yaml", "not YAML"]),
-        (GOOD, ("stages.2.lr=1",), ["'stages.2.lr'", "no field"]),
+        (b"\xff\xfe\x00", (), ["run.yaml: not YAML: the file is not text"]),
+        (b"name: \xff", (), ["run.yaml: not YAML: the file is not text"]),
+        (GOOD, ("stages.2.lr=1",), ["'stages.2.lr'", "no field", "its list has the entries 0 to 1"]),
+        (GOOD, ("name=",), ["override 'name=': has no value; name=null is none, name='' an empty text"]),
         (GOOD, ("stages.x.lr=1",), ["'stages.x.lr'", "no field"]),
         (GOOD, ("name.x=1",), ["'name.x'", "no field"]),
         (GOOD, ("name",), ["'name'", "field=value"]),
