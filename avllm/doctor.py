@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from avllm.configs import shipped_files
 from store import Storage, UserError, list_columns
 from store.cache import cache_folder
 from store.console import console, make_table
+from store.hub import connects, hub_answers, hub_host
 from store.items import CORPUS
 from store.settings import yaml_fault
 
@@ -34,7 +34,6 @@ EXTRAS = {
 }
 FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 LOW_MEMORY_GB, LOW_DISK_GB = 8, 20
-SECONDS = 3.0  # of a connection
 
 
 class Finding(NamedTuple):
@@ -177,7 +176,7 @@ def _ray() -> Finding:
     if address in ("auto", "local"):
         return Finding("Ray", f"RAY_ADDRESS={address}")
     parts = urlsplit(address if "://" in address else f"ray://{address}")
-    if _connects(parts.hostname or "", parts.port or 10001):
+    if connects(parts.hostname or "", parts.port or 10001):
         return Finding("Ray", f"{address} answers")
     return Finding("Ray", f"{address} does not answer", "start the cluster, or unset RAY_ADDRESS")
 
@@ -186,20 +185,11 @@ def _hub() -> Finding:
     """Whether a model hub can be reached."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return Finding("model hub", "HF_HUB_OFFLINE is set: only what is in its cache")
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    if _connects(url.hostname or "", url.port or (443 if url.scheme == "https" else 80)):
-        return Finding("model hub", f"{url.hostname} answers")
+    if hub_answers():
+        return Finding("model hub", f"{hub_host()} answers")
     return Finding(
-        "model hub", f"{url.hostname} does not answer", "name models and weights by folder, or set HF_ENDPOINT"
+        "model hub", f"{hub_host()} does not answer", "name models and weights by folder, or set HF_ENDPOINT"
     )
-
-
-def _connects(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), SECONDS).close()
-    except OSError:
-        return False
-    return True
 
 
 def _store(store: str) -> Finding:

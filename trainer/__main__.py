@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from store import load_settings
-from store.console import make_app, run
+from store.console import console, make_app, run
 
 app = make_app("Train projectors and LLM on cached features.")
 Overrides = Annotated[list[str] | None, typer.Argument(help="field=value, such as lr=1e-3.")]
@@ -34,6 +34,7 @@ def train(
     ] = None,
 ) -> None:
     """Run one stage of training; a run that stopped goes on from its last saved state."""
+    from trainer.checkpoint.states import States
     from trainer.checks import check_plan, check_run
     from trainer.settings import TrainConfig
 
@@ -50,7 +51,16 @@ def train(
         check_run(settings)
         from trainer import stage
 
-        stage.train(settings)
+        try:
+            stage.train(settings)
+        except KeyboardInterrupt:
+            steps = States(settings.output).steps()
+            console.print(
+                f"step {steps[-1]} is saved: the same command goes on there"
+                if steps
+                else "no step is saved: the same command begins anew; save_every=N saves some"
+            )
+            raise
 
 
 @app.command()
@@ -77,7 +87,7 @@ def ablate(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point."""
-    run(app, "stopped; the same command goes on from the last saved state, if save_every asked for any", extra="train")
+    run(app, extra="train")
 
 
 if __name__ == "__main__":

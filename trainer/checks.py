@@ -1,8 +1,11 @@
 """What can be refused before torch is imported, so that a mistake is told at once."""
 
+import os
 from pathlib import Path
 
 from store import Storage, UserError, check_conversations, is_missing_folder
+from store.hub import use_cache_without_hub
+from trainer.checkpoint.states import state_to_resume
 from trainer.features import Grid
 from trainer.joined import open_columns
 from trainer.launch import check_world
@@ -10,13 +13,20 @@ from trainer.settings import TrainConfig
 
 
 def check_run(config: TrainConfig) -> None:
-    """Refuse a run whose output is there already, and what `check_plan` refuses.
+    """Refuse a run whose output is no folder for it, or that stopped with other settings, and as `check_plan`.
 
     Raises:
         UserError: names the field.
     """
-    if (Path(config.output) / "checkpoint").exists() and not config.overwrite:
-        raise UserError(f"field 'output': {config.output} holds a checkpoint; take another folder, or overwrite=true")
+    output = Path(config.output)
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"field 'output': {there} is a file; expected a folder, or the name of a new one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"field 'output': {there}: Permission denied; expected a folder that can be written")
+    if (output / "checkpoint").exists() and not config.overwrite:
+        raise UserError(f"field 'output': {output} holds a checkpoint; take another folder, or overwrite=true")
+    state_to_resume(config)
     check_plan(config)
 
 
@@ -38,15 +48,26 @@ def check_plan(config: TrainConfig, ranks: int | None = None, *, reads_sources: 
 
 
 def check_llm_folder(model: str) -> None:
-    """Refuse an LLM that is a path, not a hub's name, if nothing is there.
+    """Refuse an LLM that is a path, not a hub's name, if none is there.
 
     Raises:
-        UserError: it is missing.
+        UserError: it is missing, or no LLM.
     """
+    path = Path(model)
     if is_missing_folder(model):
+        if path.name == "checkpoint":
+            raise UserError(
+                f"field 'model': {model} is not there: the run in {path.parent} has not ended; train it first"
+            )
         raise UserError(
             f"field 'model': {model}: no such folder here; accepted: a folder of an LLM that transformers can load, "
             "or its name on the hub, such as lmsys/vicuna-7b-v1.5"
+        )
+    if not path.is_dir():
+        use_cache_without_hub()
+    elif not (path / "config.json").is_file():
+        raise UserError(
+            f"field 'model': {model}: has no config.json; expected a folder of an LLM as transformers saves it"
         )
 
 

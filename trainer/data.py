@@ -93,8 +93,8 @@ class TrainingData:
                     self.size += round(drawn.times * len(pool))
         weights = {modality: pools for modality, pools in weights.items() if pools}
         if not weights:
-            reasons = self.left_out.reasons()
-            raise UserError(f"field 'sources': no usable conversation; left out: {dict(reasons) or 'none'}")
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.reasons().items())
+            raise UserError(f"field 'sources': no usable conversation; left out: {reasons or 'none'}")
         self.steps = config.steps or math.ceil(self.size * (config.epochs or 0) / config.global_batch)
         phases = self._phases({modality: sum(pools.values()) for modality, pools in weights.items()})
         self._schedule = Schedule(config.global_batch, phases, weights)

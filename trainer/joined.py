@@ -132,7 +132,7 @@ class Joined:
         needs = self.conversations.facts.perceives(sense)
         reader = next((r for r in self.readers if r.column.spec.modality == sense), None)
         if reader is None:
-            self._leave_out(needs, f"{sense}: this run has no such column")
+            self._leave_out(needs, f"ask by {sense}, for which this run has no column ('{sense}' is null)")
             return
         size, index = len(reader), reader.index
         rows = index.find(self.conversations.facts.key)

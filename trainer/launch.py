@@ -1,9 +1,16 @@
 """The processes of a run, as torchrun or the deepspeed launcher started them."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 from store import UserError
+from store.console import console
 from trainer.settings import TrainConfig
+
+LOCK = ".lock"  # in a run's folder
 
 
 def world_size() -> int:
@@ -14,6 +21,27 @@ def world_size() -> int:
 def is_first() -> bool:
     """Whether this process is the first rank; works before an engine is built."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder; the first rank does it for all.
+
+    Raises:
+        UserError: another run is in it.
+    """
+    if not is_first():
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / LOCK, "ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"field 'output': another run writes into {output}; let it end, or take another") from None
+        except OSError as error:  # of a file system without locks
+            console.print(f"{output}: cannot be locked ({error.strerror}): see that no other run writes there")
+        yield
 
 
 def uses_deepspeed(config: TrainConfig) -> bool:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from store.console import console
+from trainer.checkpoint.info import is_checkpoint
 from trainer.data import TrainingData
 from trainer.evaluation import HeldOut
 from trainer.settings import TrainConfig
@@ -24,6 +25,14 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
     counts = data.counts()
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     console.print(f"{sum(counts.values())} usable conversations ({kinds}), {data.size} in an epoch")
+    if config.visual and config.audio and set(counts) == {"audio_visual"} and not config.augment:
+        console.print(
+            "none is asked by sight or by sound alone, so the model learns to answer both together only: give"
+        )
+        console.print("each sense conversations of its own, or set augment, such as augment={visual: 0.5, audio: 0.5}")
+    if config.stage == 2 and not is_checkpoint(config.model):
+        console.print(f"{config.model} has no projectors, so new ones are trained; stage 2 usually begins with the")
+        console.print("checkpoint of stage 1")
     if data.left_out:
         path = Path(config.output) / "left_out.jsonl"
         if write:

@@ -17,7 +17,8 @@ from store.publish import TEMPORARY
 from trainer.checkpoint.folder import save_checkpoint
 from trainer.checkpoint.info import CheckpointInfo, is_checkpoint, read_info
 from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.states import State, States, check_same_llm, check_same_run
+from trainer.checkpoint.states import State, States, check_same_data, state_to_resume
+from trainer.checkpoint.tensors import SavedTensors, check_same_llm
 from trainer.checkpoint.weights import gather_weights
 from trainer.checks import check_run
 from trainer.curves import PLOT, plot_losses
@@ -25,7 +26,7 @@ from trainer.data import TrainingData
 from trainer.engine import Engine
 from trainer.evaluation import HeldOut, held_out_of, summary
 from trainer.flops import forward_flops, has_bfloat16, peak_flops, step_flops
-from trainer.launch import is_first
+from trainer.launch import alone_in, is_first
 from trainer.llm import digest_of, load_llm
 from trainer.loader import Loader, RankBatch
 from trainer.log import RunLog, import_tracker
@@ -45,6 +46,11 @@ def train(config: TrainConfig) -> None:
             it would resume.
     """
     check_run(config)
+    with alone_in(Path(config.output)):
+        _train(config)
+
+
+def _train(config: TrainConfig) -> None:
     output, states = Path(config.output), States(config.output)
     if config.track:
         import_tracker(config.track)
@@ -53,14 +59,14 @@ def train(config: TrainConfig) -> None:
     llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)
     data = TrainingData(config, tokenizer)
     held_out = held_out_of(config)
-    saved = None if config.overwrite or not states.steps() else states.state(states.steps()[-1])
+    saved = state_to_resume(config)
     if saved:
-        check_same_run(saved, config, data.has_identity)
+        check_same_data(saved, config, data.has_identity)
         check_same_llm(saved, llm, output)
     base = (saved and saved.base) or digest_of(llm.named_parameters(), precision(config))
     model = build_model(config, data, llm)
     if saved:
-        states.load(saved.step).load_weights(model)
+        SavedTensors(states.path(saved.step)).load_weights(model)
     if is_first():
         if config.overwrite:
             for old in ("checkpoint", states.folder.name, "tensorboard"):
@@ -70,7 +76,7 @@ def train(config: TrainConfig) -> None:
         states.clear()
     engine = build_engine(model, build_optimizer(model, config), config)
     if saved:
-        states.load(saved.step).load_optimizer(engine, saved.step)
+        SavedTensors(states.path(saved.step)).load_optimizer(engine, saved.step)
     log = None
     if engine.rank == 0:
         report_data(data, config, held_out)

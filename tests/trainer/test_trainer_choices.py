@@ -24,6 +24,7 @@ from trainer.checkpoint.export import export
 from trainer.checkpoint.folder import load_checkpoint, load_projectors, model_card
 from trainer.checkpoint.info import read_info
 from trainer.checkpoint.states import States
+from trainer.checkpoint.tensors import SavedTensors
 from trainer.data import TrainingData
 from trainer.engine import PlainEngine
 from trainer.evaluation import _judge
@@ -229,7 +230,7 @@ def test_the_gradient_is_clipped_to_a_norm(base, tmp_path):
     for clip in (0.01, None):
         logged = run(base | {"clip": clip, "steps": 2, "save_every": 1}, tmp_path / str(clip))
         model, _, _ = load_checkpoint(tmp_path / str(clip) / "checkpoint", torch.float32)
-        saved = States(tmp_path / str(clip)).load(1)
+        saved = SavedTensors(States(tmp_path / str(clip)).path(1))
         moments = [saved.read(f"exp_avg/{name}", 0, p.numel()) for name, p in model.named_parameters()]
         norms[clip] = torch.cat(moments).norm().item() / 0.1  # 1 - beta_1, after one step
         assert logged[0]["grad_norm"] > 1
@@ -337,7 +338,8 @@ def test_a_stopped_runs_state_becomes_the_checkpoint_it_would_have_written(
     [
         ("export {run} {new} --step 4", "--step 4: {run} has no such state; saved steps: 3; accepted: a step, last"),
         ("export {run} {new} --step best", "--step best: {run} has no such state; saved steps: 3; accepted: a step"),
-        ("export {run}/nowhere {new}", "{run}/nowhere has no saved states: save_every=N saves some"),
+        ("export {run}/nowhere {new}", "{run}/nowhere: no such folder; expected the 'output' of a run"),
+        ("export {store} {new}", "{store} has no saved states: a run with save_every=N saves some"),
         ("export {run} {run}", "{run}: exists; name a folder that does not"),
         ("heldout {run}/checkpoint {store} mixed --ask smell", "--ask smell: accepted: visual, audio"),
         ("heldout {run} {store} mixed", "{run}: not a checkpoint of avllm"),

@@ -16,6 +16,8 @@ from store import UserError, parse_settings
 from trainer.checkpoint.export import export
 from trainer.checkpoint.folder import load_checkpoint
 from trainer.checkpoint.states import States
+from trainer.checkpoint.tensors import SavedTensors
+from trainer.launch import alone_in
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
@@ -133,6 +135,18 @@ def test_a_stopped_run_refuses_other_settings_and_other_data(base, stopped):
     state.write_text(original)
 
 
+def test_two_runs_do_not_share_a_folder(base, tmp_path):
+    with alone_in(tmp_path / "run"), pytest.raises(UserError, match=r"another run writes into .*run; let it end"):
+        run(base, tmp_path / "run")
+    (tmp_path / "file").touch()
+    for output, words in (
+        (tmp_path / "file", "file is a file; expected a folder"),
+        (tmp_path / "file" / "x", "is a file"),
+    ):
+        with pytest.raises(UserError, match=f"field 'output': .*{words}"):
+            run(base, output)
+
+
 def other_weights(folder, to):
     """The same LLM with other weights of the same names and shapes."""
     shutil.copytree(folder, to)
@@ -209,7 +223,7 @@ def test_newest_and_best_states_are_kept(base, feature_store, tmp_path):
     export(tmp_path / "run", tmp_path / "best", "best")
     exported, _, info = load_checkpoint(tmp_path / "best", torch.float32)
     assert info.steps == best
-    saved = states.load(best)
+    saved = SavedTensors(states.path(best))
     for name, parameter in exported.named_parameters():
         assert torch.equal(parameter.flatten(), saved.read(f"weight/{name}", 0, parameter.numel())), name
     with pytest.raises(UserError, match=r"--step 7: .* saved steps: .*accepted: a step, last, best"):

@@ -13,6 +13,7 @@ from store import ColumnReader, Storage, open_column, parse_settings
 from trainer.checkpoint.export import export
 from trainer.checkpoint.folder import load_checkpoint, load_projectors
 from trainer.checkpoint.states import States
+from trainer.checkpoint.tensors import SavedTensors
 from trainer.settings import TrainConfig
 from trainer.stage import train
 
@@ -127,7 +128,7 @@ def test_losses_norms_and_held_out_answers_are_those_of_one_process(shared, plai
 def test_clipped_gradients_are_those_of_one_process(shared, plain, name):
     """Seen in AdamW's moments: its steps hide a gradient's scale."""
     model, _, _ = load_checkpoint(plain / "full" / "checkpoint", torch.float32)
-    one, two = States(plain / "full").load(SAVED), States(shared / name).load(SAVED)
+    one, two = (SavedTensors(States(folder).path(SAVED)) for folder in (plain / "full", shared / name))
     assert min(line["grad_norm"] for line in logged(plain / "full")) > 10 * 0.05
     squares = 0.0
     for parameter, tensor in model.named_parameters():
@@ -152,7 +153,7 @@ def test_a_run_goes_on_bit_for_bit(shared, name):
 @pytest.mark.parametrize("name", ["half-2", "half-3-offload"])
 def test_bfloat16_keeps_originals_and_statistics_in_float32(shared, plain, name):
     """DeepSpeed casts the whole module: steps of lr 2e-5 would vanish, and the columns' means would be off."""
-    saved = States(shared / name).load(SAVED)
+    saved = SavedTensors(States(shared / name).path(SAVED))
     weights = saved.read("weight/llm.model.embed_tokens.weight", 0, 400 * 32)
     assert weights.dtype == torch.float32
     assert not torch.equal(weights, weights.bfloat16().float())

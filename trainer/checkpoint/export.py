@@ -5,7 +5,8 @@ from pathlib import Path
 from store import UserError
 from store.console import console
 from trainer.checkpoint.folder import save_checkpoint
-from trainer.checkpoint.states import States, check_same_llm
+from trainer.checkpoint.states import States
+from trainer.checkpoint.tensors import SavedTensors, check_same_llm
 from trainer.checkpoint.weights import gather_weights
 from trainer.llm import load_llm
 from trainer.model import AudioVisualLM
@@ -23,13 +24,16 @@ def export(output: Path, folder: Path, step: str) -> None:
     Raises:
         UserError: there is no such state, or `folder` exists.
     """
+    if not output.is_dir():
+        raise UserError(f"{output}: no such folder; expected the 'output' of a run")
     states = States(output)
     steps = states.steps()
     chosen = {"last": steps[-1] if steps else None, "best": states.best()}.get(
         step, int(step) if step.isdigit() else None
     )
     if not steps:
-        raise UserError(f"{output} has no saved states: save_every=N saves some; a finished run is {output}/checkpoint")
+        done = f"; the finished run is {output}/checkpoint" if (output / "checkpoint").is_dir() else ""
+        raise UserError(f"{output} has no saved states: a run with save_every=N saves some{done}")
     if chosen is None or chosen not in steps:
         listed = ", ".join(map(str, steps))
         raise UserError(
@@ -42,6 +46,6 @@ def export(output: Path, folder: Path, step: str) -> None:
     check_same_llm(state, llm, output)
     model = AudioVisualLM(llm, state.checkpoint.grid.widths(state.checkpoint.columns))
     choose_trained(state.config, model)
-    states.load(chosen).load_weights(model)
+    SavedTensors(states.path(chosen)).load_weights(model)
     save_checkpoint(folder, llm, gather_weights(model, precision(state.config)), tokenizer, state.checkpoint)
     console.print(f"saved {folder}: step {chosen} of {output}")

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from store import UserError
 from store.publish import TEMPORARY, publish, publishing
-from trainer.checkpoint.states import State, States, untrained
+from trainer.checkpoint.states import State, States
+from trainer.checkpoint.tensors import untrained
 from trainer.engine import MOMENTS, Engine
 
 

@@ -7,24 +7,17 @@
       state.json                        step, settings, metadata of the checkpoint; written last
 
 Each rank copies its part to memory and trains on; a thread writes it. The folder gets its name when all parts exist.
+Here is what is read without torch; `tensors.py` reads the rest.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from safetensors import SafetensorError, safe_open
+from typing import Literal
 
 from store import Settings, UserError, parse_settings
-from store.console import console
 from store.publish import TEMPORARY, remove
 from trainer.checkpoint.info import CheckpointInfo
-from trainer.engine import Engine
-from trainer.launch import is_first
-from trainer.llm import are_weights
-from trainer.model import AudioVisualLM
 from trainer.settings import FREE_ON_RESUME, TrainConfig
 
 FOLDER = "steps"
@@ -102,22 +95,17 @@ class States:
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
             remove(leftover)
 
-    def load(self, step: int) -> "SavedTensors":
-        """The tensors of a step."""
-        return SavedTensors(self.path(step))
 
-
-def check_same_run(state: State, config: TrainConfig, has_identity: Callable[[str], bool]) -> None:
-    """Refuse to resume a run with other settings or data than those its state was saved with.
-
-    Args:
-        state: the saved state.
-        config: of the run.
-        has_identity: whether the run's data have a saved identity (`TrainingData.has_identity`).
+def state_to_resume(config: TrainConfig) -> State | None:
+    """The newest state of a run that goes on, or None if it begins.
 
     Raises:
-        UserError: names the field that differs.
+        UserError: it was saved with other settings; names the field that differs.
     """
+    states = States(config.output)
+    if config.overwrite or not states.steps():
+        return None
+    state = states.state(states.steps()[-1])
     now, then = config.model_dump(mode="json"), state.config.model_dump(mode="json")
     for field in TrainConfig.model_fields:
         if field not in FREE_ON_RESUME and now[field] != then[field]:
@@ -125,84 +113,22 @@ def check_same_run(state: State, config: TrainConfig, has_identity: Callable[[st
                 f"field {field!r}: {now[field]}, but the run in {config.output} stopped at step {state.step} with "
                 f"{then[field]}; give that, another output, or overwrite=true"
             )
+    return state
+
+
+def check_same_data(state: State, config: TrainConfig, has_identity: Callable[[str], bool]) -> None:
+    """Refuse to go on with other data.
+
+    Args:
+        state: the saved state.
+        config: of the run.
+        has_identity: whether the run's data have a saved identity (`TrainingData.has_identity`).
+
+    Raises:
+        UserError: the data differ.
+    """
     if not has_identity(state.identity):
         raise UserError(
             f"field 'sources': conversations or columns are not those that the run in {config.output} stopped with "
             f"at step {state.step}; take another output, or overwrite=true"
         )
-
-
-def check_same_llm(state: State, llm: Any, output: str | Path) -> None:
-    """Refuse to put a run's trained weights on an LLM with other weights than the run began with.
-
-    Args:
-        state: of the run.
-        llm: as its folder holds it now.
-        output: of the run.
-
-    Raises:
-        UserError: the weights differ.
-    """
-    model = state.config.model
-    if not are_weights(state.base, llm):
-        raise UserError(
-            f"field 'model': {model}: its weights are not those that the run in {output} began with; "
-            "put those back, or train anew with another output"
-        )
-    if state.base is None and is_first():
-        console.print(f"{state.step} steps were saved by an earlier version: whether {model} is the same is not known")
-
-
-class SavedTensors:
-    """The tensors of one state, whichever ranks wrote them.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._pieces: dict[str, list[tuple[int, Any, str]]] = {}
-        for path in sorted(folder.glob("part-*.safetensors")):
-            try:
-                part = safe_open(path, "pt")
-            except SafetensorError as error:
-                raise UserError(f"{path}: cannot be read: {error}; remove {folder}") from None
-            for key in part.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
-                name, _, start = key.rpartition("@")
-                self._pieces.setdefault(name, []).append((int(start), part, key))
-        for pieces in self._pieces.values():
-            pieces.sort(key=lambda piece: piece[0])
-
-    def read(self, name: str, start: int, size: int) -> torch.Tensor:
-        """Elements [start, start + size) of a flattened tensor."""
-        pieces = []
-        for first, part, key in self._pieces.get(name, []):
-            piece = part.get_slice(key)
-            low, high = max(start, first), min(start + size, first + piece.get_shape()[0])
-            if low < high:
-                pieces.append(piece[low - first : high - first])
-        whole = torch.cat(pieces) if pieces else torch.empty(0)
-        if len(whole) != size:
-            raise UserError(f"a saved state does not hold {name}: {len(whole)} of {size} elements are there")
-        return whole
-
-    def load_weights(self, model: AudioVisualLM) -> None:
-        """Load the trained weights and the whole projectors into a model."""
-        trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-        for name, tensor in (*trained, *untrained(model)):
-            tensor.data.copy_(self.read(f"weight/{name}", 0, tensor.numel()).view(tensor.shape))
-
-    def load_optimizer(self, engine: Engine, step: int) -> None:
-        """Load the float32 originals and AdamW's moments into an engine whose model has its weights already."""
-        engine.start_moments(step)
-        for fragment in engine.fragments():
-            size = fragment.weight.numel()
-            fragment.weight.copy_(self.read(f"weight/{fragment.name}", fragment.start, size))
-            for kind, moment in fragment.moments.items():
-                moment.copy_(self.read(f"{kind}/{fragment.name}", fragment.start, size))
-
-
-def untrained(model: AudioVisualLM) -> Iterator[tuple[str, torch.Tensor]]:
-    """The projectors' tensors that no optimizer updates: their statistics, and frozen parameters."""
-    yield from model.projectors.named_buffers("projectors")
-    yield from ((name, p) for name, p in model.projectors.named_parameters("projectors") if not p.requires_grad)
