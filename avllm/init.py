@@ -1,10 +1,11 @@
 """`avllm init`: configuration files for a store, an LLM and GPUs, which need no overrides."""
 
+import math
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import typer
 import yaml
@@ -12,13 +13,14 @@ import yaml
 from avllm.doctor import bfloat16_flag
 from avllm.reference import meanings
 from featurize.settings import FeaturizeConfig, TokenSettings
-from store import Storage, UserError, list_columns, list_conversations, load_settings, parse_settings
+from store import Storage, UserError, is_missing_folder, list_columns, list_conversations, load_settings, parse_settings
 from store.console import console
 from store.conversation import count_conversations
 from store.items import CORPUS
-from store.settings import shipped
+from store.settings import guess, shipped
 from trainer.settings import TrainConfig
 
+T = TypeVar("T")
 STAGES = (1, 2)
 GB_OF_WEIGHT, GB_OF_TRAINED = 2, 16  # of a billion: bfloat16; float32 with its gradient and AdamW's two moments
 GB_OFFLOADED = 30  # of host memory for a billion trained weights (docs/recipes.md)
@@ -26,6 +28,7 @@ WORKING_GB = 8  # activations and gathered layers at these files' batch_tokens (
 FEWEST_STEPS = 20  # of an epoch: small data gets small batches
 SMALL_LLM, SMALL_LLM_LR = 1, 2e-4  # billions of weights; the demo's rate
 UNKNOWN_LLM = 7.0
+FEW_STEPS = 100  # that teach little
 
 
 class Machine(NamedTuple):
@@ -50,15 +53,20 @@ def write(
     Raises:
         UserError: a value is not given and there is no terminal to ask at, or the folder has such files already.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a folder, or the name of a new one")
     for name in ("featurize.yaml", *(f"stage{number}.yaml" for number in STAGES)):
         if (folder / name).exists():
-            raise UserError(f"{folder / name} exists; give another folder")
+            raise UserError(f"{folder / name} exists; remove it, or give another folder")
     storage = Storage(store or _ask("store", "Store (a folder or a URL)", "runs/store"))
     conversations = conversations or _choose(storage)
+    if (names := list_conversations(storage)) and conversations not in names:
+        near = guess(conversations, names)
+        raise UserError(f"--conversations {conversations}: the store has {', '.join(names)}{near}")
     model = model or _ask("model", "LLM (a Hugging Face folder, or a name on the hub)", "lmsys/vicuna-7b-v1.5")
     _check_model(model)
-    gpus = int(_ask("gpus", "GPUs that train (0 for a CPU)", "1")) if gpus is None else gpus
-    memory = int(_ask("memory", "GB of each GPU", "80")) if gpus and memory is None else memory
+    gpus = _ask("gpus", "GPUs that train (0 for a CPU)", 1) if gpus is None else gpus
+    memory = _ask("memory", "GB of each GPU", 80) if gpus and memory is None else memory
     machine = Machine(gpus, memory or 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
     encoders = None if list_columns(storage) else "paper" if gpus else "demo"
     files = {"featurize.yaml": shipped(FeaturizeConfig)[encoders].read_text()} if encoders else {}
@@ -74,7 +82,12 @@ def _stages(
 ) -> dict[str, str]:
     """The files of both stages, by name; stage 2 starts from the checkpoint of stage 1."""
     size, count = _billions(model), _count(storage, conversations)
-    files = {}
+    if not machine.gpus and size > SMALL_LLM:
+        console.print(
+            f"a CPU takes weeks for {size:.1f} billion weights; choose an LLM below {SMALL_LLM} billion for it"
+        )
+    files, folder = {}, folder.absolute()
+    model = str(Path(model).absolute()) if Path(model).is_dir() else model
     for number in STAGES:
         name = f"stage{number}"
         fields = _stage(number, machine, size, count) | columns
@@ -82,25 +95,33 @@ def _stages(
         fields["model"] = model if number == STAGES[0] else str(folder / "stage1" / "checkpoint")
         fields["output"] = str(folder / name)
         parse_settings(TrainConfig, fields, f"{name}.yaml")
+        steps = math.ceil(count * fields["epochs"] / fields["global_batch"]) if count else FEW_STEPS
+        if steps < FEW_STEPS:
+            console.print(f"stage {number}: {steps} steps for {count} conversations teach little; epochs=10 has more")
         files[f"{name}.yaml"] = _commented(fields)
     return files
 
 
-def _ask(option: str, question: str, default: str) -> str:
+def _ask(option: str, question: str, default: T) -> T:
     if not sys.stdin.isatty():
         raise UserError(f"--{option}: give it; there is no terminal to ask at")
-    return str(typer.prompt(question, default=default))
+    answer: T = typer.prompt(question, default=default, type=type(default))
+    return answer
 
 
 def _check_model(model: str) -> None:
-    """Refuse a path where no folder is; a name on the hub is `owner/name` or `name`."""
-    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).expanduser().is_dir():
+    """Refuse a path where no LLM is; a name on the hub is `owner/name` or `name`."""
+    path = Path(model).expanduser()
+    if is_missing_folder(os.path.expanduser(model)):
         raise UserError(f"--model {model}: no such folder; expected one in Hugging Face form, or a name on the hub")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"--model {model}: has no config.json; expected a folder in Hugging Face form")
 
 
 def _choose(storage: Storage) -> str:
     names = list_conversations(storage)
-    return names[0] if len(names) == 1 else _ask("conversations", f"Conversations ({', '.join(names)})", "train")
+    there = f"; there are {', '.join(names)}" if names else " that will be planned"
+    return names[0] if len(names) == 1 else _ask("conversations", f"Conversations{there}", "train")
 
 
 def _count(storage: Storage, conversations: str) -> int | None:
@@ -186,7 +207,7 @@ def _commented(fields: dict[str, Any]) -> str:
     for name in TrainConfig.model_fields:
         if name in fields:
             value = yaml.safe_dump(fields[name], default_flow_style=True, sort_keys=False).removesuffix("...\n")
-            parts.append(f"# {meaning[name]}\n{name}: {value}")
+            parts.append(f"# {name}: {meaning[name]}\n{name}: {value}")
     return "\n".join(parts)
 
 

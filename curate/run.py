@@ -203,6 +203,8 @@ def open_curation(storage: Storage, settings: CurationSettings) -> Iterator[Cura
     Raises:
         UserError: another process has, or settings, columns, templates or clips are not as they should be.
     """
+    load_templates(settings.templates)
+    clips_of(storage, settings, Captions(storage, settings.captions))  # before a file for replies is made
     with Ledger(ledger_of(storage, settings), settings.generator.limit) as ledger:
         yield Curation(storage, settings, ledger)
 

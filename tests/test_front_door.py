@@ -33,9 +33,9 @@ def test_init_writes_files_that_need_no_overrides(feature_store, tiny_llm, pytho
     asked = ("--store", feature_store, "--conversations", "mixed", "--model", tiny_llm, "--gpus", "0")
     done = python("avllm", "init", tmp_path / "mine", *asked)
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.strip().splitlines()[1:3]:
-        words = line.split()
-        assert words[:2] == ["avllm", "trainer"]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  avllm trainer")]
+    assert len(lines) == 2
+    for words in lines:
         done = python(*words[1:], "--dry-run")
         assert done.returncode == 0, done.stderr
     again = python("avllm", "init", tmp_path / "mine", *asked)
@@ -114,6 +114,22 @@ def test_init_takes_no_folder_that_is_not_there(python, tmp_path, feature_store,
     done = python("avllm", "init", tmp_path / "new", *words)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --model {model}: no such folder")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--conversations", "mixt"), "--conversations mixt: the store has mixed; did you mean 'mixed'?"),
+        (("--model", "."), "--model .: has no config.json; expected a folder in Hugging Face form"),
+        (("--model", "build/llm"), "--model build/llm: no such folder; expected one in Hugging Face form, "),
+    ],
+)
+def test_init_takes_only_what_is_there(python, tmp_path, feature_store, tiny_llm, words, line):
+    asked = ("--store", feature_store, "--conversations", "mixed", "--model", tiny_llm, "--gpus", "0")
+    done = python("avllm", "init", tmp_path / "new", *asked, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
     assert not (tmp_path / "new").exists()
 
 

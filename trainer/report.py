@@ -26,10 +26,8 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     console.print(f"{sum(counts.values())} usable conversations ({kinds}), {data.size} in an epoch")
     if config.visual and config.audio and set(counts) == {"audio_visual"} and not config.augment:
-        console.print(
-            "none is asked by sight or by sound alone, so the model learns to answer both together only: give"
-        )
-        console.print("each sense conversations of its own, or set augment, such as augment={visual: 0.5, audio: 0.5}")
+        console.print("none begins by sight or by sound alone, so to be asked so will be new to the model: give each")
+        console.print("sense conversations of its own, or set augment={visual: 0.5, audio: 0.5}", markup=False)
     if config.stage == 2 and not is_checkpoint(config.model):
         console.print(f"{config.model} has no projectors, so new ones are trained; stage 2 usually begins with the")
         console.print("checkpoint of stage 1")

@@ -155,6 +155,15 @@ def test_a_review_overrides_verdicts_and_is_asked_nothing_for(config, llm_server
         assert "there is no curation 'other'; it has: test" in said
 
 
+def test_what_is_refused_leaves_nothing_behind(config, llm_server, writer, tmp_path):
+    with llm_server(writer) as server:
+        storage, words = config(server)
+        assert "nothing" in refused("run", *words, "captions.frames=nothing")
+        assert "templates" in refused("run", *words, f"templates={tmp_path}/none")
+        assert not server.came
+    assert storage.names("curations") == []
+
+
 def test_shipped_settings_are_read():
     paper = load_settings(CurationSettings, "curate/configs/paper.yaml")
     assert sum(paper.mix.of(cell) for cell in paper.mix.cells) == 260_000
