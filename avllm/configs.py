@@ -1,5 +1,6 @@
 """The configurations that are shipped, by package and name."""
 
+import itertools
 from pathlib import Path
 
 from ablate.settings import AblateConfig
@@ -28,11 +29,13 @@ def shipped_files() -> dict[str, Path]:
 
 
 def list_shipped() -> None:
-    """Print a table of them, each with the command that takes it and its first line."""
+    """Print a table of them, each with the command that takes it and the first sentence of its comment."""
     table = make_table("command", "what it is")
     for command, model in TAKEN_BY.items():
         for name, path in shipped(model).items():
-            table.add_row(f"avllm {command} {name}", path.read_text().splitlines()[0].lstrip("# "))
+            comment = itertools.takewhile(lambda line: line.startswith("# "), path.read_text().splitlines())
+            sentence, dot, _ = " ".join(line[2:].strip() for line in comment).partition(". ")
+            table.add_row(f"avllm {command} {name}", sentence + dot.strip())
     console.print(table)
     console.print("avllm configs PACKAGE/NAME prints one, such as trainer/demo-stage1")
 

@@ -20,7 +20,7 @@ from store.cache import cache_folder
 from store.console import console, make_table
 from store.hub import connects, hub_answers, hub_host
 from store.items import CORPUS
-from store.settings import yaml_fault
+from store.settings import guess, yaml_fault
 
 EXTRAS = {
     "featurize": "decoding media, encoders, Ray",
@@ -211,7 +211,8 @@ def _configuration(name: str) -> Iterator[Finding]:
         with open(_path_of(name)) as file:
             data = yaml.safe_load(file)
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror}; avllm configs lists those that are shipped") from None
+        near = guess(name, (each.partition("/")[2] for each in shipped_files()))
+        raise UserError(f"{name}: {error.strerror}{near}; avllm configs lists those that are shipped") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not YAML: {yaml_fault(error)}") from None
     fields = data if isinstance(data, dict) else {}

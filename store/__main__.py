@@ -11,7 +11,7 @@ from store.conversation import count_conversations, list_conversations
 from store.corpus import Corpus
 from store.errors import DamagedError
 from store.exchange.commands import app as care
-from store.items import CORPUS
+from store.items import CORPUS, check_store
 from store.show import describe, find_item, say
 from store.sidecar import Failure
 from store.storage import Storage
@@ -149,9 +149,10 @@ def stats(
 
 def _say_stats(column: Column, totals: ColumnStats, defects: list[Failure]) -> None:
     codes = ", ".join(f"{count} {code}" for code, count in sorted(totals.by_code.items()))
+    lacking = f"{len(totals.failures)} not ({codes})" if codes else "none lacking"
     console.print(
-        f"{column.name}: {totals.shards}/{totals.planned} shards, {totals.usable} usable, "
-        f"{len(totals.failures)} not ({codes or 'none'}), {size_text(totals.bytes)}"
+        f"{column.name}: {totals.shards}/{totals.planned} shards, {totals.usable} usable, {lacking}, "
+        f"{size_text(totals.bytes)}"
     )
     for failure in defects:
         console.print(f"  {failure.code:<10} {failure.key}: {failure.reason}", markup=False)
@@ -167,6 +168,8 @@ def verify(
     `avllm featurize repair STORE` encodes damaged shards again.
     """
     storage = Storage(store)
+    if not column_folders(storage, None):
+        check_store(storage)
     tables = dict(verify_tables(storage))
     for fault in tables.values():
         console.print(f"damaged: {fault}", markup=False)

@@ -9,7 +9,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from store.errors import DamagedError, UserError
-from store.items import CORPUS
+from store.items import check_store
 from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
 from store.shard import ShardWriter, decode_array, shard_name
@@ -194,11 +194,12 @@ def open_column(storage: Storage, name: str) -> Column:
     folders = _folders(storage)
     matches = [f for f in folders if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
-        if not folders and not storage.exists(CORPUS):
-            raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
-        what = "several columns match" if matches else "there is no column"
+        if not folders:
+            check_store(storage)
+        if matches:
+            raise UserError(f"{storage.url}: several columns match {name!r}; name one in full: {', '.join(matches)}")
         has = ", ".join(folders) or "none: avllm featurize run makes them"
-        raise UserError(f"{storage.url}: {what} {name!r}; it has: {has}")
+        raise UserError(f"{storage.url}: there is no column {name!r}; it has: {has}")
     path = f"{FOLDER}/{matches[0]}/column.json"
     file = parse_settings(ColumnFile, unseal_json(storage.read(path), FORMAT, storage.where(path)), storage.where(path))
     if file.spec.fingerprint != file.digest or file.spec.folder != matches[0]:

@@ -89,6 +89,7 @@ def _misuse_line(error: Any) -> str:
     if "\n" in message:
         return str(message)
     message, hints = f"{message[:1].lower()}{message[1:].rstrip('.')}", []
+    message = message.replace("Value error, ", "").replace("Input should be", "expected").partition(", unable to")[0]
     if not context:
         return f"error: {message}"
     command, path = context.command, context.command_path

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.arrivals import Arrivals, Candidate, Known
-from store.errors import UserError
 from store.hashes import hash_keys
 from store.items import (
     ADDED,
@@ -23,6 +22,7 @@ from store.items import (
     Part,
     Shards,
     batched,
+    check_store,
     hash_parts,
     whole,
     written_uri,
@@ -126,8 +126,7 @@ class Corpus:
             UserError: the store has no plan, or the cache cannot be written.
             DamagedError: the plan is damaged, and this machine has no map of it.
         """
-        if not storage.exists(CORPUS):
-            raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
+        check_store(storage)
         rows = open_map(f"{seal_of(storage, CORPUS)}.plan", partial(_write_map, storage))
         lengths = [ROWS] * (len(rows) - 1) + [len(rows.batch(len(rows) - 1))] if len(rows) else []
         return cls(Items((length, partial(rows.batch, number)) for number, length in enumerate(lengths)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice, pairwise
 from operator import eq
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 from urllib.parse import quote, unquote_to_bytes
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from store.errors import UserError
 from store.hashes import hash_keys
+from store.storage import Storage
 
 Kind = Literal["video", "image", "audio"]
 BYTES = "bytes:"  # URI prefix for a file name that is not UTF-8; the name's bytes follow, percent-encoded
@@ -34,6 +36,22 @@ SCHEMA = pa.schema(
 CORPUS = "corpus.parquet"  # the file of the plan
 ADDED = 3  # number of last columns that plans of earlier versions lack
 T = TypeVar("T")
+
+
+def check_store(storage: Storage) -> None:
+    """Refuse a place where no store is.
+
+    Raises:
+        UserError: there is no plan; says what is there.
+    """
+    if storage.exists(CORPUS):
+        return
+    path = Path(storage.root)
+    if storage.local and path.is_file():
+        raise UserError(f"{storage.url}: is a file; expected the folder of a store, or an fsspec URL")
+    if storage.local and (path / "avllm" / "config.json").is_file():
+        raise UserError(f"{storage.url}: is a checkpoint; expected the folder of a store")
+    raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
 
 
 class Part(NamedTuple):

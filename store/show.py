@@ -11,7 +11,7 @@ from store.browse import conversations_about, find_items, items_of, record_of
 from store.console import console, make_table, size_text
 from store.conversation import list_conversations
 from store.errors import DamagedError, UserError
-from store.items import CORPUS, MediaItem
+from store.items import MediaItem, check_store
 from store.sidecar import Failure
 from store.storage import Storage
 from store.verify import column_folders, open_folder
@@ -26,8 +26,7 @@ def find_item(storage: Storage, key: str) -> MediaItem:
     Raises:
         UserError: there is none; names some whose keys, or files, contain it.
     """
-    if not storage.exists(CORPUS):
-        raise UserError(f"{storage.url}: no store is there: no {CORPUS}; avllm featurize plan makes one")
+    check_store(storage)
     if item := items_of(storage, [key]).get(key):
         return item
     like = [item.key for item in find_items(storage, make_key(key), limit=5).items]

@@ -45,7 +45,7 @@ def test_every_command_of_the_console_script_answers(python):
         ),
         ("trainer train x --dry-rum", "avllm trainer train: no such option: --dry-rum; did you mean --dry-run; more: "),
         ("store verify --store x", "avllm store verify: no such option: --store; more: avllm store verify --help"),
-        ("serve api --port ten", "avllm serve api: invalid value for '--port': Input should be a valid integer"),
+        ("serve api --port ten", "avllm serve api: invalid value for '--port': expected a valid integer; more: "),
         ("featurize run --store", "option '--store' requires an argument"),
     ],
 )

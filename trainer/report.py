@@ -48,4 +48,5 @@ def report_data(data: TrainingData, config: TrainConfig, held_out: HeldOut | Non
             "the media are: their loss says little about what is new"
         )
     columns = ", ".join(spec.folder for spec in data.specs.values())
-    console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversations")
+    several = "s" * (config.global_batch > 1)
+    console.print(f"columns {columns}; {data.steps} steps of {config.global_batch} conversation{several}")
