@@ -2,20 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from curate.curation import CELLS, Cell, TaskName
+from curate.curation import Cell, TaskName
 from curate.deciding import Decided
 from curate.run import FOLDER, Curation
 from curate.selection import Chosen
 from curate.writing import Fused
-from store import ColumnSpec, Conversation, Corpus, Failure, Feature, create_column, save_conversations
-from store.table import load_table, save_table
+from store import ColumnSpec, Conversation, Corpus, Failure, Feature, create_column
+from store.conversation import rows_of, save_rows
+from store.table import load_table, save_batches
 
+T = TypeVar("T")
+AT_ONCE = 4096  # rows of a batch
 # The conversations that each task is written into: the first are for stage 1 of training, the others for stage 2.
 WRITTEN_INTO: dict[TaskName, str] = {
     "description": "descriptions",
@@ -96,19 +100,54 @@ def row_of(decided: Decided, one: Chosen) -> dict[str, Any]:
 
 def save_all(curation: Curation, chosen: dict[Cell, Chosen]) -> list[str]:
     """Write all that a curation makes; return the names of the conversations."""
-    rows: list[dict[str, Any]] = []
-    kept: dict[str, list[Conversation]] = {_name(curation, cell): [] for cell in chosen}
+    verdicts, cells = _Rows(partial(pa.RecordBatch.from_pylist, schema=SCHEMA)), list(chosen)
+    kept = {_name(curation, cell): _Rows(rows_of) for cell in chosen}
     for decided in curation.decided(chosen):
-        rows.append(row_of(decided, chosen[decided.item.cell]))
-        if rows[-1]["outcome"] == "kept":
-            kept[_name(curation, decided.item.cell)].append(_conversation(curation.settings.name, decided))
+        place = cells.index(decided.item.cell), decided.item.rank
+        row = row_of(decided, chosen[decided.item.cell])
+        verdicts.add(place, row)
+        if row["outcome"] == "kept":
+            kept[_name(curation, decided.item.cell)].add(place, _conversation(curation.settings.name, decided))
     with curation.storage.lock():
         save_fused(curation, chosen)
-        columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
-        save_table(curation.storage, f"{FOLDER}/{curation.settings.name}/verdicts.parquet", columns, SCHEMA)
+        name = f"{FOLDER}/{curation.settings.name}/verdicts.parquet"
+        save_batches(curation.storage, name, verdicts.in_order(), SCHEMA)
         for name, conversations in kept.items():
-            save_conversations(curation.storage, name, conversations)
+            save_rows(curation.storage, name, conversations.in_order())
     return list(kept)
+
+
+class _Rows(Generic[T]):
+    """Rows in Arrow, which takes a fraction of what objects take, until they are put in order.
+
+    Args:
+        batch: makes a batch of rows.
+    """
+
+    def __init__(self, batch: Callable[[list[T]], pa.RecordBatch]) -> None:
+        self._batch, self._waiting = batch, list[T]()
+        self._batches: list[pa.RecordBatch] = []
+        self._places: list[tuple[int, int]] = []
+
+    def add(self, place: tuple[int, int], row: T) -> None:
+        """Add a row; places are of cell and rank."""
+        self._places.append(place)
+        self._waiting.append(row)
+        if len(self._waiting) == AT_ONCE:
+            self._flush()
+
+    def in_order(self) -> Iterator[pa.RecordBatch]:
+        """All rows by their places."""
+        self._flush()
+        table = pa.Table.from_batches(self._batches)
+        order = sorted(range(len(self._places)), key=self._places.__getitem__)
+        for start in range(0, len(order), AT_ONCE):
+            yield from table.take(order[start : start + AT_ONCE]).combine_chunks().to_batches()
+
+    def _flush(self) -> None:
+        if self._waiting or not self._batches:
+            self._batches.append(self._batch(self._waiting))
+            self._waiting = []
 
 
 def _name(curation: Curation, cell: Cell) -> str:
@@ -186,10 +225,8 @@ def save_fused(curation: Curation, chosen: dict[Cell, Chosen]) -> str | None:
 def _fused(curation: Curation, chosen: dict[Cell, Chosen]) -> Iterable[tuple[str, dict[str, str]]]:
     """The fused captions of each clip up to the last that is needed, by feature of the column."""
     found: dict[str, dict[str, str]] = {}
-    for cell in (cell for cell in CELLS if cell in chosen):
-        for rank in range(chosen[cell].looked_at):
-            key = curation.rankings[cell][rank]
-            fused = curation.writing.fused(key, cell.modality)
-            if isinstance(fused, Fused):
-                found.setdefault(key, {}).update({FEATURES[m]: text for m, text in fused.texts.items()})
+    for item in curation.needed(chosen):
+        fused = curation.writing.fused(item.key, item.cell.modality)
+        if isinstance(fused, Fused):
+            found.setdefault(item.key, {}).update({FEATURES[m]: text for m, text in fused.texts.items()})
     return found.items()

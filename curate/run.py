@@ -180,16 +180,21 @@ class Curation:
                 self.asked += outcome.sent
                 self.reasons |= outcome.undecided
 
-    def decided(self, chosen: dict[Cell, Chosen]) -> Iterator[Decided]:
-        """All items up to the last that is needed, in order of cell and rank."""
-        for cell, one in chosen.items():
-            for rank in range(one.looked_at):
-                item = Item(cell, rank, self.rankings[cell][rank])
-                found = self.deciding.decide(item)
-                if isinstance(found, Pending):
-                    why = next((self.reasons[r.digest] for r in found.requests if r.digest in self.reasons), "")
-                    found = Decided(item, "undecided", reason=why or "not asked yet")
-                yield found
+    def needed(self, chosen: Mapping[Cell, Chosen]) -> list[Item]:
+        """All items up to the last that is needed, clip by clip."""
+        items = (
+            Item(cell, rank, self.rankings[cell][rank]) for cell, one in chosen.items() for rank in range(one.looked_at)
+        )
+        return sorted(items, key=lambda item: item.key)
+
+    def decided(self, chosen: Mapping[Cell, Chosen]) -> Iterator[Decided]:
+        """What became of all items that are needed, clip by clip."""
+        for item in self.needed(chosen):
+            found = self.deciding.decide(item)
+            if isinstance(found, Pending):
+                why = next((self.reasons[r.digest] for r in found.requests if r.digest in self.reasons), "")
+                found = Decided(item, "undecided", reason=why or "not asked yet")
+            yield found
 
 
 def _state(decided: Decided) -> State:
