@@ -1,5 +1,6 @@
 """`avllm store show STORE KEY`: what a store knows of one item."""
 
+import difflib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from pydantic import JsonValue
 
 from store.arrivals import make_key
-from store.browse import conversations_about, find_items, items_of, record_of
+from store.browse import conversations_about, count_items, find_items, items_of, record_of
 from store.console import console, make_table, size_text
 from store.conversation import list_conversations
 from store.errors import DamagedError, UserError
 from store.items import MediaItem, check_store
+from store.reader import COMPARED
 from store.sidecar import Failure
 from store.storage import Storage
 from store.verify import column_folders, open_folder
@@ -24,12 +26,15 @@ def find_item(storage: Storage, key: str) -> MediaItem:
     """The item of a key.
 
     Raises:
-        UserError: there is none; names some whose keys, or files, contain it.
+        UserError: there is none; names some whose keys, or files, contain it or are like it.
     """
     check_store(storage)
     if item := items_of(storage, [key]).get(key):
         return item
     like = [item.key for item in find_items(storage, make_key(key), limit=5).items]
+    if not like and count_items(storage) <= COMPARED:
+        keys = [item.key for item in find_items(storage, limit=COMPARED).items]
+        like = difflib.get_close_matches(make_key(key), keys)
     known = f"there are: {', '.join(like)}" if like else "avllm store keys lists them"
     raise UserError(f"{storage.url}: no item has the key {key!r}; {known}")
 

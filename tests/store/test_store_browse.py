@@ -140,6 +140,7 @@ def test_the_command_shows_all_that_is_known_of_an_item(written):
     assert "truncated: half" in shown(failed)
     assert "not featurized" in shown(unpublished)
     assert max(map(len, shown(last).splitlines())) > 513  # captions are not cut
-    unknown = CliRunner().invoke(app, ["show", storage.url, "2.mp4"])
-    assert isinstance(unknown.exception, UserError)
-    assert str(unknown.exception) == f"{storage.url}: no item has the key '2.mp4'; there are: 2-mp4"
+    for key in ("2.mp4", "2_mp4"):
+        unknown = CliRunner().invoke(app, ["show", storage.url, key])
+        assert isinstance(unknown.exception, UserError)
+        assert f"{storage.url}: no item has the key {key!r}; there are: 2-mp4" in str(unknown.exception)
