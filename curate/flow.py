@@ -59,7 +59,8 @@ class Flow:
         if reply is None:
             self._given_up.add(request.digest)
         for item in self._waiting.pop(request.digest):
-            self._go_on(item)
+            if item in self._drafts:  # it may have failed by another reply that it waited for
+                self._go_on(item)
 
     def start(self) -> bool:
         """Decide what can be decided without asking; return whether anything is to be asked."""

@@ -225,6 +225,23 @@ def test_what_could_not_be_asked_is_neither_kept_nor_dropped(captioned, llm_serv
         assert len(load_conversations(storage, "test-descriptions")) == 4
 
 
+@pytest.mark.parametrize("useless", ["of the sound of one clip", "of the frames of one clip"])
+def test_an_item_may_fail_by_one_of_two_captions_while_the_other_is_asked_for(
+    captioned, llm_server, writer, settings_of, curate, tmp_path, useless
+):
+    """Nothing waits for it any more, whichever reply comes first."""
+
+    def answer(body):
+        return '{"no": "caption"}' if useless in body["messages"][0]["content"] else writer(body)
+
+    storage = captioned(tmp_path / "store", clips=6)
+    with llm_server(answer) as server:
+        chosen, curation = curate(storage, settings_of(server, {"description": {"audio_visual": 4}}, asks=1))
+    assert [one.kept for one in chosen.values()] == [[]]
+    assert {row["reason"].partition(":")[0] for row in load_verdicts(curation)} == {"no usable reply"}
+    assert sum(server.came.values()) == 12
+
+
 def test_writer_and_judge_work_at_the_same_time(captioned, llm_server, writer, task_of, settings_of, curate, tmp_path):
     """The first instructions are judged before the last are written; and few are on their way at once."""
     storage = captioned(tmp_path / "store", clips=60)
