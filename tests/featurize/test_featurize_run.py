@@ -201,13 +201,15 @@ def test_mended_files_are_encoded_again_when_asked(python, work, media, tmp_path
     (tmp_path / "list.csv").write_text("path\nlate/here.png\nlate/late.png\n")
     plan = ["featurize", "plan", tmp_path / "list.csv", "--store", tmp_path / "store", "--shard-size", 2]
     run = ["featurize", "run", "--store", tmp_path / "store", "--config", work / "config.yaml"]
-    assert "late/late.png" in python(*plan).stdout
+    said = python(*plan).stdout
+    assert "late/late.png" in said
+    assert "1 of them not found when last planned; their conversations stay" in said
     dry = python(*run, "--dry-run")
     assert dry.stdout.count("1 of 1 shards to encode") == 2
     assert not (tmp_path / "store" / "columns").exists()
     python(*run)
     shutil.copy(media / "blue.png", folder / "late.png")
-    assert "0 not found when last planned" in python(*plan).stdout
+    assert "not found when last planned" not in python(*plan).stdout
     assert "0 of 1 shards to encode" in python(*run, "--dry-run").stdout
     done = python(*run, "--retry")
     assert done.returncode == 0, done.stderr
