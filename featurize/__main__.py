@@ -60,7 +60,7 @@ def featurize(
     corpus = Corpus.load(storage)
     shards = _chosen(corpus.shards, only)
     if dry_run:
-        _say_missing(storage, settings, shards, retry)
+        _say_missing(storage, settings, corpus.shards, shards, retry)
         return
     with storage.lock():
         matches = find_columns(storage, settings.columns)
@@ -73,7 +73,8 @@ def featurize(
             console.print(f"0 shards to encode, {len(shards)} finished already")
         for column in columns:
             publish_index(column)
-    _summary(columns, corpus)
+    if not _summary(columns, corpus, encoded=missing > 0):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -115,17 +116,21 @@ def _chosen(shards: Shards, only: list[int] | None) -> list[int]:
     return [shard for shard in shards if not only or shard in only]
 
 
-def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: list[int], retry: bool) -> None:
+def _say_missing(storage: Storage, settings: FeaturizeConfig, shards: Shards, chosen: list[int], retry: bool) -> None:
     stored = {column.name: column for column in list_columns(storage)}
     for encoder, match in zip(settings.columns, find_columns(storage, settings.columns), strict=True):
-        name = match.name if match else _name(encoder)
-        missing = len(list(missing_shards([stored[name]], shards, retry))) if name in stored else len(shards)
-        console.print(f"{name}: {missing} of {len(shards)} shards to encode")
+        if not match and any(column.spec.name == encoder.column for column in stored.values()):
+            match = stored.get(_name(encoder))
+        missing = [shard for shard, _ in missing_shards([match], chosen, retry)] if match else chosen
+        name, items = match.name if match else f"{encoder.column} (new)", sum(map(shards.size, missing))
+        console.print(f"{name}: {len(missing)} of {len(chosen)} shards to encode, {items} items")
+    console.print("avllm featurize estimate measures what time and space they take")
 
 
 def _name(encoder: EncoderSettings) -> str:
     from featurize.encoders import build_encoder
 
+    console.print(f"loading {encoder.encoder} ...", markup=False)
     return build_encoder(encoder).spec.folder
 
 
@@ -152,13 +157,20 @@ def _encode(
     return columns
 
 
-def _summary(columns: list[Column], corpus: Corpus) -> None:
+def _summary(columns: list[Column], corpus: Corpus, encoded: bool) -> bool:
+    """Print what the columns hold and what failed; return whether no column consists of failures alone."""
     table = make_table("column", "shards", "usable", "absent", "failed", "size")
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {}
+    failed: set[str] = set()
+    useless: list[str] = []
     for column in columns:
         stats = column_stats(column, corpus)
         failures = [failure for failure in stats.failures if failure.code != "absent"]
-        reasons += [f"  {f.code:<10} {f.key}: {f.reason} ({column.spec.name})" for f in failures]
+        failed.update(failure.key for failure in failures)
+        for f in failures:
+            reasons.setdefault(f"  {f.code:<10} {f.key}: {f.reason}", []).append(column.spec.name)
+        if failures and not stats.usable:
+            useless.append(column.name)
         table.add_row(
             column.name,
             f"{stats.shards}/{stats.planned}",
@@ -168,10 +180,20 @@ def _summary(columns: list[Column], corpus: Corpus) -> None:
             size_text(stats.bytes),
         )
     console.print(table)
-    for line in reasons[:FAILURES_SHOWN]:
-        console.print(line, markup=False)
+    for line, names in list(reasons.items())[:FAILURES_SHOWN]:
+        console.print(f"{line} ({', '.join(names)})", markup=False)
     if len(reasons) > FAILURES_SHOWN:
         console.print(f"  ... and {len(reasons) - FAILURES_SHOWN} more: avllm store stats")
+    if failed and encoded:
+        console.print(
+            f"{len(failed)} items failed: mend the files, or plan them again where they are now; "
+            "then the same command with --retry"
+        )
+    elif failed:
+        console.print(f"{len(failed)} failed items stay failed; --retry encodes them again")
+    for name in useless:
+        console.print(f"{name}: holds no usable item")
+    return not useless
 
 
 @app.command()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from featurize.encoders import Encoder, Units, build_encoder
+from featurize.encoders import Encoder, Units, build_encoders
 from featurize.media import MediaError
 from featurize.prepare import decoded
 from featurize.settings import FeaturizeConfig
@@ -106,7 +106,7 @@ def measure(items: Items, config: FeaturizeConfig, count: int) -> Estimate:
     """
     torch.set_num_threads(1)
     start = time.perf_counter()
-    encoders = [build_encoder(settings) for settings in config.columns]
+    encoders = build_encoders(config.columns)
     load_seconds = time.perf_counter() - start
     sample = choose(items, count)
     start, cpu_start = time.perf_counter(), time.process_time()

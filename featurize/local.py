@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from featurize.hub import check_hub
 from featurize.settings import FeaturizeConfig
 from featurize.worker import Worker, WorkerLostError
 from store import UserError
@@ -40,6 +41,7 @@ class Local:
 
     def __init__(self, store: str, config: FeaturizeConfig) -> None:
         self._words, self._config = (store, config), config
+        check_hub(config.columns)
         self._places: set[int] = set()
         if config.gpus:  # CUDA does not survive a fork once initialised
             self._context: Any = multiprocessing.get_context("spawn")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import typer
@@ -18,9 +19,11 @@ from featurize.leaks import warn
 from featurize.sources import Source, read_sources
 from featurize.sources.report import JoinReport, join, show
 from featurize.sources.spool import Spool
-from store import Corpus, Outline, Part, Storage, UserError
+from store import Corpus, DamagedError, Outline, Part, Storage, UserError, list_conversations
 from store.console import console
-from store.conversation import SCHEMA, save_rows
+from store.conversation import FOLDER, SCHEMA, WRITTEN_AT_ONCE, save_rows
+from store.hashes import HashIndex, hash_keys
+from store.table import opened_table
 
 Store = Annotated[str, typer.Option("--store", help="The store: a folder or an fsspec URL.")]
 
@@ -46,10 +49,15 @@ def plan(
         typer.Option(min=0.001, max=1000, help="Stills a second; makes a film of each folder of numbered stills."),
     ] = None,
     instruction: Annotated[str | None, typer.Option(help="What captions of a list answer; by default by kind.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let go of stored conversations that the sources no longer have.")
+    ] = False,
 ) -> None:
     """Add media files to the corpus plan, and conversations to the store. Nothing that was planned moves."""
     gc.disable()  # millions of small objects and no cycles: garbage collection would take half of the time
     storage = Storage(store)
+    if storage.local and Path(store).is_file():
+        raise UserError(f"--store {store}: a file; expected a folder or an fsspec URL")
     if name and ("/" in name or name.startswith(".")):
         raise UserError(f"--name {name}: expected a name without slashes, which does not begin with a dot")
     if report:
@@ -64,9 +72,14 @@ def plan(
     for joined in reports:
         _check_seen(joined, unseen)
     if not any(source.records for source in read):
-        raise UserError(f"{', '.join(sources)}: no media files; known extensions are in featurize/sources/kinds.py")
+        folders = all(source.format == "folder" for source in read)
+        lack = "no media files; expected names that end in .mp4, .mkv, .wav, .jpg or so" if folders else "no records"
+        raise UserError(f"{', '.join(sources)}: {lack}")
     with contextlib.nullcontext() if dry_run else storage.lock():
-        _plan(storage, read, name, shard_size, probe=probe, write=not dry_run)
+        planned = by_split(read, name)
+        for stored, portions in planned.items() if not replace else ():
+            _check_kept(storage, stored, portions)
+        _plan(storage, read, planned, shard_size, probe=probe, write=not dry_run)
 
 
 def _check_report(path: Path) -> None:
@@ -88,7 +101,13 @@ def _check_seen(report: JoinReport, unseen: bool) -> None:
 
 
 def _plan(
-    storage: Storage, sources: list[Source], name: str | None, shard_size: int | None, *, probe: bool, write: bool
+    storage: Storage,
+    sources: list[Source],
+    planned: dict[str, list["Portion"]],
+    shard_size: int | None,
+    *,
+    probe: bool,
+    write: bool,
 ) -> None:
     corpus = Corpus.load(storage) if storage.exists("corpus.parquet") else Corpus()
     stripped = corpus.stripped
@@ -102,11 +121,15 @@ def _plan(
         console.print(f"{source.url}: {added} new media files{'' if write else ' would be added'}", markup=False)
     kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.kinds.items())
     console.print(
-        f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards "
-        f"({kinds}; {corpus.unseen} not found when last planned)",
+        f"{storage.url}: {'' if write else 'would have '}{len(corpus)} items in {len(corpus.shards)} shards ({kinds})",
         markup=False,
     )
-    planned = by_split(sources, name)
+    if unseen := corpus.unseen:
+        console.print(
+            f"{storage.url}: {unseen} of them not found when last planned; their conversations stay, "
+            "and training leaves them out until the files are there and featurized",
+            markup=False,
+        )
     warn(storage, corpus, {stored: _outline(portions, corpus) for stored, portions in planned.items()}, probe)
     if write:
         corpus.save(storage)
@@ -118,16 +141,38 @@ def _plan(
         console.print(f"conversations {stored}: {count} {'' if write else 'would be '}written", markup=False)
 
 
+def _check_kept(storage: Storage, name: str, portions: Sequence["Portion"]) -> None:
+    """Refuse to write conversations over stored ones of which some ids would be gone; damaged ones may be replaced."""
+    if name not in list_conversations(storage):
+        return
+    planned = HashIndex()
+    for batch in (batch for portion in portions for batch in portion.batches()):
+        planned.add(hash_keys(batch.column("id")), np.zeros(len(batch), np.int64))
+    stored = gone = 0
+    with contextlib.suppress(DamagedError), opened_table(storage, f"{FOLDER}/{name}.parquet", SCHEMA) as table:
+        for batch in table.iter_batches(WRITTEN_AT_ONCE, columns=["id"], use_threads=False):
+            stored += len(batch)
+            gone += int((planned.find(hash_keys(batch.column(0))) < 0).sum())
+    if gone:
+        urls = ", ".join(dict.fromkeys(portion.url for portion in portions))
+        raise UserError(
+            f"conversations {name}: {gone} of the {stored} that are there are not in {urls}; "
+            "--name NAME keeps both, --replace lets them go"
+        )
+
+
 @dataclass(frozen=True)
 class Portion:
     """The conversations of a source that have one split.
 
     Attributes:
+        url: of the source.
         records: of the source.
         split: the split, None for those without one.
         count: how many they are.
     """
 
+    url: str
     records: Spool
     split: str | None
     count: int
@@ -152,7 +197,7 @@ def by_split(sources: Iterable[Source], name: str | None) -> dict[str, list[Port
         counts = Counter(split for batch in batches for split in batch.column("split").to_pylist())
         splits = by_name.setdefault(name or source.name, {})
         for split, count in counts.items():
-            splits.setdefault(split, []).append(Portion(source.records, split, count))
+            splits.setdefault(split, []).append(Portion(source.url, source.records, split, count))
     return {
         f"{stem}-{split}" if split and len(splits) > 1 else stem: portions
         for stem, splits in by_name.items()

@@ -73,9 +73,11 @@ class Pool:
         self._looked = 0.0
         if not config.workers and not self._fitting():
             cpus, gpus = machines.resources()
+            asked = {"cpus": (config.cpus, cpus), "gpus": (config.gpus, gpus)}
+            fitting = " ".join(f"{name}={there:g}" for name, (wanted, there) in asked.items() if wanted > there)
             raise UserError(
                 f"fields 'cpus' and 'gpus': a worker takes {config.cpus} and {config.gpus:g}; "
-                f"there are {cpus} CPUs and {gpus:g} GPUs"
+                f"there are {cpus} CPUs and {gpus:g} GPUs{fitting and ': say '}{fitting}"
             )
 
     @property

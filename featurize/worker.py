@@ -38,10 +38,10 @@ class Worker:
         if not self._columns:
             import torch
 
-            from featurize.encoders import build_encoder
+            from featurize.encoders import build_encoders
 
             torch.set_num_threads(1)  # sums are split among threads: their number would change a column's last bits
-            encoders = [build_encoder(settings) for settings in self._config.columns]
+            encoders = build_encoders(self._config.columns)
             for settings, encoder in zip(self._config.columns, encoders, strict=True):
                 column = create_column(self._storage, encoder.spec, settings.pinned().model_dump(mode="json"))
                 self._encoders[column.name], self._columns[column.name] = encoder, column

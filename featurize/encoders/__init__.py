@@ -1,9 +1,11 @@
 """Frozen encoders. A new family: settings in featurize/settings.py, a class here, an equality test."""
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from featurize.encoders.base import Encoder, MediaCache, Units
+from featurize.hub import check_hub
 from featurize.settings import (
     AudioCaptionSettings,
     BlipSettings,
@@ -14,7 +16,7 @@ from featurize.settings import (
 )
 from store import UserError
 
-__all__ = ["Encoder", "MediaCache", "Units", "build_encoder"]
+__all__ = ["Encoder", "MediaCache", "Units", "build_encoder", "build_encoders"]
 
 CLASSES: dict[type[EncoderSettings], tuple[str, str]] = {
     ClipSettings: ("clip", "ClipEncoder"),
@@ -31,6 +33,7 @@ def build_encoder(settings: EncoderSettings) -> Encoder[Any]:
     Raises:
         UserError: its package is not installed, or its architecture or weights are unknown.
     """
+    check_hub([settings])
     module, name = CLASSES[type(settings)]
     try:
         family = importlib.import_module(f"featurize.encoders.{module}")
@@ -38,3 +41,18 @@ def build_encoder(settings: EncoderSettings) -> Encoder[Any]:
         raise UserError(f"{settings.encoder}: {error}; pip install 'avllm[featurize]'") from None
     encoder: Encoder[Any] = getattr(family, name)(settings)
     return encoder
+
+
+def build_encoders(columns: Sequence[EncoderSettings]) -> list[Encoder[Any]]:
+    """Load the encoders of a configuration, in order.
+
+    Raises:
+        UserError: as `build_encoder`; names the field by its place in the configuration.
+    """
+    encoders = []
+    for number, settings in enumerate(columns):
+        try:
+            encoders.append(build_encoder(settings))
+        except UserError as error:
+            raise UserError(str(error).replace("field '", f"field 'columns.{number}.", 1)) from None
+    return encoders

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from featurize.encoders.transfers import Transfers
+from featurize.hub import is_offline
 from featurize.media import Frames, MediaError, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
@@ -150,6 +151,11 @@ def download(encoder: str, fetch: Callable[[], str]) -> str:
     try:
         return str(fetch())
     except Exception as error:  # of the hub's and the network's packages, with no common base class
+        if is_offline():
+            raise UserError(
+                f"field 'encoder': {encoder}: no hub answers, and the weights are not in its cache; "
+                f"without a hub: {encoder.partition('/')[0]}/random or the path of a checkpoint"
+            ) from None
         reason = " ".join(str(error).split())
         raise UserError(
             f"field 'encoder': {encoder}: its published weights cannot be downloaded; "

@@ -3,6 +3,7 @@
 Dimensions: T frames of the grid, U distinct frames, N patches, D width.
 """
 
+import difflib
 import json
 import warnings
 from collections.abc import Sequence
@@ -119,9 +120,9 @@ def load_tower(settings: ClipSettings) -> tuple[Any, list[JsonValue], list[JsonV
     """
     path = PACKAGE / "model_configs" / f"{settings.architecture}.json"
     if not path.is_file():
-        raise UserError(
-            f"field 'encoder': open_clip has no architecture {settings.architecture!r}; see its list_models()"
-        )
+        near = difflib.get_close_matches(settings.architecture, [file.stem for file in path.parent.glob("*.json")], 3)
+        known = f"near are {', '.join(near)}" if near else "see its list_models()"
+        raise UserError(f"field 'encoder': open_clip has no architecture {settings.architecture!r}; {known}")
     config = json.loads(path.read_text())
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
     tags = pretrained.list_pretrained_tags_by_model(settings.architecture)

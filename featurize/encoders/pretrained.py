@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from featurize.hub import is_offline
 from featurize.settings import EncoderSettings
 from store import UserError, canonical_json, is_missing_folder
 
@@ -57,6 +59,11 @@ def load(kind: Any, source: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except Exception as error:  # hub, file and parsing errors of many packages
+        if is_offline() and isinstance(error, OSError) and not Path(source).exists():
+            raise UserError(
+                f"field 'encoder': {source}: no hub answers, and the weights are not in its cache; "
+                "without a hub: a folder that transformers' save_pretrained wrote"
+            ) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: cannot be loaded as {kind.__name__}: {first}") from None
 

@@ -1,12 +1,19 @@
 """Read messages into turns; the tokens in a question tell its modality."""
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from featurize.sources.kinds import EXTENSIONS
 from store import Candidate, Modality, Turn, UserError
-from store.tokens import split_tokens, stray_token
+from store.settings import guess
+from store.tokens import TOKENS, split_tokens, stray_token
 
 ASKS, ANSWERS = ("human", "user"), ("gpt", "assistant")
+# Tags that sound like media, at either end of a text or alone on a line, where tokens stand.
+TAG = r"<\|?(?:(?:av|va|vis|visual|vision|videos?|vid|images?|img|aud|audios?|sounds?|speech)[_ -]?)+\|?>"
+MAY_BE_TOKEN = rf"(?i)(?:\A|\n)\s*{TAG}|{TAG}\s*(?:\n|\z)"  # of RE2, for pyarrow
+_TAG = re.compile(rf"(?:\A|(?<=\n))\s*({TAG})|({TAG})\s*(?=\n|\Z)", re.IGNORECASE)
 
 
 def read_turns(
@@ -44,11 +51,24 @@ def read_turns(
     return tuple(turns)
 
 
+def lookalike(text: str) -> str | None:
+    """A tag of `text` that stands where tokens stand and sounds like media, but is neither a token nor HTML."""
+    tags = (first or last for first, last in _TAG.findall(text))
+    return next((tag for tag in tags if tag not in TOKENS and f"</{tag[1:]}" not in text), None)
+
+
+def meant_by(tag: str) -> str:
+    """The token that was meant by a lookalike."""
+    sees, hears = re.search("vi|im|av|va", tag.lower()), re.search("aud|so|sp|av|va", tag.lower())
+    return "<AUD_VIS>" if sees and hears else "<AUD>" if hears else "<VIS>"
+
+
 def _check_rest(text: str, media: Candidate | None, where: str, unread: Sequence[str]) -> None:
     """Refuse a text with a token that asks for what its record lacks."""
     token = stray_token(text)
     if token and media is None:
         fields = f"; not read: {', '.join(map(repr, unread))}" if unread else ""
+        fields += "".join(guess(name, EXTENSIONS) for name in unread)
         raise UserError(f"{where}: {token} is a modality token, but the record names no media file{fields}")
     if token and media:
         raise UserError(f"{where}: {token} is a modality token, but {media.name} is of kind {media.kind}")

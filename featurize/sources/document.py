@@ -250,6 +250,14 @@ def _parse_json(text: str, url: str) -> Any:
     try:
         return _loads(text)
     except ValueError as error:
+        if not text.strip():
+            raise UserError(f"{url}: the file is empty; expected a list of records") from None
+        if isinstance(error, json.JSONDecodeError) and (
+            error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        ):
+            raise UserError(
+                f"{url}: not JSON: the file ends in the middle of a record, in line {len(text.splitlines())}"
+            ) from None
         hint = "; with an object on each line, call the file .jsonl" if _is_lines(text) else ""
         raise UserError(f"{url}: not JSON: {error}{hint}") from None
 

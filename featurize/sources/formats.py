@@ -1,5 +1,6 @@
 """The known formats, each with the test that recognises it."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from featurize.sources.files import MediaFiles
 from featurize.sources.record import Records
 from store import UserError
 from store.settings import guess
+
+NAMES = ("conversations", "messages", "path", "uri")  # fields that alone tell a format
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,21 @@ def choose_format(document: Document, name: str | None) -> Format:
         return FORMATS[name]
     match = next((format for format in FORMATS.values() if format.detects(document)), None)
     if match is None:
-        first = document.objects[0] if document.objects else {}
-        fields = ", ".join(map(str, first)) or f"{type(document.value).__name__} without records"
-        known = ", ".join(FORMATS)
-        raise UserError(
-            f"{document.url}: no known format; its first record has {fields}; known are {known} (docs/corpora.md)"
-        )
+        raise UserError(f"{document.url}: {_unknown(document)}")
     return match
+
+
+def _unknown(document: Document) -> str:
+    """Why no format fits a document."""
+    if not document.records:
+        if isinstance(document.value, dict):
+            return f"expected a list of records, found one object with {', '.join(document.value) or 'no fields'}"
+        return "holds no records" if isinstance(document.value, list) else "expected a list of records"
+    if not document.objects:
+        return "expected a list of records, each an object with named fields"
+    fields = list(map(str, document.objects[0]))
+    has = f"no known format; its first record has {', '.join(fields)}"
+    for field in fields:
+        if near := difflib.get_close_matches(field, NAMES, 1, 0.8):
+            return f"{has}; did you mean {near[0]!r} by {field!r}?"
+    return f"{has}; known are {', '.join(FORMATS)} (docs/corpora.md)"

@@ -1,5 +1,6 @@
 """The join report: the files that a source names against those that exist."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from featurize.sources import LeftOut, Source
+from featurize.sources.chat import MAY_BE_TOKEN, lookalike, meant_by
 from featurize.sources.copies import find_copies, in_threads
+from featurize.sources.kinds import EXTENSIONS
 from featurize.sources.spool import Spool
+from featurize.sources.table import FIELDS
 from store import Kind
 from store.console import console
 from store.hashes import first_places, hash_keys
 from store.items import hash_parts, read_uri
+from store.settings import guess
 
 SHOWN = 3
 LISTED = 12
@@ -48,6 +53,7 @@ class JoinReport:
         unread: number of records with a field that no reader takes, by field name.
         passed_over: number of files of a folder that are no media, by extension.
         numbered: folders of numbered stills that are planned as stills, though they may be films.
+        lookalikes: number of turns with a tag that may be meant as a modality token, by tag.
     """
 
     source: str
@@ -68,6 +74,7 @@ class JoinReport:
     unread: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
     numbered: list[str] = field(default_factory=list)
+    lookalikes: dict[str, int] = field(default_factory=dict)
 
 
 def join(sources: Sequence[Source], probe: bool = False) -> list[JoinReport]:
@@ -97,12 +104,14 @@ class _Facts:
         conversations: number of records with turns.
         without_media: number of those that name no file.
         asks: number of turns by modality.
+        lookalikes: number of turns with a tag that may be meant as a modality token, by tag.
     """
 
     def __init__(self, records: Spool) -> None:
         ids, uris, parts, contents, sizes, has_media, is_part = [], [], [], [], [], [], []
         self.conversations = self.without_media = 0
         self.asks: Counter[str] = Counter()
+        self.lookalikes: Counter[str] = Counter()
         for batch in records.batches():
             named, bounds = batch.column("uri").is_valid(), [batch.column(name) for name in ("start", "end")]
             ids.append(hash_keys(batch.column("id")))
@@ -118,6 +127,9 @@ class _Facts:
             self.conversations += pc.sum(has_turns).as_py()
             self.without_media += pc.sum(pc.and_(has_turns, pc.invert(named))).as_py()
             self.asks.update(turns.flatten().field("modality").to_pylist())
+            questions = turns.flatten().field("instruction")
+            odd = questions.filter(pc.match_substring_regex(questions, MAY_BE_TOKEN)).to_pylist()
+            self.lookalikes.update(filter(None, map(lookalike, odd)))
         self.ids, self.contents = (first_places(_one(hashes, (0, 2))) for hashes in (ids, contents))
         self.first = (first_places(_one(uris, (0, 2))) == np.arange(len(records))) & _one(has_media, 0).astype(bool)
         self.bytes = _one(sizes, 0)
@@ -184,6 +196,7 @@ def _join(source: Source, facts: _Facts, usable: tuple[dict[str, str], dict[str,
         unread=source.unread,
         passed_over=source.passed_over,
         numbered=source.numbered,
+        lookalikes=dict(facts.lookalikes.most_common()),
     )
 
 
@@ -215,7 +228,7 @@ def show(reports: Sequence[JoinReport]) -> None:
 
 def _lines(report: JoinReport) -> Iterable[str]:
     reasons = [f"{uri} ({reason})" for uri, reason in report.unreadable.items()]
-    left_out = [f"{record.id} ({record.reason})" for record in report.left_out]
+    left_out = list(map(_named, report.left_out))
     for what, names in (
         ("not found", report.missing),
         ("unreadable", reasons),
@@ -232,15 +245,25 @@ def _lines(report: JoinReport) -> Iterable[str]:
         yield f"{report.parts} parts of files, from `start` to `end`"
 
 
+def _named(record: LeftOut) -> str:
+    """A record that was left out: by its id, unless that is its place, which its reason tells."""
+    place = re.match(rf"((?:record|line) {re.escape(record.id)})[:,] (.*)", record.reason, re.DOTALL)
+    return f"{place[1]} ({place[2]})" if place else f"id {record.id!r} ({record.reason})"
+
+
 def _said(report: JoinReport) -> Iterable[str]:
     """Lines on the modalities of turns, and on what was not read."""
     if report.asks:
         yield f"turns of {report.conversations} conversations ask: {_counts(report.asks)}"
+    for tag, count in list(report.lookalikes.items())[:SHOWN]:
+        yield f"{count} turns have {tag!r}, which is no modality token; did you mean {meant_by(tag)}?"
     if 2 * report.without_media > report.conversations:
         yield f"most conversations, {report.without_media} of {report.conversations}, name no media file: text only"
     if report.unread:
         where = "records without a media file" if report.without_media else "its records"
-        yield f"fields of {where} that are not read: {', '.join(report.unread)}"
+        known = FIELDS if report.format == "list" else (*EXTENSIONS, "start", "end")
+        meant = "".join(guess(name, known) for name in report.unread)
+        yield f"fields of {where} that are not read: {', '.join(report.unread)}{meant}"
     if report.passed_over:
         yield f"{sum(report.passed_over.values())} files passed over: {_counts(report.passed_over)}"
     if report.numbered:

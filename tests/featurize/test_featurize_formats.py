@@ -722,7 +722,8 @@ def test_a_folder_of_annotation_files_is_each_of_them(tmp_path):
         ),
         ("a.json", [{"video_id": "v", "desc": "half \ud83d"}], r"a\.json, record 'v': its text holds half a character"),
         ("a.json", [{"answer": "x"}], r"a\.json: no known format; its first record has answer; known are list, share"),
-        ("a.json", {"rows": []}, r"a\.json: no known format; its first record has dict without records"),
+        ("a.json", {"rows": []}, r"a\.json: expected a list of records, found one object with rows"),
+        ("a.json", [{"conversation": []}], r"has conversation; did you mean 'conversations' by 'conversation'\?"),
     ],
 )
 def test_a_bad_record_is_one_line_that_names_file_record_and_field(tmp_path, name, content, message):

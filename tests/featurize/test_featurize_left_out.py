@@ -115,7 +115,7 @@ def test_plan_tells_what_it_left_out_and_strict_stops(python, tmp_path):
     assert not (tmp_path / "store").exists()
     done = python(*words, "--report", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
-    assert f"1 left out: b ({reason})" in " ".join(done.stdout.split())
+    assert f"1 left out: id 'b' ({reason})" in " ".join(done.stdout.split())
     assert "conversations ask: 1 text, 1 visual" in done.stdout
     (report,) = json.loads((tmp_path / "report.json").read_text())
     assert report["left_out"] == [{"id": "b", "reason": reason, "fault": True}]

@@ -9,6 +9,7 @@ import pytest
 
 from featurize.leaks import find_leaks
 from featurize.sources import LeftOut, read_sources
+from featurize.sources.chat import meant_by
 from featurize.sources.files import MediaFiles
 from featurize.sources.report import JoinReport, join
 from store import Corpus, MediaItem, Storage, load_conversations
@@ -264,3 +265,65 @@ def test_splits_of_one_file_are_kept_apart(python, tmp_path):
     for split in ("train", "test"):
         assert {c.meta["split"] for c in load_conversations(storage, f"vggsound-{split}")} == {split}
     assert storage.names("conversations") == ["vggsound-test.parquet", "vggsound-train.parquet"]
+
+
+def test_conversations_of_a_name_are_not_lost_to_another_file_of_that_name(python, tmp_path):
+    """The same file may be planned again, edited and with more records; one that lacks some has to be asked for."""
+    store, other = tmp_path / "store", tmp_path / "alt"
+    other.mkdir()
+
+    def plan(file, *words):
+        return python("featurize", "plan", file, "--store", store, "--unseen", "--media-root", tmp_path, *words)
+
+    def ids(name="chat"):
+        return [each.id for each in load_conversations(Storage(store), name)]
+
+    mine, theirs = tmp_path / "chat.json", other / "chat.json"
+    mine.write_text(json.dumps([chat(str(i), f"{i}.mp4") for i in range(4)]))
+    theirs.write_text(json.dumps([chat("3", "3.mp4"), chat("9", "9.mp4")]))
+    assert plan(mine).returncode == 0
+    before = (store / "corpus.parquet").read_bytes()
+    for words in ([], ["--dry-run"]):
+        refused = plan(theirs, *words)
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines() == [
+            f"error: conversations chat: 3 of the 4 that are there are not in {theirs}; "
+            "--name NAME keeps both, --replace lets them go"
+        ]
+    assert ids() == ["0", "1", "2", "3"]
+    assert (store / "corpus.parquet").read_bytes() == before
+    mine.write_text(json.dumps([chat(str(i), f"{i}.mp4", "no") for i in range(5)]))
+    assert plan(mine).returncode == 0
+    assert ids() == ["0", "1", "2", "3", "4"]
+    assert plan(theirs, "--name", "both").returncode == 0
+    assert (len(ids()), ids("both")) == (5, ["3", "9"])
+    assert plan(theirs, "--replace").returncode == 0
+    assert ids() == ["3", "9"]
+    stored = store / "conversations" / "chat.parquet"
+    stored.write_bytes(stored.read_bytes()[:-9])
+    assert plan(mine).returncode == 0  # planning again mends a damaged file
+    assert len(ids()) == 5
+    refused = python("featurize", "plan", mine, "--store", mine, "--unseen")
+    assert refused.stderr == f"error: --store {mine}: a file; expected a folder or an fsspec URL\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "token"),
+    [
+        ("What? <aud_vis>", "<aud_vis>", "<AUD_VIS>"),
+        ("<AV>\nWhat?", "<AV>", "<AUD_VIS>"),
+        ("One.\n <Audio> \nWhat?", "<Audio>", "<AUD>"),
+        ("<|video|> What?", "<|video|>", "<VIS>"),
+        ("What of <AV> receivers?", None, None),
+        ("<video> What? <AUD_VIS>", None, None),
+        ("<VIDEO>x</VIDEO>", None, None),
+        ("Is x <visitor>", None, None),
+    ],
+)
+def test_a_tag_that_is_nearly_a_token_is_named(tmp_path, text, tag, token):
+    """Else it stays in the text, and a question about a sound is asked about pictures."""
+    record = {**chat("1", "a.mp4"), "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "x"}]}
+    (tmp_path / "chat.json").write_text(json.dumps([record]))
+    (report,) = join(read_sources([str(tmp_path / "chat.json")], None))
+    assert report.lookalikes == ({tag: 1} if tag else {})
+    assert tag is None or meant_by(tag) == token

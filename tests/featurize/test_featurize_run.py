@@ -16,6 +16,7 @@ import pytest
 import webdataset
 import yaml
 
+from featurize.hub import hub_answers
 from store import ColumnReader, Corpus, Storage, column_stats, list_columns
 
 REPO = Path(__file__).parents[2]
@@ -201,19 +202,76 @@ def test_mended_files_are_encoded_again_when_asked(python, work, media, tmp_path
     (tmp_path / "list.csv").write_text("path\nlate/here.png\nlate/late.png\n")
     plan = ["featurize", "plan", tmp_path / "list.csv", "--store", tmp_path / "store", "--shard-size", 2]
     run = ["featurize", "run", "--store", tmp_path / "store", "--config", work / "config.yaml"]
-    assert "late/late.png" in python(*plan).stdout
+    said = python(*plan).stdout
+    assert "late/late.png" in said
+    assert "1 of them not found when last planned; their conversations stay" in said
     dry = python(*run, "--dry-run")
-    assert dry.stdout.count("1 of 1 shards to encode") == 2
+    assert [line.split(": ")[-1] for line in dry.stdout.splitlines()[:2]] == ["1 of 1 shards to encode, 2 items"] * 2
+    assert dry.stdout.startswith("clip-vit-s-32 (new): ")
     assert not (tmp_path / "store" / "columns").exists()
     python(*run)
     shutil.copy(media / "blue.png", folder / "late.png")
-    assert "0 not found when last planned" in python(*plan).stdout
+    assert "not found when last planned" not in python(*plan).stdout
     assert "0 of 1 shards to encode" in python(*run, "--dry-run").stdout
     done = python(*run, "--retry")
     assert done.returncode == 0, done.stderr
     column = next(c for c in list_columns(Storage(tmp_path / "store")) if c.spec.modality == "visual")
     assert ColumnReader(column).keys() == ["late-here-png", "late-late-png"]
     assert python("store", "verify", tmp_path / "store").returncode == 0
+
+
+def test_a_column_of_failures_alone_ends_with_1_and_says_what_to_do(python, work, media, tmp_path):
+    """All files have moved since they were planned: each is named once, and the run has not gone well."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    shutil.copy(media / "red-loud.mp4", folder / "a.mp4")
+    store = tmp_path / "store"
+    python("featurize", "plan", folder, "--store", store)
+    folder.rename(tmp_path / "elsewhere")
+    run = ["featurize", "run", "--store", store, "--config", work / "config.yaml"]
+    for said in ("1 items failed: mend the files", "1 failed items stay failed; --retry encodes them again"):
+        done = python(*run)
+        assert done.returncode == 1, done.stderr
+        assert said in done.stdout
+        assert done.stdout.count("no such file") == 1
+        assert done.stdout.count(": holds no usable item") == 2
+    (tmp_path / "elsewhere").rename(folder)
+    done = python(*run, "--retry")
+    assert done.returncode == 0, done.stderr
+    assert "failed items" not in done.stdout
+
+
+def test_more_than_this_machine_has_is_refused_with_what_it_has(python, work, whole):
+    run = ["featurize", "run", "--store", whole[0], "--config", work / "config.yaml", "columns.0.layer=2"]
+    done = python(*run, "workers=null", "cpus=999", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(f"say cpus={len(os.sched_getaffinity(0))}")
+    done = python(*run, "workers=null", "gpus=1", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.stderr.strip().endswith("and 0 GPUs: say gpus=0")
+
+
+def test_without_a_hub_published_weights_are_one_line(python, work, whole, tmp_path):
+    """The hub's packages would try again and again for a minute, in every worker, with a line each time."""
+    run = ["featurize", "run", "--store", whole[0], "--config", work / "config.yaml"]
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path)}
+    done = python(*run, "columns.0.encoder=clip:ViT-B-32/openai", env=env, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: field 'columns.0.encoder': clip:ViT-B-32/openai: no hub answers, and the weights are not in its cache; "
+        "without a hub: clip:ViT-B-32/random or the path of a checkpoint\n"
+    )
+
+
+def test_a_hub_answers_where_something_listens(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub_answers.__wrapped__()
+    assert not hub_answers.__wrapped__()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which alone may know the way
+    assert hub_answers.__wrapped__()
 
 
 def test_a_wrong_media_root_does_not_spoil_the_store(python, work, media, tmp_path):

@@ -78,7 +78,8 @@ def test_an_instruction_keeps_its_text_and_loses_only_its_tokens(tmp_path, field
         (
             {"vidoe": "a.mp4", "source": "x", "note": 1},
             "<video>\nWhat?",
-            "record 2: <video> is a modality token, but the record names no media file; not read: 'vidoe', 'note'",
+            "record 2: <video> is a modality token, but the record names no media file; "
+            "not read: 'vidoe', 'note'; did you mean 'video'?",
         ),
         ({"image": "a.jpg"}, "<AUD>\nWhat?", "record 2: <AUD> is a modality token, but a.jpg is of kind image"),
         ({"audio": "a.wav"}, "What?\n<video>", "record 2: <video> is a modality token, but a.wav is of kind audio"),
