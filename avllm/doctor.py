@@ -18,7 +18,7 @@ from avllm.configs import shipped_files
 from store import Storage, UserError, list_columns
 from store.cache import cache_folder
 from store.console import console, make_table
-from store.hub import connects, hub_answers, hub_host
+from store.hub import connects, hub_answers, hub_host, is_offline
 from store.items import CORPUS
 from store.settings import guess, yaml_fault
 
@@ -183,7 +183,7 @@ def _ray() -> Finding:
 
 def _hub() -> Finding:
     """Whether a model hub can be reached."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         return Finding("model hub", "HF_HUB_OFFLINE is set: only what is in its cache")
     if hub_answers():
         return Finding("model hub", f"{hub_host()} answers")

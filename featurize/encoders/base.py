@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from featurize.encoders.transfers import Transfers
-from featurize.hub import is_offline
 from featurize.media import Frames, MediaError, Sound
 from featurize.settings import EncoderSettings, TokenSettings
 from store import Arrays, ColumnSpec, MediaItem, UserError
+from store.hub import is_offline
 
 Rows = torch.Tensor | list[str]  # b encoded rows: tokens float32 [b, ...], or texts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurize.hub import is_offline
 from featurize.settings import EncoderSettings
 from store import UserError, canonical_json, is_missing_folder
+from store.hub import is_offline
 
 SHAPING = (
     *("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"),
