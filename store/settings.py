@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from store.errors import UserError
 
@@ -203,7 +203,7 @@ def _explain(model: type[BaseModel], data: Any, error: Any) -> tuple[str, str]:
         accepted = f" (accepted: {', '.join(known)})" if known else ""
         before, dot, last = field.rpartition(".")
         other = inner.elsewhere.get(last) if inner and issubclass(inner, Settings) else None
-        meant = f"; did you mean {before + dot + other!r}?" if other else guess(last, known, before + dot)
+        meant = f"; did you mean {before + dot + other!r}?" if other else guess(last, set(known) - {last}, before + dot)
         return f"unknown field {field!r}{meant}{accepted}", ""
     return f"field {field!r}: " if field else "", _message(model, error)
 
@@ -250,10 +250,21 @@ def _as_typed(data: Any, path: Sequence[str | int], with_last: bool = False) -> 
 
 def _model_at(model: type[BaseModel] | None, path: Sequence[str | int]) -> type[BaseModel] | None:
     """The model at `path`; list positions and mapping keys lead to the model of the elements."""
+    union: Any = None
     for part in path:
         if model and part in model.model_fields:
-            model = _model_in(model.model_fields[str(part)].annotation)
+            union = model.model_fields[str(part)].annotation
+            model = _model_in(union)
+        else:
+            model = _member(union, str(part)) or model
     return model
+
+
+def _member(annotation: Any, name: str) -> type[BaseModel] | None:
+    """The model of a union that pydantic names so: by its tag, or by its class."""
+    if Tag(name) in getattr(annotation, "__metadata__", ()) or getattr(annotation, "__name__", "") == name:
+        return _model_in(annotation)
+    return next((model for arg in get_args(annotation) if (model := _member(arg, name))), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

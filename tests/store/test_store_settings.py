@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from store import (
     ColumnSpec,
@@ -32,8 +32,16 @@ class Phase(Settings):
     lr: float
 
 
+class Other(Settings):
+    kind: str
+    size: int = 0
+
+
 class Run(Settings):
     name: str
+    part: Annotated[
+        Annotated[Phase, Tag("a")] | Annotated[Other, Tag("b")], Discriminator(lambda data: data["kind"])
+    ] = Other(kind="b")
     phase: Literal["mat", "pt1"] | Annotated[tuple[Phase, ...], Field(min_length=1)] = "mat"
     shares: dict[Literal["visual", "audio"], int] = {}  # noqa: RUF012
     stages: tuple[Stage, ...] = ()
@@ -68,9 +76,9 @@ def test_values_and_overrides(load):
         (
             "name: a\nnmae: b",
             (),
-            ["run.yaml", "'nmae'; did you mean 'name'?", "accepted: name, optim, phase, shares, stages"],
+            ["run.yaml", "'nmae'; did you mean 'name'?", "accepted: name, optim, part, phase, shares, stages"],
         ),
-        ("name: a\nfarbe: b", (), ["unknown field 'farbe' (accepted: name, optim, phase, shares, stages)"]),
+        ("name: a\nfarbe: b", (), ["unknown field 'farbe' (accepted: name, optim, part, phase, shares, stages)"]),
         ("name: a\nstages: 8", (), ["'stages': expected a list, such as [8]"]),
         ("name: a\nstages: {lr: 1}", (), ["'stages'", "tuple"]),
         ("name: a\noptim: {lrr: 1}", (), ["run.yaml", "'optim.lrr'; did you mean 'optim.lr'?", "accepted: lr, steps"]),
@@ -92,6 +100,7 @@ def test_values_and_overrides(load):
         ),
         ("name: a\nstages: [{steps: 0}]", (), ["run.yaml", "'stages.0.steps': expected greater than 0, found 0"]),
         ("", (), ["run.yaml: the file is empty; Run needs name"]),
+        ("name: a\npart: {kind: b, lr: 1}", (), ["unknown field 'part.lr' (accepted: kind, size)"]),
         ("", ("optim.lr=1",), ["run.yaml: field 'name': is required"]),
         (
             "name: a\noptim:\n  lr: 1\n  steps: 3\n  lr: 2",
