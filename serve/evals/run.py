@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from serve.checks import ORDER, check_checkpoint, check_output
 from serve.evals.agreement import agreement_of
 from serve.evals.answers import Answer, AnswerFile, Key, read_answers, share
 from serve.evals.folder import claim, folder_of, info_of, read_run
 from serve.evals.judge import Judging, judge_all
 from serve.evals.judgements import Given, Judgements
 from serve.evals.leaks import leaks_of
-from serve.evals.plan import Planned, plan_tasks
+from serve.evals.plan import Planned, check_asking, plan_tasks
 from serve.evals.report import write_report
 from serve.evals.scores import TaskScores, score
 from store import UserError
 from store.console import Meter, console
-from trainer.checkpoint.info import read_info
 
 Part = Literal["answers", "scores"]
 Failed = Literal["wrong", "left-out"]
@@ -56,8 +56,11 @@ def evaluate(
         UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
     """
     rank, ranks = ranks_of(os.environ)
+    info, folder = check_checkpoint(checkpoint, ORDER), folder_of(checkpoint, out)
     planned = plan_tasks(store, names, limit, tasks_file)
-    info, folder = read_info(checkpoint), folder_of(checkpoint, out)
+    check_output(folder, is_folder=True)
+    if only != "scores":
+        check_asking(info, store, planned)
     if judging and ranks > 1:
         raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
     if only != "scores":
@@ -133,7 +136,6 @@ def _ask(
         return
     from serve.assistant import Assistant
 
-    assistant = Assistant.load(checkpoint, vllm)
     failures = 0
 
     def keep(key: Key, answer: Answer) -> None:
@@ -142,6 +144,5 @@ def _ask(
         failures += bool(answer.failures)
         meter.advance(1, f"{failures} without features" if failures else "")
 
-    with Meter("asking", len(left), "questions") as meter:
+    with Assistant.load(checkpoint, vllm) as assistant, Meter("asking", len(left), "questions") as meter:
         ask(assistant, store, left, keep)
-    assistant.close()
