@@ -13,6 +13,7 @@ from serve.checks import (
     check_item,
     check_medium,
     check_output,
+    check_packages,
     check_store,
 )
 from serve.questions import check_tokens, count_answered, read_questions, senses_by_tokens
@@ -55,6 +56,7 @@ def chat(
         raise UserError("give either --media FILE, or --store STORE with --key KEY (avllm store keys lists them)")
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
     chosen = _asked_by(question or "", chosen)
+    check_packages("av")
     info = check_checkpoint(checkpoint)
     if media:
         check_medium(media, info, chosen)
@@ -123,6 +125,7 @@ def answer(
     """Answer a file of questions in parallel. To resume after a stop, repeat the command."""
     lines = read_questions(questions, store is not None)
     check_output(answers)
+    check_packages("av")
     info = check_checkpoint(checkpoint)
     if store:
         check_store(store, info)
@@ -317,17 +320,19 @@ def api(
     ] = None,
 ) -> None:
     """Serve a checkpoint until Ctrl-C: a page for people, and OpenAI's API for programs."""
-    from serve.api.clips.cache import check_folder
     from serve.api.listening import check_exposure, listen, load_keys
     from serve.api.settings import ApiSettings
-    from serve.vllm import served
 
     data = {"checkpoint": checkpoint, "stores": _labelled(store or []), "host": host, "port": port, "vllm": vllm}
     for word in limits or []:
         override(data, word)
     settings, keys = parse_settings(ApiSettings, data, "serve api"), load_keys(key_file)
     check_exposure(settings, keys)
+    check_packages("av", "starlette", "uvicorn")
     info = check_checkpoint(checkpoint)
+    from serve.api.clips.cache import check_folder  # after the packages that these take
+    from serve.vllm import served
+
     for url in settings.stores.values():
         check_store(url, info)
     check_folder(settings.cache)

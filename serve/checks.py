@@ -2,10 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
-
-from safetensors import SafetensorError, safe_open
 
 from featurize.sources.kinds import guess_kind
 from store import ColumnReader, Kind, Sense, Storage, UserError, open_column
@@ -27,7 +26,9 @@ def check_checkpoint(checkpoint: str | Path, order: str = "") -> CheckpointInfo:
 
     Raises:
         UserError: names the file.
+        ModuleNotFoundError: a package is missing that loading it takes.
     """
+    check_packages("torch", "transformers", "safetensors")
     folder = Path(checkpoint)
     if (folder / CORPUS).exists():
         raise UserError(f"{folder}: is a store, not a checkpoint{order}")
@@ -47,7 +48,20 @@ def check_checkpoint(checkpoint: str | Path, order: str = "") -> CheckpointInfo:
     return info
 
 
+def check_packages(*names: str) -> None:
+    """Miss optional packages before what is given is looked at; they are imported later.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open  # an optional package, as those of media are
+
     try:
         with safe_open(path, "np"):
             return

@@ -14,6 +14,7 @@ from serve.evals.plan import Planned, check_asking, plan_tasks
 from serve.evals.run import Part
 from serve.evals.tasks import Query
 from store.console import Meter, console, make_table
+from trainer.checkpoint.info import read_info
 
 SAMPLE = 32  # questions that are asked, to tell the hours
 
@@ -38,7 +39,7 @@ def dry_run(
     Raises:
         UserError: as `evaluate`.
     """
-    info = check_checkpoint(checkpoint, ORDER)
+    info = read_info(checkpoint) if only == "scores" else check_checkpoint(checkpoint, ORDER)
     planned = plan_tasks(store, names, limit, tasks_file)
     if only != "scores":
         check_asking(info, store, planned)

@@ -18,6 +18,7 @@ from serve.evals.report import write_report
 from serve.evals.scores import TaskScores, score
 from store import UserError
 from store.console import Meter, console
+from trainer.checkpoint.info import read_info
 
 Part = Literal["answers", "scores"]
 Failed = Literal["wrong", "left-out"]
@@ -56,13 +57,14 @@ def evaluate(
         UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
     """
     rank, ranks = ranks_of(os.environ)
-    info, folder = check_checkpoint(checkpoint, ORDER), folder_of(checkpoint, out)
+    if judging and ranks > 1:
+        raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
+    info = read_info(checkpoint) if only == "scores" else check_checkpoint(checkpoint, ORDER)
+    folder = folder_of(checkpoint, out)
     planned = plan_tasks(store, names, limit, tasks_file)
     check_output(folder, is_folder=True)
     if only != "scores":
         check_asking(info, store, planned)
-    if judging and ranks > 1:
-        raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
     if only != "scores":
         claim(folder, info_of(checkpoint, info, store, vllm))
         with AnswerFile(folder, rank, ranks) as file:
