@@ -1,16 +1,25 @@
 """`avllm serve`: chat with a trained checkpoint about a clip, serve it to programs, or evaluate it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
-from store import Sense, Storage, UserError, parse_settings
+from serve.checks import (
+    ORDER,
+    check_checkpoint,
+    check_item,
+    check_medium,
+    check_output,
+    check_packages,
+    check_store,
+)
+from serve.questions import check_tokens, count_answered, read_questions, senses_by_tokens
+from store import Sense, UserError, check_conversations, parse_settings
 from store.console import console, make_app, make_table, run
 from store.settings import override
-from store.show import find_item
-from trainer.checkpoint.info import read_info
 
 if TYPE_CHECKING:
     from serve.assistant import Assistant
@@ -45,31 +54,55 @@ def chat(
     """
     if (media is None) == (store is None) or (store is None) != (key is None):
         raise UserError("give either --media FILE, or --store STORE with --key KEY (avllm store keys lists them)")
-    read_info(checkpoint)
-    if media and "://" not in media and not Path(media).exists():
-        raise UserError(f"{media}: no such file")
-    if store and key:
-        find_item(Storage(store), key)
-    assistant = _load(checkpoint, vllm)
     chosen: list[Sense] = [*(["visual"] if watch else []), *(["audio"] if listen else [])]  # type: ignore[list-item]
-    with console.status(Text(f"encoding {media}" if media else f"reading {key}")):
+    chosen = _asked_by(question or "", chosen)
+    check_packages("av")
+    info = check_checkpoint(checkpoint)
+    if media:
+        check_medium(media, info, chosen)
+    if store and key:
+        check_item(store, key, info, chosen)
+    with _load(checkpoint, vllm) as assistant:
+        for sense in (chosen or assistant.features.senses) if media else []:
+            _tell(f"loading the {sense} encoder")
+            assistant.features.encoder(sense)
+        _tell(f"encoding {media}" if media else f"reading {key}")
         arrays = assistant.features.perceive(media, store, key, chosen)
-    from serve.chat import Chat
-    from serve.engine import Limits
+        from serve.chat import Chat
+        from serve.engine import Limits
 
-    chat = Chat(assistant, arrays, Limits(max_new_tokens, temperature, top_p), seed, system)
-    if question is not None:
-        chat.say(question)
-    else:
-        chat.talk()
+        chat = Chat(assistant, arrays, Limits(max_new_tokens, temperature, top_p), seed, system)
+        if question is not None:
+            chat.say(question)
+        else:
+            chat.talk()
+
+
+def _asked_by(question: str, chosen: list[Sense]) -> list[Sense]:
+    """The senses of a question's tokens, if it has any, else those that the options choose."""
+    check_tokens(question)
+    senses = senses_by_tokens(question)
+    if lacking := [sense for sense in senses if chosen and sense not in chosen]:
+        option = "--watch" if lacking[0] == "visual" else "--listen"
+        raise UserError(f"a token in the question asks by {lacking[0]}: add {option}, or give neither option")
+    return chosen or senses
 
 
 def _load(checkpoint: str, vllm: str | None) -> "Assistant":
-    """Load a checkpoint; a terminal shows what is waited for."""
-    with console.status(Text(f"loading {checkpoint}")):
-        from serve.assistant import Assistant  # after the checks: it takes seconds to import torch
+    """Load a checkpoint, once its server is known to answer, and tell what is waited for."""
+    if vllm:
+        from serve.vllm import served
 
-        return Assistant.load(checkpoint, vllm)
+        served(vllm)
+    _tell(f"loading {checkpoint}")
+    from serve.assistant import Assistant  # after the checks: it takes seconds to import torch
+
+    return Assistant.load(checkpoint, vllm)
+
+
+def _tell(line: str) -> None:
+    """Tell what is waited for, apart from the answers."""
+    Console(stderr=True, soft_wrap=True).print(Text(line, "dim"))
 
 
 @app.command()
@@ -90,15 +123,20 @@ def answer(
     vllm: Annotated[str | None, typer.Option(help="URL of a vLLM server of this checkpoint (docs/serving.md).")] = None,
 ) -> None:
     """Answer a file of questions in parallel. To resume after a stop, repeat the command."""
-    from serve.questions import read_questions
-
     lines = read_questions(questions, store is not None)
-    read_info(checkpoint)
-    assistant = _load(checkpoint, vllm)
-    from serve.answers import answer_lines
-    from serve.engine import Limits
+    check_output(answers)
+    check_packages("av")
+    info = check_checkpoint(checkpoint)
+    if store:
+        check_store(store, info)
+    if lines and count_answered(answers, lines) == len(lines):
+        console.print(f"{answers}: all {len(lines)} questions were answered before", markup=False)
+        return
+    with _load(checkpoint, vllm) as assistant:
+        from serve.answers import answer_lines
+        from serve.engine import Limits
 
-    answer_lines(assistant, lines, answers, store, Limits(max_new_tokens, temperature, top_p, seed))
+        answer_lines(assistant, lines, answers, store, Limits(max_new_tokens, temperature, top_p, seed))
 
 
 @app.command()
@@ -209,6 +247,8 @@ def compare(
     from serve.evals.comparison_report import say_comparison, write_comparison
     from serve.evals.folder import read_run
 
+    if out:
+        check_output(out, is_folder=True)
     comparisons = compare_folders(first, second, tasks or [])
     say_comparison(comparisons)
     if out:
@@ -223,6 +263,8 @@ def table(
     """Show evaluations as rows of the paper's tables, with the paper's own row."""
     from serve.evals.paper_tables import show_tables
 
+    if out:
+        check_output(out)
     show_tables(folders, out)
 
 
@@ -249,9 +291,16 @@ def heldout(
     limit: Annotated[int | None, typer.Option(min=1, help="Conversations asked; all without it.")] = None,
 ) -> None:
     """Loss on held-out conversations, and answers that would be given word for word. Nothing is generated."""
-    from serve.evals.held_out import evaluate as evaluate_checkpoint
+    sense = next((s for s in get_args(Sense) if s == ask), None)
+    if ask is not None and sense is None:
+        raise UserError(f"--ask {ask}: accepted: {', '.join(get_args(Sense))}")
+    if out:
+        check_output(out)
+    info = check_checkpoint(checkpoint, ORDER)
+    check_conversations(check_store(store, info, order=ORDER), conversations)
+    from serve.evals.held_out import evaluate as evaluate_checkpoint  # after the checks: it imports torch
 
-    evaluate_checkpoint(checkpoint, store, conversations, ask, out, limit)
+    evaluate_checkpoint(checkpoint, store, conversations, sense, out, limit)
 
 
 @app.command()
@@ -279,7 +328,16 @@ def api(
         override(data, word)
     settings, keys = parse_settings(ApiSettings, data, "serve api"), load_keys(key_file)
     check_exposure(settings, keys)
-    read_info(checkpoint)
+    check_packages("av", "starlette", "uvicorn")
+    info = check_checkpoint(checkpoint)
+    from serve.api.clips.cache import check_folder  # after the packages that these take
+    from serve.vllm import served
+
+    for url in settings.stores.values():
+        check_store(url, info)
+    check_folder(settings.cache)
+    if settings.vllm:
+        served(settings.vllm)
     with listen(settings) as listener:
         console.print(f"loading {checkpoint}", markup=False)
         from serve.api.server import serve as serve_api  # after the checks: it takes seconds to import torch

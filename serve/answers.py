@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple
 from serve.assistant import Assistant, Question
 from serve.engine import EngineError, Limits, Piece, reply, until_end
 from serve.features import available_modality
-from serve.questions import Line
-from store import Sense, Turn, UserError
+from serve.questions import Line, count_answered, senses_by_tokens
+from store import Turn, UserError
 from store.console import Meter, console
 from store.tokens import split_tokens
 
@@ -37,9 +37,10 @@ def answer_lines(assistant: Assistant, lines: Sequence[Line], answers: Path, sto
     if store:
         for sense in assistant.features.senses:
             assistant.features.open(store, sense)
+    answers.parent.mkdir(parents=True, exist_ok=True)
     with open(answers, "a+b", buffering=0) as file:
-        done = _kept(file, lines, answers)
-        failed = 0
+        done, failed = count_answered(answers, lines), 0
+        _cut_last_line(file)
         with Meter("answers", len(lines), "answers", before=done) as meter:
             given = _answers(assistant, lines, done, store, limits)
             for line, answer in zip(lines[done:], given, strict=True):
@@ -47,28 +48,18 @@ def answer_lines(assistant: Assistant, lines: Sequence[Line], answers: Path, sto
                 file.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
                 failed += "error" in answer
                 meter.advance(1, f"{failed} failed" if failed else "")
-    console.print(f"{answers}: {len(lines)} lines, {done} of them there before, {failed} new ones without an answer")
+    said = f"{answers}: {len(lines) - done - failed} questions answered"
+    if done:
+        said += f", {done} more were before"
+    if failed:
+        said += f"; {failed} could not be answered, and have the field 'error'"
+    console.print(said, markup=False)
 
 
-def _kept(file: IO[bytes], lines: Sequence[Line], path: Path) -> int:
-    """How many questions are answered; removes what a kill left of a line."""
+def _cut_last_line(file: IO[bytes]) -> None:
+    """Remove what a kill left of a line."""
     file.seek(0)
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    file.truncate(whole)
-    kept = content[:whole].splitlines()
-    for number, (text, line) in enumerate(zip(kept, lines, strict=False), 1):
-        asked = line.model_dump(exclude_none=True)
-        try:
-            entry = json.loads(text)
-            same = {name: entry.get(name) for name in asked} == asked
-        except (ValueError, AttributeError):
-            same = False
-        if not same:
-            raise UserError(f"{path}, line {number}: is not the answer to that question; give another --out")
-    if len(kept) > len(lines):
-        raise UserError(f"{path}: has {len(kept)} answers to {len(lines)} questions; give another --out")
-    return len(kept)
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class _UnderWay(NamedTuple):
@@ -114,9 +105,7 @@ def _submit(assistant: Assistant, line: Line, store: str | None, limits: Limits)
 
 def _question(assistant: Assistant, line: Line, store: str | None) -> Question:
     instruction, modality = split_tokens(line.question)
-    chosen: list[Sense] = []
-    if modality != "text":
-        chosen = ["visual", "audio"] if modality == "audio_visual" else [modality]
+    chosen = senses_by_tokens(line.question)
     arrays = assistant.features.perceive(line.media, store, line.key, chosen)
     modality = modality if chosen else available_modality(arrays)
     return Question((Turn(instruction, modality, ""),), arrays)

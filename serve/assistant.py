@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
+from typing import Self
 
 import torch
 
@@ -19,7 +20,7 @@ __all__ = ["Assistant", "Question"]
 
 
 class Assistant:
-    """A checkpoint that answers.
+    """A checkpoint that answers. A context manager, which closes it; Ctrl-C does not wait for the engine's step.
 
     Attributes:
         features: encodes or loads the features of an item.
@@ -50,7 +51,8 @@ class Assistant:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # of torchrun, whose ranks share questions
         dtype = torch.bfloat16 if has_gpu else torch.float32
         if vllm is not None:
-            return cls(load_prompts(checkpoint, dtype), VLLM(vllm))
+            engine = VLLM(vllm)  # before the weights, which take longer than to find that no server is there
+            return cls(load_prompts(checkpoint, dtype), engine)
         model, tokenizer, info = load_checkpoint(checkpoint, dtype, attention="sdpa")
         return cls.of(model, tokenizer, info)
 
@@ -59,6 +61,13 @@ class Assistant:
         """An assistant of a model in memory, whose LLM uses `sdpa` attention; it is moved to a GPU if there is one."""
         model = model.eval().to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(Prompts(model, tokenizer, info), Local(model.llm, tokenizer))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            self.close()
 
     def stream(self, question: Question, limits: Limits = Limits()) -> Generator[Piece]:
         """Yield an answer piece by piece; closing the iterator ends generation at its next step.

@@ -1,6 +1,7 @@
 """A dialogue in the terminal about one item."""
 
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from serve.assistant import Assistant, Question
 from serve.engine import Limits
 from serve.features import available_modality
+from serve.questions import check_tokens
 from store import Arrays, Modality, Turn, UserError
 from store.console import console
 from store.tokens import split_tokens
@@ -61,6 +63,7 @@ class Chat:
         Raises:
             UserError: the question cannot be answered.
         """
+        check_tokens(text)
         instruction, modality = split_tokens(text)
         if modality == "text" and not self.turns:
             modality = self._modality
@@ -90,7 +93,10 @@ class Chat:
 def _read() -> str | None:
     """A line, without blanks around it; None at the end of all input."""
     try:
-        return console.input("you: ").strip()
+        line = console.input("you: ").strip()
+        if not sys.stdin.isatty():  # a terminal shows what is typed
+            console.print(line, markup=False)
+        return line
     except KeyboardInterrupt:
         console.print()
         return ""

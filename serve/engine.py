@@ -3,11 +3,12 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from store import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Reason = Literal["stop", "length", "cancelled"]
 
@@ -81,7 +82,7 @@ class Engine(Protocol):
     context: int
     at_once: int
 
-    def submit(self, rows: torch.Tensor, limits: Limits, deliver: Callable[[Piece], None]) -> Callable[[], None]:
+    def submit(self, rows: "torch.Tensor", limits: Limits, deliver: Callable[[Piece], None]) -> Callable[[], None]:
         """Start answering a prompt; returns at once.
 
         Args:
@@ -107,7 +108,7 @@ class Engine(Protocol):
         """Cancel all answers and free what the engine holds."""
 
 
-def check_rows(rows: torch.Tensor, limits: Limits, context: int) -> int:
+def check_rows(rows: "torch.Tensor", limits: Limits, context: int) -> int:
     """The most tokens that the answer to a prompt can have.
 
     Raises:
@@ -115,12 +116,12 @@ def check_rows(rows: torch.Tensor, limits: Limits, context: int) -> int:
     """
     if len(rows) >= context:
         raise UserError(f"the question takes {len(rows)} positions; accepted: below {context}, the model's context")
-    if not torch.isfinite(rows).all():
+    if not rows.isfinite().all():
         raise UserError("the question's features give numbers that are not finite")
     return min(limits.max_tokens, context - len(rows))
 
 
-def stream(engine: Engine, rows: torch.Tensor, limits: Limits) -> Generator[Piece]:
+def stream(engine: Engine, rows: "torch.Tensor", limits: Limits) -> Generator[Piece]:
     """Yield the pieces of an answer; closing the iterator ends generation at its next step.
 
     Raises:

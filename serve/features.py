@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -13,7 +13,7 @@ from featurize.encoders import Encoder, build_encoder
 from featurize.media import Isolated, MediaError
 from featurize.prepare import ItemMedia
 from featurize.settings import AnyEncoder
-from featurize.sources.kinds import kind_of
+from serve.checks import check_senses, kind_of_file, senses_of
 from store import Arrays, ColumnReader, ColumnSpec, MediaItem, Modality, Sense, Storage, UserError, open_column
 from trainer.checkpoint.info import CheckpointInfo
 
@@ -55,7 +55,7 @@ class FeatureSource:
     @property
     def senses(self) -> list[Sense]:
         """The senses the checkpoint was trained with."""
-        return [sense for sense in get_args(Sense) if sense in self._info.columns]
+        return senses_of(self._info)
 
     @property
     def columns(self) -> dict[Sense, tuple[ColumnSpec, dict[str, object]]]:
@@ -81,7 +81,7 @@ class FeatureSource:
             UserError: an encoder cannot be built here, or its fingerprint differs from the one in training.
         """
         uri = path if "://" in path else str(Path(path).absolute())
-        item = MediaItem(key="question", uri=uri, kind=kind_of(path, path), shard=0, position=0, bytes=None)
+        item = MediaItem(key="question", uri=uri, kind=kind_of_file(path), shard=0, position=0, bytes=None)
         encoders = {sense: self.encoder(sense) for sense in senses}
         with self._decoding:
             media = ItemMedia(item, list(encoders.values()), self._isolated)
@@ -140,8 +140,7 @@ class FeatureSource:
         self._isolated.close()
 
     def _trained(self, sense: Sense) -> ColumnSpec:
-        if sense not in self._info.columns:
-            raise UserError(f"this checkpoint was trained without a {sense} column")
+        check_senses(self._info, [sense])
         return self._info.columns[sense]
 
     def _open_column(self, store: str, sense: Sense) -> ColumnReader:

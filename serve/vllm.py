@@ -11,12 +11,14 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import torch
 
 from serve.engine import EngineError, Limits, Piece, Reason, check_rows
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "VLLM_API_KEY"  # of the server's key; vLLM reads the same one
 AWAY = (502, 503, 504)  # said by proxies in front of it, and by itself while it starts or stops
@@ -41,20 +43,18 @@ class VLLM:
 
     def __init__(self, url: str, at_once: int = AT_ONCE) -> None:
         self.at_once = at_once
-        self._url = url.rstrip("/").removesuffix("/v1")
-        key = os.environ.get(VARIABLE)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._model, self.context = self._served()
+        self._url = _root(url)
+        self._model, self.context = served(url)
         self._loop = asyncio.new_event_loop()
         self._turns = asyncio.Semaphore(at_once)
         self._client = httpx.AsyncClient(
-            base_url=self._url, headers=self._headers, limits=httpx.Limits(max_connections=at_once),
+            base_url=self._url, headers=_headers(), limits=httpx.Limits(max_connections=at_once),
             timeout=httpx.Timeout(CONNECT_SECONDS, read=SILENT_SECONDS, pool=None),
         )  # fmt: skip
         self._thread = threading.Thread(target=self._loop.run_forever, name="avllm vllm client", daemon=True)
         self._thread.start()
 
-    def submit(self, rows: torch.Tensor, limits: Limits, deliver: Callable[[Piece], None]) -> Callable[[], None]:
+    def submit(self, rows: "torch.Tensor", limits: Limits, deliver: Callable[[Piece], None]) -> Callable[[], None]:
         """See `Engine.submit`."""
         most = check_rows(rows, limits, self.context)
         request = {
@@ -79,7 +79,7 @@ class VLLM:
 
     def check(self) -> None:
         """See `Engine.check`."""
-        model, context = self._served()
+        model, context = served(self._url)
         if (model, context) != (self._model, self.context):
             raise EngineError(f"{self._url}: serves {model} with a context of {context}, no longer {self._model} "
                               f"with {self.context}")  # fmt: skip
@@ -148,25 +148,42 @@ class VLLM:
             raise EngineError(f"{self._url}: the answer ended without a reason ({reason})")
         yield Piece("", tokens, REASONS[reason])
 
-    def _served(self) -> tuple[str, int]:
-        """The name of the one model that the server has, and its context."""
-        try:
-            response = httpx.get(f"{self._url}/v1/models", headers=self._headers, timeout=CONNECT_SECONDS)
-            if response.status_code != 401:
-                response.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise EngineError(f"{self._url}: no vLLM server answers: {error}", is_away=True) from None
-        if response.status_code == 401:
-            raise EngineError(f"{self._url}: refuses the key; give the server's in the variable {VARIABLE}")
-        try:
-            (model,) = response.json()["data"]
-            return model["id"], model["max_model_len"]
-        except (ValueError, KeyError, TypeError):
-            raise EngineError(f"{self._url}: not a vLLM server with one model (/v1/models)") from None
+
+def served(url: str) -> tuple[str, int]:
+    """The name of the one model that a server has, and its context.
+
+    Raises:
+        EngineError: there is no vLLM server at the URL, or it refuses the key, or it does not serve exactly one model.
+    """
+    url = _root(url)
+    try:
+        response = httpx.get(f"{url}/v1/models", headers=_headers(), timeout=CONNECT_SECONDS)
+        if response.status_code != 401:
+            response.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EngineError(f"{url}: no vLLM server answers: {error}", is_away=True) from None
+    if response.status_code == 401:
+        raise EngineError(f"{url}: refuses the key; give the server's in the variable {VARIABLE}")
+    try:
+        (model,) = response.json()["data"]
+        return model["id"], model["max_model_len"]
+    except (ValueError, KeyError, TypeError):
+        raise EngineError(f"{url}: not a vLLM server with one model (/v1/models)") from None
 
 
-def encoded(rows: torch.Tensor) -> str:
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def encoded(rows: "torch.Tensor") -> str:
     """Rows as vLLM takes them: base64 of a saved tensor."""
+    import torch  # the server is looked for before this is loaded
+
     buffer = io.BytesIO()
     torch.save(rows.detach().cpu().clone(), buffer)  # a view would be saved with all it is a view of
     return base64.b64encode(buffer.getvalue()).decode()

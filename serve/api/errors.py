@@ -1,5 +1,6 @@
 """Errors as OpenAI's clients read them: always `{"error": {"message", "type", "param", "code"}}`."""
 
+import difflib
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,6 +19,18 @@ GONE = 499  # never sent: nobody is left to read it
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 AWAY_SECONDS = 5  # after which a client may try again
 SHOWN = 300  # characters of a message
+WORD = 60  # characters of a word of a request
+PATHS = ("/v1/chat/completions", "/v1/models")  # for programs
+PLAIN = {
+    "missing": "is required",
+    "extra_forbidden": "is not supported",
+    "string_type": "expected a text",
+    "string_too_short": "must not be empty",
+    "list_type": "expected a list",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+}
 
 
 class ApiError(Exception):
@@ -66,12 +79,36 @@ def as_api_error(error: Exception) -> ApiError:
 
 def invalid(error: ValidationError) -> ApiError:
     """The first fault of a request, with the path of its field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    faults = error.errors(include_url=False, include_input=False)
+    first = faults[0]
     path = ".".join(_as_sent(first["loc"]))[:SHOWN]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}"[:SHOWN], code="invalid_json")
-    said = "is not supported" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    said = _in_words(first)
+    unknown = [f for f in faults if f["type"] == "extra_forbidden" and f["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == "missing" and unknown:
+        said += f"; unknown is {str(unknown[0]['loc'][-1])[:WORD]!r}"
     return ApiError(400, f"{path}: {said}"[: 2 * SHOWN] if path else said, path or None, first["type"])
+
+
+def _in_words(fault: Any) -> str:
+    """What is wrong with a field and what it accepts, where pydantic says it in the words of its own workings."""
+    kind, context, said = fault["type"], fault.get("ctx", {}), str(fault["msg"])
+    match kind:
+        case "union_tag_invalid":
+            return f"{context['discriminator']} is {context['tag'][:WORD]!r}; accepted: {context['expected_tags']}"
+        case "union_tag_not_found":
+            return f"needs the field {context['discriminator']}"
+        case "too_short" if context["min_length"] == 1:
+            return "must not be empty"
+        case "too_long":
+            return f"accepted: at most {context['max_length']}" if context["max_length"] else "must be empty"
+        case "less_than_equal":
+            return f"accepted: at most {context['le']:g}"
+        case "greater_than_equal":
+            return f"accepted: at least {context['ge']:g}"
+    plain = f"expected {said.removeprefix('Input should be ')}" if said.startswith("Input should be ") else said
+    return PLAIN.get(kind) or plain.removeprefix("Value error, ")
 
 
 ENGINE_AWAY = ApiError(
@@ -93,7 +130,11 @@ def _refused(request: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     """What the router refuses: 404 and 405."""
     assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase}"[:SHOWN]
+    path = request.url.path[:SHOWN]
+    said = f"{request.method} {path}: {HTTPStatus(error.status_code).phrase}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        near = difflib.get_close_matches(path, PATHS, n=1)
+        said += f"; did you mean {near[0]}?" if near else f"; programs ask {' and '.join(PATHS)}"
     return ApiError(error.status_code, said, headers=error.headers).response()
 
 

@@ -3,16 +3,14 @@
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from featurize.media import MediaError
 from serve.assistant import Assistant, Question
 from serve.engine import Limits, Piece
 from serve.evals.answers import Answer, Key, key_of
-from serve.evals.tasks import Query, Task
+from serve.evals.tasks import Query, Task, senses_needed
 from serve.features import Features
 from store import Sense, UserError
-from trainer.features import FEATURES_OF
 
 AHEAD = 2  # questions that wait for the engine, for each that it answers at once
 
@@ -50,7 +48,7 @@ def ask(
         UserError: the store lacks a column of the checkpoint.
         Exception: whatever generation raised; answers written before are kept.
     """
-    for sense in sorted({sense for each in asked for sense in _senses(each.query)}):
+    for sense in sorted({sense for each in asked for sense in senses_needed(each.query)}):
         assistant.features.open(store, sense)
     done: queue.SimpleQueue[tuple[Asked, Answer | Exception]] = queue.SimpleQueue()
     under_way, cancels = 0, dict[Key, Callable[[], None]]()
@@ -108,7 +106,7 @@ def _with_features(assistant: Assistant, store: str, asked: Sequence[Asked]) -> 
     last: tuple[str, list[Sense]] | None = None
     features = Features()
     for each in asked:
-        wanted = (each.query.key, _senses(each.query))
+        wanted = (each.query.key, senses_needed(each.query))
         if wanted != last:
             features, last = _load(assistant, store, *wanted), wanted
         yield each, features
@@ -120,8 +118,3 @@ def _load(assistant: Assistant, store: str, key: str, senses: Sequence[Sense]) -
     if lacking:
         return Features(failures=dict.fromkeys(lacking, MediaError("missing", "not featurized")))
     return assistant.features.load(store, key, senses)
-
-
-def _senses(query: Query) -> list[Sense]:
-    needed = frozenset().union(*(FEATURES_OF[turn.modality] for turn in query.turns))
-    return [sense for sense in get_args(Sense) if FEATURES_OF[sense] & needed]

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from serve.checks import ORDER, check_checkpoint
 from serve.evals.answers import Answer, Key, limited, read_answers
 from serve.evals.folder import folder_of
 from serve.evals.judge import Judging
 from serve.evals.judge_cost import say_cost
 from serve.evals.leaks import leaks_of, say_leaks
-from serve.evals.plan import Planned, plan_tasks
+from serve.evals.plan import Planned, check_asking, plan_tasks
 from serve.evals.run import Part
 from serve.evals.tasks import Query
 from store.console import Meter, console, make_table
@@ -38,8 +39,11 @@ def dry_run(
     Raises:
         UserError: as `evaluate`.
     """
+    info = read_info(checkpoint) if only == "scores" else check_checkpoint(checkpoint, ORDER)
     planned = plan_tasks(store, names, limit, tasks_file)
-    say_leaks(leaks_of(read_info(checkpoint), store, planned))
+    if only != "scores":
+        check_asking(info, store, planned)
+    say_leaks(leaks_of(info, store, planned))
     folder = folder_of(checkpoint, out)
     answers = read_answers(folder)
     sample = [] if only == "scores" else _ask_sample(checkpoint, store, planned, vllm)
@@ -61,15 +65,17 @@ def _ask_sample(checkpoint: str, store: str, planned: Sequence[Planned], vllm: s
 
     asked = all_asked([(p.task, p.conversations, p.asked) for p in planned])
     sample = [asked[number] for number in limited(len(asked), SAMPLE)]
-    assistant, answers = Assistant.load(checkpoint, vllm), dict[Key, Answer]()
-    with Meter("asking a sample", len(sample), "questions") as meter:
+    answers = dict[Key, Answer]()
+    with (
+        Assistant.load(checkpoint, vllm) as assistant,
+        Meter("asking a sample", len(sample), "questions") as meter,
+    ):
 
         def keep(key: Key, answer: Answer) -> None:
             answers[key] = answer
             meter.advance(1)
 
         ask(assistant, store, sample, keep)
-    assistant.close()
     table = make_table("task", "conversations", "questions", "at most tokens each", "positions of a prompt")
     for p in planned:
         lengths = [answers[each.key].positions for each in sample if each.task is p.task]

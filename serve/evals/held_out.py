@@ -3,12 +3,11 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import torch
 from rich.table import Table
 
-from store import Sense, Storage, UserError
+from store import Sense, Storage
 from store.console import Meter, console
 from trainer.checkpoint.folder import load_checkpoint
 from trainer.engine import PlainEngine
@@ -20,7 +19,7 @@ MAX_TOKENS = 4096  # longest held-out conversation, and longest pass, in positio
 
 
 def evaluate(
-    checkpoint: Path, store: str, conversations: str, ask: str | None, out: Path | None, limit: int | None
+    checkpoint: Path, store: str, conversations: str, ask: Sense | None, out: Path | None, limit: int | None
 ) -> dict[str, float]:
     """Evaluate a checkpoint on held-out conversations, with the columns it was trained on.
 
@@ -36,22 +35,15 @@ def evaluate(
         Loss and exact-match share, over all conversations and by modality.
 
     Raises:
-        UserError: `ask` names no sense, `out` is a folder, or the store lacks conversations or columns.
+        UserError: the store lacks conversations or columns.
     """
-    sense: Sense | None = next((s for s in get_args(Sense) if s == ask), None)
-    if ask is not None and sense is None:
-        raise UserError(f"--ask {ask}: accepted: {', '.join(get_args(Sense))}")
-    if out:
-        if out.is_dir():
-            raise UserError(f"--out {out}: is a folder; name a file")
-        out.parent.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model, tokenizer, info = load_checkpoint(checkpoint, dtype)
     longest = min(MAX_TOKENS, getattr(model.llm.config, "max_position_embeddings", MAX_TOKENS))
     check_packing(model.llm.config, longest, str(checkpoint))
     columns = {modality: spec.folder for modality, spec in info.columns.items()}
     source = Source(store=store, conversations=conversations)
-    held_out = HeldOut([source], columns.get("visual"), columns.get("audio"), info.grid, limit, sense)
+    held_out = HeldOut([source], columns.get("visual"), columns.get("audio"), info.grid, limit, ask)
     engine = PlainEngine(model.requires_grad_(False))
     with Meter("asking", len(held_out), "conversations") as meter:
         judged = held_out.judge(engine, tokenizer, info.prompt, longest, meter)
@@ -77,6 +69,7 @@ def evaluate(
             "summary": scores,
             "judged": [asdict(j) for j in judged],
         }
+        out.parent.mkdir(parents=True, exist_ok=True)
         Storage(out.parent).write(out.name, json.dumps(report, indent=1).encode())
         console.print(f"saved {out}")
     return scores

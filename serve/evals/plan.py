@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from serve.checks import ORDER, check_senses, check_store, open_store
 from serve.evals.answers import Answer, Key, key_of, limited
-from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries
-from store import Storage, UserError, list_conversations, load_conversations
+from serve.evals.tasks import TASKS, Query, Task, load_tasks, queries, senses_needed
+from store import UserError, list_conversations, load_conversations
 from store.settings import guess
+from trainer.checkpoint.info import CheckpointInfo
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,7 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         UserError: there is no such task, or the store lacks its conversations or they lack what it needs.
     """
     known = load_tasks(tasks_file) if tasks_file else TASKS
-    storage = Storage(store)
-    if not storage.exists("corpus.parquet"):
-        raise UserError(f"{store}: no store is there")
+    storage = open_store(store, ORDER)
     there, load, planned = list_conversations(storage), cache(lambda name: load_conversations(storage, name)), []
     for name in names:
         task, _, conversations = name.partition("=")
@@ -58,6 +58,17 @@ def plan_tasks(store: str, names: Sequence[str], limit: int | None, tasks_file: 
         made = queries(known[task], load(conversations))
         planned.append(Planned(known[task], conversations, made, _chosen(made, limit)))
     return planned
+
+
+def check_asking(info: CheckpointInfo, store: str, planned: Sequence[Planned]) -> None:
+    """Refuse a checkpoint or a store without a column that is needed, before the model is loaded.
+
+    Raises:
+        UserError: names it.
+    """
+    needed = {sense for p in planned for query in p.asked for sense in senses_needed(query)}
+    check_senses(info, sorted(needed))
+    check_store(store, info, sorted(needed), ORDER)
 
 
 def _chosen(made: Sequence[Query], limit: int | None) -> list[int]:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from serve.checks import ORDER, check_checkpoint, check_output
 from serve.evals.agreement import agreement_of
 from serve.evals.answers import Answer, AnswerFile, Key, read_answers, share
 from serve.evals.folder import claim, folder_of, info_of, read_run
 from serve.evals.judge import Judging, judge_all
 from serve.evals.judgements import Given, Judgements
 from serve.evals.leaks import leaks_of
-from serve.evals.plan import Planned, plan_tasks
+from serve.evals.plan import Planned, check_asking, plan_tasks
 from serve.evals.report import write_report
 from serve.evals.scores import TaskScores, score
 from store import UserError
@@ -56,10 +57,14 @@ def evaluate(
         UserError: a task, its conversations or a column does not exist, or the answers are another checkpoint's.
     """
     rank, ranks = ranks_of(os.environ)
-    planned = plan_tasks(store, names, limit, tasks_file)
-    info, folder = read_info(checkpoint), folder_of(checkpoint, out)
     if judging and ranks > 1:
         raise UserError("one process asks a judge: share the questions with --only answers, then run --only scores")
+    info = read_info(checkpoint) if only == "scores" else check_checkpoint(checkpoint, ORDER)
+    folder = folder_of(checkpoint, out)
+    planned = plan_tasks(store, names, limit, tasks_file)
+    check_output(folder, is_folder=True)
+    if only != "scores":
+        check_asking(info, store, planned)
     if only != "scores":
         claim(folder, info_of(checkpoint, info, store, vllm))
         with AnswerFile(folder, rank, ranks) as file:
@@ -133,7 +138,6 @@ def _ask(
         return
     from serve.assistant import Assistant
 
-    assistant = Assistant.load(checkpoint, vllm)
     failures = 0
 
     def keep(key: Key, answer: Answer) -> None:
@@ -142,6 +146,5 @@ def _ask(
         failures += bool(answer.failures)
         meter.advance(1, f"{failures} without features" if failures else "")
 
-    with Meter("asking", len(left), "questions") as meter:
+    with Assistant.load(checkpoint, vllm) as assistant, Meter("asking", len(left), "questions") as meter:
         ask(assistant, store, left, keep)
-    assistant.close()

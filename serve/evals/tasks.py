@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from store import Conversation, Modality, Settings, Turn, UserError, load_settings
+from store import Conversation, Modality, Sense, Settings, Turn, UserError, load_settings
+from trainer.features import FEATURES_OF
 
 Form = Literal["question", "choice", "caption", "dialog", "dialog_last", "pair"]
 Scorer = Literal["exact", "choice", "cider", "bleu", "judged", "dimension"]
@@ -232,6 +233,12 @@ def queries(task: Task, conversations: Iterable[Conversation]) -> list[Query]:
     return numbered
 
 
+def senses_needed(query: Query) -> list[Sense]:
+    """The senses that a query's turns ask by."""
+    needed = frozenset().union(*(FEATURES_OF[turn.modality] for turn in query.turns))
+    return [sense for sense in get_args(Sense) if FEATURES_OF[sense] & needed]
+
+
 class _TaskConversation:
     """A conversation as a task reads it.
 
@@ -251,10 +258,14 @@ class _TaskConversation:
 
     def error(self, field: str, expected: str, setting: str = "") -> UserError:
         """The error for a field that is not as the task needs it; `setting` of the task names it, if any does."""
-        there = f"meta has {', '.join(sorted(self.meta)) or 'no fields'}; change {setting}, " if setting else ""
+        name, why = self.task.name, ""
+        if self.task.files and not READ & self.meta.keys():
+            why = f"it is none of {self.task.title}, whose conversations are planned from {self.task.files}; "
+        elif setting:
+            why = f"meta has {', '.join(sorted(self.meta)) or 'no fields'}; change {setting}, "
         return UserError(
-            f"task {self.task.name}: conversation {self.conversation.id!r}, field {field!r}: expected {expected}; "
-            f"{there}plan the data set again, or name other conversations ({self.task.name}=NAME)"
+            f"task {name}: conversation {self.conversation.id!r}, field {field!r}: expected {expected}; "
+            f"{why}plan the data set again, or name other conversations ({name}=NAME)"
         )
 
     def text(self, field: str, setting: str = "") -> str:

@@ -119,7 +119,9 @@ def test_a_dialogue_has_turns_senses_and_sampling(assistant, trained, monkeypatc
         expected(("What?", "audio", "")),
         expected(("Why?", "visual", "")),
     ]
-    places = [said.index(f"you: {strip_control_codes(answer)}") for answer in answers]  # as a terminal shows them
+    asked = ["What?", "Sure?", "/sound\nyou: What?", "Why? <VIS>"]
+    shown = [strip_control_codes(answer) for answer in answers]  # as a terminal shows them
+    places = [said.index(f"you: {question}\n{answer}") for question, answer in zip(asked, shown, strict=True)]
     assert places == sorted(places)
     assert "error: /nothing: no such command" in said
     assert said.count("you: ") == len(lines) - 1

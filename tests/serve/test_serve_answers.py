@@ -12,7 +12,7 @@ from store import Turn, UserError
 
 ASKED = [
     {"key": "red-loud-mp4", "question": "What?"},
-    {"key": "red-loud-mp4", "question": "What is heard? <AUD>", "id": "a"},
+    {"key": "red-loud-mp4", "question": "What is heard? <AUD>", "id": 7},
     {"key": "silent-mp4", "question": "What is heard? <AUD>"},
     {"key": "silent-mp4", "question": "What is seen?\u2028And then?"},
     {"key": "no-such-clip", "question": "What?"},
@@ -74,6 +74,10 @@ def test_a_stopped_file_is_gone_on_with(answer, tmp_path):
         ({"key": "x", "question": ""}, "line 1: field 'question'"),
         ({"key": "x", "question": "What?", "sense": "audio"}, "line 1: unknown field 'sense'"),
         ("What?", "line 1: expected an object"),
+        (
+            {"key": "x", "question": "What? <aud_vis>"},
+            "line 1: field 'question': <aud_vis> is no modality token; did you mean <AUD_VIS>",
+        ),
     ],
 )
 def test_a_wrong_line_is_named_before_anything_is_loaded(answer, line, said):

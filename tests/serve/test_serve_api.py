@@ -180,6 +180,37 @@ def test_what_cannot_be_answered_names_the_field(client, content, fields, status
         assert error["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"mesages": []}, "messages: is required; unknown is 'mesages'"),
+        ({"messages": []}, "messages: must not be empty"),
+        ({"n": 3}, "n: accepted: at most 1"),
+        ({"temperature": "hot"}, "temperature: expected a number"),
+        (
+            {"messages": [{"role": "robot", "content": "hi"}]},
+            "messages.0: 'role' is 'robot'; accepted: 'system', 'developer', 'user', 'assistant'",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text: is required"),
+    ],
+)
+def test_a_wrong_body_is_told_what_is_accepted(client, body, message):
+    """Not in the words of the library that checks it."""
+    hi = {} if "mesages" in body else {"messages": [{"role": "user", "content": "hi"}]}
+    error = client.post("/v1/chat/completions", json={"model": "avllm", **hi, **body}).json()["error"]
+    assert error["message"] == message
+
+
+def test_a_path_or_an_item_that_is_not_there_is_named(client):
+    near = client.post("/v1/chat/completion", json={}).json()["error"]
+    assert near["message"] == "POST /v1/chat/completion: Not Found; did you mean /v1/chat/completions?"
+    far = client.get("/api").json()["error"]
+    assert far["message"] == "GET /api: Not Found; programs ask /v1/chat/completions and /v1/models"
+    error = client.chat([item("nobody")]).json()["error"]
+    where = "messages.0.content.0.store_item.key"
+    assert (error["param"], error["message"]) == (where, f"{where}: store clips has no item 'nobody'")
+
+
 def test_unusable_media_are_422_with_the_reasons_code(client, bad_media):
     for name, code in {"truncated.mp4": "truncated", "text.mp4": "unreadable"}.items():
         response = client.chat([video(bad_media / name), say("What?")])

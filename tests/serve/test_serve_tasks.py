@@ -277,6 +277,7 @@ def conversation(key: str | None = "k", turns: int = 1, **meta: object) -> Conve
             conversation(question="x", answer="y"),
             r"field 'meta.type': expected a text or number, or a list of these; .* answer, question; change group_by",
         ),
+        ("music-avqa", conversation(kind="colour"), r"it is none of MUSIC-AVQA, .* planned from avqa-test\.json"),
         ("avsd", conversation(captions=["x"]), r"field 'turns': expected a dialog"),
         (
             "avsd-comp",

@@ -158,6 +158,16 @@ def own_folder(folder: str | None) -> Iterator[Storage]:
         yield _locked(stack, folder) if folder else _first_free(stack)
 
 
+def check_folder(folder: str | None) -> None:
+    """Refuse a cache that `own_folder` and `FeatureCache` would.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    with own_folder(folder) as storage:
+        _load_plan(storage)
+
+
 def _first_free(stack: contextlib.ExitStack) -> Storage:
     root = Path(os.environ.get("AVLLM_CACHE") or "~/.cache/avllm").expanduser() / "sent"
     for number in itertools.count(1):
@@ -176,6 +186,8 @@ def _locked(stack: contextlib.ExitStack, folder: str) -> Storage:
     try:
         Path(storage.root).mkdir(mode=0o700, parents=True, exist_ok=True)
         stack.enter_context(storage.lock())
+    except FileExistsError:
+        raise UserError(f"field 'cache': {folder}: is a file; name a folder") from None
     except OSError as error:
         raise UserError(f"field 'cache': {folder}: {error.strerror}") from None
     except UserError as error:

@@ -19,7 +19,7 @@ from featurize.media import LateError, MediaError, MediaLimits
 from serve.api.clips.cache import FeatureCache, Outcome, own_folder
 from serve.api.clips.decoding import Decoders
 from serve.api.clips.encoding import EncoderThread
-from serve.api.errors import ApiError, log
+from serve.api.errors import SHOWN, ApiError, log
 from serve.api.media.files import SentFile, Spool
 from serve.api.media.parts import Item
 from serve.api.metrics import Metrics
@@ -117,7 +117,8 @@ class Clips:
         readers = self._readers[item.store]
         senses = [sense for sense, reader in readers.items() if item.key in reader or item.key in reader.failed]
         if not senses:
-            raise ApiError(404, f"store {item.store} has no such item", code="item_not_found")
+            said = f"{item.where}: store {item.store} has no item {item.key[:SHOWN]!r}"
+            raise ApiError(404, said, item.where, "item_not_found")
         return self._features.load(self._stores[item.store], item.key, senses)
 
     async def _shared(self, key: str, finding: _Finding) -> Features:

@@ -21,10 +21,11 @@ LONGEST_URL = 8192  # characters; `data:` is exempt, since it holds the file
 
 @dataclass(frozen=True)
 class Item:
-    """An item of a store, by the store's label."""
+    """An item of a store, by the store's label; `where` is the field of the request that names it."""
 
     store: str
     key: str
+    where: str
 
 
 class Receiver:
@@ -51,7 +52,7 @@ class Receiver:
         """
         where = f"{where}.{part.type}"
         if isinstance(part, StoreItem):
-            return self._item(part.store_item.store, part.store_item.key, f"{where}.store")
+            return self._item(part.store_item.store, part.store_item.key, f"{where}.store", f"{where}.key")
         if isinstance(part, InputAudio):
             return await self._decoded(part.input_audio.data, 0, part.input_audio.format, f"{where}.data")
         return await self._linked(part, f"{where}.url")
@@ -104,7 +105,7 @@ class Receiver:
                 await asyncio.to_thread(incoming.write, data)
             return incoming.finish()
 
-    def _item(self, label: str | None, key: str, where: str) -> Item:
+    def _item(self, label: str | None, key: str, where: str, where_key: str) -> Item:
         stores = self._settings.stores
         if label is None and len(stores) == 1:
             label = next(iter(stores))
@@ -113,7 +114,7 @@ class Receiver:
             raise ApiError(400, f"{where}: name the store; this server has: {labels}", where)
         if label not in stores:
             raise ApiError(404, f"{where}: no such store; this server has: {labels}", where, "store_not_found")
-        return Item(label, key)
+        return Item(label, key, where_key)
 
     def _named_item(self, url: str, where: str) -> Item:
         try:
@@ -122,7 +123,7 @@ class Receiver:
             label, path = "", ""
         if not label or len(path) < 2:
             raise ApiError(400, f"{where}: expected store://LABEL/KEY", where)
-        return self._item(label, unquote(path[1:]), where)
+        return self._item(label, unquote(path[1:]), where, where)
 
 
 def _decode(data: str, start: int, incoming: Incoming, where: str) -> None:
