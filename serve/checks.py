@@ -8,7 +8,7 @@ from typing import get_args
 
 from featurize.sources.kinds import guess_kind
 from store import ColumnReader, Kind, Sense, Storage, UserError, open_column
-from store.items import CORPUS
+from store.items import CORPUS, check_is_store
 from store.show import find_item
 from trainer.checkpoint.info import FOLDER, CheckpointInfo, is_checkpoint, read_info
 
@@ -94,8 +94,7 @@ def open_store(store: str, order: str = "") -> Storage:
     if is_checkpoint(store):
         raise UserError(f"{store}: is a checkpoint, not a store{order}")
     storage = Storage(store)
-    if not storage.exists(CORPUS):
-        raise UserError(f"{store}: no store is there: no {CORPUS}; avllm featurize plan makes one")
+    check_is_store(storage)
     return storage
 
 

@@ -11,7 +11,7 @@ from store.conversation import count_conversations, list_conversations
 from store.corpus import Corpus
 from store.errors import DamagedError
 from store.exchange.commands import app as care
-from store.items import CORPUS, check_store
+from store.items import CORPUS, check_is_store
 from store.show import describe, find_item, say
 from store.sidecar import Failure
 from store.storage import Storage
@@ -169,7 +169,7 @@ def verify(
     """
     storage = Storage(store)
     if not column_folders(storage, None):
-        check_store(storage)
+        check_is_store(storage)
     tables = dict(verify_tables(storage))
     for fault in tables.values():
         console.print(f"damaged: {fault}", markup=False)

@@ -9,7 +9,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from store.errors import DamagedError, UserError
-from store.items import check_store
+from store.items import check_is_store
 from store.sealed import seal_json, unseal_json
 from store.settings import Settings, parse_settings
 from store.shard import ShardWriter, decode_array, shard_name
@@ -195,7 +195,7 @@ def open_column(storage: Storage, name: str) -> Column:
     matches = [f for f in folders if name in (f, f.rpartition(".")[0])]
     if len(matches) != 1:
         if not folders:
-            check_store(storage)
+            check_is_store(storage)
         if matches:
             raise UserError(f"{storage.url}: several columns match {name!r}; name one in full: {', '.join(matches)}")
         has = ", ".join(folders) or "none: avllm featurize run makes them"

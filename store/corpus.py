@@ -22,7 +22,7 @@ from store.items import (
     Part,
     Shards,
     batched,
-    check_store,
+    check_is_store,
     hash_parts,
     whole,
     written_uri,
@@ -126,7 +126,7 @@ class Corpus:
             UserError: the store has no plan, or the cache cannot be written.
             DamagedError: the plan is damaged, and this machine has no map of it.
         """
-        check_store(storage)
+        check_is_store(storage)
         rows = open_map(f"{seal_of(storage, CORPUS)}.plan", partial(_write_map, storage))
         lengths = [ROWS] * (len(rows) - 1) + [len(rows.batch(len(rows) - 1))] if len(rows) else []
         return cls(Items((length, partial(rows.batch, number)) for number, length in enumerate(lengths)))

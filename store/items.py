@@ -38,7 +38,7 @@ ADDED = 3  # number of last columns that plans of earlier versions lack
 T = TypeVar("T")
 
 
-def check_store(storage: Storage) -> None:
+def check_is_store(storage: Storage) -> None:
     """Refuse a place where no store is.
 
     Raises:

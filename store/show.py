@@ -12,7 +12,7 @@ from store.browse import conversations_about, count_items, find_items, items_of,
 from store.console import console, make_table, size_text
 from store.conversation import list_conversations
 from store.errors import DamagedError, UserError
-from store.items import MediaItem, check_store
+from store.items import MediaItem, check_is_store
 from store.reader import COMPARED
 from store.sidecar import Failure
 from store.storage import Storage
@@ -28,7 +28,7 @@ def find_item(storage: Storage, key: str) -> MediaItem:
     Raises:
         UserError: there is none; names some whose keys, or files, contain it or are like it.
     """
-    check_store(storage)
+    check_is_store(storage)
     if item := items_of(storage, [key]).get(key):
         return item
     like = [item.key for item in find_items(storage, make_key(key), limit=5).items]
