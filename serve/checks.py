@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from featurize.sources.kinds import guess_kind
 from store import ColumnReader, Kind, Sense, Storage, UserError, open_column
 from store.items import CORPUS, check_is_store
 from store.show import find_item
@@ -168,6 +167,8 @@ def kind_of_file(media: str) -> Kind:
             raise UserError(f"{media}: is a folder; expected a video, an image or a sound file")
         if not os.access(media, os.R_OK):
             raise UserError(f"{media}: cannot be read: Permission denied")
+    from featurize.sources.kinds import guess_kind  # evaluation asks about stores alone, and imports no featurizer
+
     kind = guess_kind(media)
     if kind is None:
         raise UserError(f"{media}: not a video, image or sound by its extension; accepted: .mp4, .jpg, .wav and others")

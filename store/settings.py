@@ -194,11 +194,13 @@ def override(data: dict[str, Any], word: str) -> None:
 
 def _explain(model: type[BaseModel], data: Any, error: Any) -> tuple[str, str]:
     """The field, as a message begins, and what is wrong with it."""
-    field = ".".join(_as_typed(data, error["loc"], error["type"] in ("missing", "extra_forbidden")))
+    inner = _model_at(model, error["loc"][:-1])
+    last = error["loc"][-1] if error["loc"] else ""
+    is_name = error["type"] in ("missing", "extra_forbidden") or bool(inner and last in inner.model_fields)
+    field = ".".join(_as_typed(data, error["loc"], is_name))
     if error["loc"][-1:] == ("[key]",):
         return f"unknown field {field!r}: ", _message(model, error).partition(", found")[0]
     if error["type"] == "extra_forbidden":
-        inner = _model_at(model, error["loc"][:-1])
         known = sorted(inner.model_fields) if inner else []
         accepted = f" (accepted: {', '.join(known)})" if known else ""
         before, dot, last = field.rpartition(".")
