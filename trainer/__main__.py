@@ -34,7 +34,7 @@ def train(
     ] = None,
 ) -> None:
     """Run one stage of training; a run that stopped goes on from its last saved state."""
-    from trainer.checkpoint.states import States
+    from trainer.checkpoint.states import States, state_to_resume
     from trainer.checks import check_plan, check_run
     from trainer.settings import TrainConfig
 
@@ -49,6 +49,7 @@ def train(
         estimate.dry_run(settings, ranks, device, mfu, conversations)
     else:
         check_run(settings)
+        state_to_resume(settings)  # before torch is imported
         from trainer import stage
 
         try:

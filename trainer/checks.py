@@ -5,7 +5,6 @@ from pathlib import Path
 
 from store import Storage, UserError, check_conversations, is_missing_folder
 from store.hub import use_cache_without_hub
-from trainer.checkpoint.states import state_to_resume
 from trainer.features import Grid
 from trainer.joined import open_columns
 from trainer.launch import check_world
@@ -13,7 +12,7 @@ from trainer.settings import TrainConfig
 
 
 def check_run(config: TrainConfig) -> None:
-    """Refuse a run whose output is no folder for it, or that stopped with other settings, and as `check_plan`.
+    """Refuse a run whose output is no folder for it, and what `check_plan` refuses.
 
     Raises:
         UserError: names the field.
@@ -26,7 +25,6 @@ def check_run(config: TrainConfig) -> None:
         raise UserError(f"field 'output': {there}: Permission denied; expected a folder that can be written")
     if (output / "checkpoint").exists() and not config.overwrite:
         raise UserError(f"field 'output': {output} holds a checkpoint; take another folder, or overwrite=true")
-    state_to_resume(config)
     check_plan(config)
 
 

@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    output, states = Path(config.output), States(config.output)
+    output, states, saved = Path(config.output), States(config.output), state_to_resume(config)
     if config.track:
         import_tracker(config.track)
     if is_first():
@@ -59,7 +59,6 @@ def _train(config: TrainConfig) -> None:
     llm, tokenizer = load_llm(config.model, precision(config), longest=config.max_tokens)
     data = TrainingData(config, tokenizer)
     held_out = held_out_of(config)
-    saved = state_to_resume(config)
     if saved:
         check_same_data(saved, config, data.has_identity)
         check_same_llm(saved, llm, output)
