@@ -142,7 +142,7 @@ def _plan(
 
 
 def _check_kept(storage: Storage, name: str, portions: Sequence["Portion"]) -> None:
-    """Refuse to write conversations over stored ones of which some ids would be gone; damaged ones may be replaced."""
+    """Refuse to replace stored conversations if some of their ids would be lost; damaged ones may be replaced."""
     if name not in list_conversations(storage):
         return
     planned = HashIndex()

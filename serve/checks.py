@@ -76,7 +76,7 @@ def check_store(store: str, info: CheckpointInfo, senses: Sequence[Sense] | None
     Args:
         store: its folder or URL.
         info: of the checkpoint.
-        senses: whose columns are needed; None for all that the checkpoint was trained with.
+        senses: whose columns are needed; None for all of the checkpoint's.
         order: said after a checkpoint that was given in its place.
 
     Raises:
@@ -176,7 +176,7 @@ def kind_of_file(media: str) -> Kind:
 
 
 def _senses_in(media: str, kind: Kind) -> set[Sense]:
-    """The senses of which a file's header shows a stream."""
+    """The senses for which the header of a file names a stream."""
     from featurize.media.file import open_container, picture_of
     from featurize.media.image import open_image
 

@@ -133,7 +133,7 @@ def make_table(*heads: str) -> Table:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes in a unit of which there is at least one, or a tenth."""
+    """A number of bytes in kB, MB or GB: 0.1 to 100 of the unit, where that can be."""
     size, units = count / 1000, ["kB", "MB", "GB"]
     while size >= 100 and len(units) > 1:
         size, units = size / 1000, units[1:]

@@ -97,7 +97,7 @@ class States:
 
 
 def state_to_resume(config: TrainConfig) -> State | None:
-    """The newest state of a run that goes on, or None if it begins.
+    """The newest saved state of a run, or None if the run starts anew.
 
     Raises:
         UserError: it was saved with other settings; names the field that differs.
